@@ -1,0 +1,60 @@
+"""Accuracy by the evaluators of the config, brought down to the figures that nuScenes tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from tqdm import tqdm
+
+NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
+"""Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
+
+
+class ProgressBarHook(Hook):
+    """A progress bar over the test set, named after what is being tested."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._bar: tqdm | None = None
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Opens the bar."""
+        self._bar = tqdm(total=len(runner.test_dataloader), desc=self.title, unit='batch')
+
+    def after_test_iter(self, runner: Runner, *_: object, **__: object) -> None:
+        """One step."""
+        self._bar.update()
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+
+def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The nuScenes figures among `metrics`, by short name; other evaluators' figures keep their full names."""
+    summary = {}
+    for name in NUSCENES_METRICS:
+        matches = [value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == name]
+        if matches:
+            summary[name] = float(matches[0])
+    return summary or {name: float(value) for name, value in metrics.items()}
+
+
+def evaluate(runner: Runner, title: str) -> dict[str, float]:
+    """Runs the config's test loop and evaluator on the runner's model as it is now.
+
+    Args:
+        runner: Built from a config with a test set; loads its checkpoint the first time.
+        title: Shown beside the progress bar.
+
+    Returns:
+        All metrics, under the evaluator's full names.
+    """
+    bar = ProgressBarHook(title)
+    runner.register_hook(bar, priority='LOWEST')
+    try:
+        return runner.test()
+    finally:
+        runner.hooks.remove(bar)

@@ -1,0 +1,66 @@
+"""An upgrade's evidence as a table a person reads and a file a program reads."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+UNITS = {
+    'mAP': '', 'NDS': '', 'mATE': 'm', 'mASE': '1 - IoU', 'mAOE': 'rad', 'mAVE': 'm/s', 'mAAE': '1 - acc',
+}  # fmt: skip
+COSTS = ('gflops', 'peak_mib')
+LOWER_IS_BETTER = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
+
+
+def environment(batch_size: int, dtype: str) -> dict[str, Any]:
+    """What the figures depend on: device, precision, batch, threads, versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {name: metadata.version(name) for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d')}
+    return {'device': device, 'dtype': dtype, 'batch': batch_size, 'threads': torch.get_num_threads(), **versions}
+
+
+def _row(name: str, before: float, after: float, digits: int) -> str:
+    change = f'{100 * (after - before) / before:+.1f} %' if before else '-'
+    return f'| {name} | {before:.{digits}f} | {after:.{digits}f} | {change} |'
+
+
+def _rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+    for name in (name for name in baseline if isinstance(baseline[name], float) and name not in COSTS):
+        unit = f' ({UNITS[name]})' if UNITS.get(name) else ''
+        arrow = ' ↓' if name in LOWER_IS_BETTER else ''
+        yield _row(name + unit + arrow, baseline[name], upgraded[name], 4)
+    for name, before in baseline['ms'].items():
+        yield _row(f'{name} (ms)', before, upgraded['ms'][name], 2)
+    for name, before in baseline['gflops_by_stage'].items():
+        yield _row(f'{name} (GFLOPs)', before, upgraded['gflops_by_stage'][name], 3)
+    yield _row('total (GFLOPs)', baseline['gflops'], upgraded['gflops'], 3)
+    yield _row('peak memory (MiB)', baseline['peak_mib'], upgraded['peak_mib'], 1)
+    yield f'| keys per layer | {_counts(baseline["keys"])} | {_counts(upgraded["keys"])} | |'
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as Markdown: baseline first, then the upgraded model, then what the figures depend on."""
+    baseline, upgraded = report['baseline'], report['upgraded']
+    lines = [f'# {report["title"]}', '', '| | baseline | upgraded | change |', '|---|---:|---:|---:|']
+    lines.extend(_rows(baseline, upgraded))
+    env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
+    lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']
+    lines += [f'Accuracy on {report["samples"]["evaluated"]} samples. Plan: `{json.dumps(report["plan"])}`.', '', env, '']
+    return '\n'.join(lines)
+
+
+def _counts(counts: Iterable[int]) -> str:
+    return ' '.join(str(count) for count in counts)
+
+
+def write(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes `report.json` and `report.md` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
+    (folder / 'report.md').write_text(markdown(report))
