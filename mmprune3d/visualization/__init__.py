@@ -1,0 +1,1 @@
+"""Pictures to files; nothing here needs a display."""
