@@ -1,0 +1,35 @@
+"""Sphinx configuration; `make docs` builds without warnings or not at all."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mmprune3d.version import __version__  # noqa: E402
+
+project = 'mmprune3d'
+copyright = 'the mmprune3d contributors'
+version = release = __version__
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.autosummary',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+]
+source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
+exclude_patterns = ['_build']
+myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_default_options = {'members': True, 'undoc-members': False, 'show-inheritance': True}
+autodoc_typehints = 'none'
+napoleon_use_ivar = True
+default_role = 'code'
+
+html_theme = 'sphinx_book_theme'
+html_title = f'mmprune3d {__version__}'
+html_theme_options = {'show_toc_level': 2, 'use_download_button': False}
