@@ -1,0 +1,1 @@
+"""Functions from state dict to state dict, and loading that does not hide what went wrong."""

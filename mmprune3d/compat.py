@@ -1,0 +1,198 @@
+"""What mmprune3d needs from the packages around it: their versions, and checkpoints that load.
+
+Importing mmprune3d calls three functions:
+
+* :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
+* :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
+* :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones.
+
+Nothing here imports torch, mmengine or mmcv before it is called, so that ``tools/doctor.py`` works on a broken set-up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+
+
+@dataclass(frozen=True)
+class Supported:
+    """The supported versions of one package, ``minimum <= version < below``.
+
+    Args:
+        name: Name of the distribution, as pip knows it.
+        minimum: The first supported version.
+        below: The first version that is not supported any more, or None if there is no such limit.
+        install: What to type to get a supported version.
+    """
+
+    name: str
+    minimum: str
+    below: str | None
+    install: str
+
+    @property
+    def requirement(self) -> str:
+        """The range as a line of a requirements file."""
+        return f'{self.name}>={self.minimum}' + (f',<{self.below}' if self.below else '')
+
+    def problem(self, version: str | None) -> str | None:
+        """One sentence that says what is wrong with `version` (None: not installed), or None if it is supported."""
+        if version is None:
+            return f'{self.name} is not installed (needed: {self.requirement}). Type: {self.install}'
+        parsed = parse_version(version)
+        too_new = self.below is not None and parsed >= parse_version(self.below)
+        if too_new or parsed < parse_version(self.minimum):
+            return f'{self.name} {version} is not supported (needed: {self.requirement}). Type: {self.install}'
+        return None
+
+
+# tests/test_compat.py keeps this table equal to requirements/mminstall.txt.
+SUPPORTED: tuple[Supported, ...] = (
+    Supported('torch', '2.0.0', None, 'pip install "torch>=2.0.0"'),
+    Supported('mmengine', '0.10.0', '1.0.0', 'pip install "mmengine==0.10.7"'),
+    Supported(
+        'mmcv',
+        '2.0.0',
+        '2.2.0',
+        'pip install "setuptools<80" ninja psutil && '
+        'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv "mmcv==2.1.0"',
+    ),
+    Supported('mmdet', '3.2.0', '3.4.0', 'pip install "mmdet==3.3.0"'),
+    Supported('mmdet3d', '1.4.0', '1.5.0', 'pip install "mmdet3d==1.4.0"'),
+)
+
+
+def parse_version(version: str) -> tuple[int, ...]:
+    """The numbers of a version, at least three, without local or pre-release parts.
+
+    >>> parse_version('2.13.0+cpu')
+    (2, 13, 0)
+    >>> parse_version('2.2rc4')
+    (2, 2, 0)
+    """
+    match = re.match(r'\d+(?:\.\d+)*', version)
+    if match is None:
+        raise ValueError(f'{version!r} is not a version')
+    numbers = [int(part) for part in match.group().split('.')]
+    return tuple(numbers + [0] * (3 - len(numbers)))
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, or None.
+
+    Packages that are only on the path (a clone in PYTHONPATH) have no metadata; they are imported and asked.
+    """
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+    if importlib.util.find_spec(name) is None:
+        return None
+    return getattr(importlib.import_module(name), '__version__', None)
+
+
+def version_problems(version_of: Callable[[str], str | None] = installed_version) -> list[str]:
+    """What is wrong with the installed versions, one sentence per package; empty if nothing is.
+
+    Args:
+        version_of: Gives the installed version of a package, None if it is absent.
+    """
+    found = (entry.problem(version_of(entry.name)) for entry in SUPPORTED)
+    return [sentence for sentence in found if sentence is not None]
+
+
+def check_versions(version_of: Callable[[str], str | None] = installed_version) -> None:
+    """Refuses unsupported versions of torch and the OpenMMLab packages.
+
+    Args:
+        version_of: Gives the installed version of a package, None if it is absent.
+
+    Raises:
+        ImportError: If a package is missing or outside its range; the message holds the pip commands.
+    """
+    problems = version_problems(version_of)
+    if problems:
+        raise ImportError('\n'.join(['mmprune3d cannot work with these packages:', *(f'  * {p}' for p in problems)]))
+
+
+def _readable_attributes() -> dict[type, frozenset[str]]:
+    """What a checkpoint may look up by name: the functions that mmengine pickles as ``getattr(class, name)``."""
+    from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    return {
+        HistoryBuffer: frozenset({'min', 'max', 'current', 'mean'}),
+        OneCycleParamScheduler: frozenset({'_annealing_cos', '_annealing_linear'}),
+    }
+
+
+def _restricted_getattr(owner: object, name: str) -> object:
+    """Stands in for ``getattr`` inside a checkpoint; everything but the few names that mmengine writes is refused."""
+    readable = _readable_attributes()
+    if not isinstance(owner, type) or name not in readable.get(owner, ()):
+        raise pickle.UnpicklingError(f'a checkpoint may not read attribute {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+def _numpy_globals() -> Iterable[tuple[object, str]]:
+    """NumPy's arrays and numbers (log history, scores), under their names of NumPy 1 and of NumPy 2."""
+    import numpy as np
+
+    makers = {'_reconstruct': np.zeros(1).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
+    for name, maker in makers.items():
+        for package in ('numpy.core', 'numpy._core'):
+            yield maker, f'{package}.multiarray.{name}'
+    yield np.ndarray, 'numpy.ndarray'
+    yield np.dtype, 'numpy.dtype'
+    # Numbers, bools and strings; arrays of Python objects stay out.
+    for kind in {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDSU'}:
+        yield kind, f'{kind.__module__}.{kind.__qualname__}'
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Lets ``torch.load(weights_only=True)``, the default from torch 2.6 on, read mmengine's own checkpoints.
+
+    mmengine stores its log history, its scores and the state of some schedulers as small objects; the types they need
+    are put on torch's allow-list. ``getattr``, which they need too, is replaced by a look-up in a table of six names.
+    Everything else is refused as before, and ``torch.load`` itself is not touched. Older torch versions load without
+    the check by default and are left alone.
+    """
+    import torch
+
+    if parse_version(torch.__version__) < (2, 6):
+        return
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            OneCycleParamScheduler,
+            (ConfigDict, 'mmengine.config.config.ConfigDict'),
+            (_restricted_getattr, 'builtins.getattr'),
+            *_numpy_globals(),
+        ]
+    )
+
+
+def install_strict_loading() -> None:
+    """Makes mmengine load weights with :func:`mmprune3d.checkpoint.load.load_state_dict` from now on.
+
+    The Runner, ``init_model``, ``init_cfg=dict(type='Pretrained')`` and EMAHook all look the function up in
+    ``mmengine.runner.checkpoint`` when they load, so that replacing it there reaches everybody who only added
+    ``custom_imports = dict(imports=['mmprune3d'])``.
+    """
+    import mmengine.runner
+    import mmengine.runner.checkpoint
+
+    from mmprune3d.checkpoint.load import load_state_dict
+
+    mmengine.runner.checkpoint.load_state_dict = load_state_dict
+    mmengine.runner.load_state_dict = load_state_dict
