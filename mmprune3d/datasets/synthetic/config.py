@@ -1,0 +1,100 @@
+"""What to generate: the options of the generator, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .recording import SceneJob
+
+MODALITIES = ('camera', 'lidar', 'radar')
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What to generate.
+
+    Attributes:
+        out: Folder of the data set; its parent must be writable.
+        train_scenes: Scenes with official training names, at most 700.
+        val_scenes: Scenes with official validation names, at most 150.
+        samples_per_scene: Keyframes per scene, every half second, 1 to 40.
+        image_size: Width and height of the images in pixels.
+        seed: Any non-negative integer; a scene depends on it, its split and its number only.
+        workers: Processes; the result does not depend on it.
+        sweeps: Recordings between two keyframes, 0 to 9 (4: 10 Hz, 9: 20 Hz).
+        sweep_sensors: Modalities that record sweeps.
+        sensors: Modalities; 'lidar' is always needed, 'camera' for the info files.
+        infos: Write `nuscenes_infos_{train,val}.pkl` with mmdet3d's converter.
+        overwrite: Replace `out` if it exists.
+        jpeg_quality: 1 to 100.
+        start_method: How processes start: 'spawn', 'fork' or 'forkserver'.
+    """
+
+    out: Path
+    train_scenes: int
+    val_scenes: int
+    samples_per_scene: int = 40
+    image_size: tuple[int, int] = (704, 256)
+    seed: int = 0
+    workers: int = 1
+    sweeps: int = 0
+    sweep_sensors: tuple[str, ...] = ('lidar',)
+    sensors: tuple[str, ...] = MODALITIES
+    infos: bool = True
+    overwrite: bool = False
+    jpeg_quality: int = 92
+    start_method: str = 'spawn'
+
+    def check(self) -> None:
+        """Check all values.
+
+        Raises:
+            ValueError: If one is out of range; the message says what is valid.
+            FileExistsError: If `out` exists and `overwrite` is off.
+        """
+        from nuscenes.utils import splits
+
+        bounds = {
+            'train_scenes': (0, len(splits.train)), 'val_scenes': (0, len(splits.val)), 'samples_per_scene': (1, 40),
+            'seed': (0, 2**31), 'workers': (1, 256), 'sweeps': (0, 9), 'jpeg_quality': (1, 100),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f'{name} must be {low} to {high}, got {getattr(self, name)}')
+        if self.train_scenes + self.val_scenes == 0:
+            raise ValueError('train_scenes and val_scenes are both 0: there is nothing to generate')
+        if self.infos and not (self.train_scenes and self.val_scenes):
+            raise ValueError("mmdet3d's converter needs a scene in both splits; add one, or switch the info files off")
+        if min(self.image_size) < 16:
+            raise ValueError(f'image_size must be at least 16 x 16 pixels, got {self.image_size}')
+        self._check_sensors()
+        if Path(self.out).exists() and not self.overwrite:
+            raise FileExistsError(f'{self.out} exists; choose another folder or ask for overwriting')
+
+    def _check_sensors(self) -> None:
+        for name, chosen, valid in (
+            ('sensors', self.sensors, MODALITIES),
+            ('sweep_sensors', self.sweep_sensors, self.sensors),
+        ):
+            unknown = sorted(set(chosen) - set(valid))
+            if unknown and (name == 'sensors' or self.sweeps):
+                raise ValueError(f'{name}: {", ".join(unknown)} not among {", ".join(valid)}')
+        if 'lidar' not in self.sensors:
+            raise ValueError('sensors must contain lidar: the nuScenes tools hang every sample on LIDAR_TOP')
+        if self.infos and 'camera' not in self.sensors:
+            raise ValueError(
+                "sensors must contain camera, or switch the info files off: mmdet3d's converter reads all six cameras"
+            )
+
+    def jobs(self) -> list[SceneJob]:
+        """One job per scene, training first."""
+        from nuscenes.utils import splits
+
+        chosen = [(0, k, name) for k, name in enumerate(splits.train[: self.train_scenes])]
+        chosen += [(1, k, name) for k, name in enumerate(splits.val[: self.val_scenes])]
+        sweep_sensors = tuple(m for m in MODALITIES if m in self.sweep_sensors)
+        sensors = tuple(m for m in MODALITIES if m in self.sensors)
+        size, offset = tuple(self.image_size), len(splits.train)
+        recording = (self.samples_per_scene, size, sensors, self.sweeps, sweep_sensors, self.jpeg_quality)
+        return [SceneJob(name, split * offset + k, (self.seed, split, k), *recording) for split, k, name in chosen]

@@ -1,0 +1,141 @@
+"""Generates a data set in the nuScenes format, scene by scene, in as many processes as wanted."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import GeneratorConfig
+from .recording import SceneJob, record_scene, rig_records
+from .rig import NUSCENES_SIZE
+from .vocabulary import TABLE_NAMES, VERSION, Tables, shared_tables
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What was generated: number of samples, seconds spent recording, and annotations per category."""
+
+    samples: int
+    seconds: float
+    annotations: dict[str, int]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Keyframes per second over all processes, without the info files."""
+        return self.samples / self.seconds
+
+
+def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport:
+    """Generate a data set; `config.out` appears when everything is complete, never before.
+
+    Args:
+        config: What to generate.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        What was generated and how fast.
+
+    Raises:
+        ValueError: If the configuration is not valid.
+        FileExistsError: If the folder exists and may not be replaced.
+    """
+    config.check()
+    out, begin = Path(config.out).resolve(), time.perf_counter()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _staging_folder(out) as staging:
+        tables = _record_all(config, staging, progress)
+        seconds = time.perf_counter() - begin
+        _write_tables(tables, staging / VERSION)
+        if config.infos:
+            from .infos import create_infos
+
+            create_infos(staging, camera_boxes=tuple(config.image_size) == NUSCENES_SIZE)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.rename(out)
+    names = {record['token']: record['name'] for record in tables['category']}
+    categories = {record['token']: names[record['category_token']] for record in tables['instance']}
+    counts = Counter(categories[record['instance_token']] for record in tables['sample_annotation'])
+    return GenerationReport(len(tables['sample']), seconds, dict(counts.most_common()))
+
+
+@contextmanager
+def _staging_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder next to `out` that disappears unless it is renamed."""
+    staging = Path(tempfile.mkdtemp(prefix=f'.{out.name}.partial-', dir=out.parent))
+    staging.chmod(0o755)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _record_all(config: GeneratorConfig, root: Path, progress: bool) -> Tables:
+    """Record all scenes and join their records in the order of the jobs."""
+    from tqdm import tqdm
+
+    jobs, done = config.jobs(), {}
+    with tqdm(total=len(jobs), unit='scene', disable=not progress) as bar:
+        for index, tables in _run(config, jobs, root):
+            done[index] = tables
+            bar.update()
+    sensors = rig_records(config.image_size, config.sensors)
+    joined: Tables = {name: [] for name in TABLE_NAMES} | shared_tables(sensors)
+    for index in range(len(jobs)):
+        for name, records in done[index].items():
+            joined[name] += records
+    return joined
+
+
+def _run(config: GeneratorConfig, jobs: list[SceneJob], root: Path) -> Iterator[tuple[int, Tables]]:
+    if config.workers == 1:
+        for index, job in enumerate(jobs):
+            yield index, record_scene(job, root)
+        return
+    context = multiprocessing.get_context(config.start_method)
+    with (
+        _one_thread_per_process(),
+        ProcessPoolExecutor(min(config.workers, len(jobs)), context, _settle_worker) as pool,
+    ):
+        futures = {pool.submit(record_scene, job, root): index for index, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Numerical libraries read their number of threads when a new process loads them."""
+    names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, '1'))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _settle_worker() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _write_tables(tables: Tables, folder: Path) -> None:
+    folder.mkdir()
+    for name in TABLE_NAMES:
+        (folder / f'{name}.json').write_text(json.dumps(tables[name], indent=0))

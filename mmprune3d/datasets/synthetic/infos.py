@@ -1,0 +1,65 @@
+"""Info files for mmdet3d, made by mmdet3d's own converter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .vocabulary import VERSION
+
+# mmdet3d ships its converters as files, not as a package, and the second one reads ./data/nuscenes, whatever is asked.
+_SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dataset_converters.nuscenes_converter import create_nuscenes_infos
+from dataset_converters import update_infos_to_v2
+if sys.argv[4] == 'False':
+    update_infos_to_v2.generate_nuscenes_camera_instances = lambda info, nusc: {}
+root = './data/nuscenes'
+create_nuscenes_infos(root, 'nuscenes', sys.argv[2], int(sys.argv[3]))
+for split in ('train', 'val'):
+    update_infos_to_v2.update_pkl_infos('nuscenes', root, f'{root}/nuscenes_infos_{split}.pkl')
+"""
+
+
+def create_infos(root: Path, max_sweeps: int = 10, camera_boxes: bool = False) -> tuple[Path, Path]:
+    """Write `nuscenes_infos_train.pkl` and `nuscenes_infos_val.pkl` (info format v2) into a nuScenes data root.
+
+    The converter of the installed mmdet3d runs in a process and a working folder of its own. Its 2D boxes
+    (`cam_instances`, for monocular detectors) assume 1600 x 900 images and take most of its time; they are empty unless
+    asked for.
+
+    Args:
+        root: Data root that holds `v1.0-trainval`.
+        max_sweeps: LiDAR sweeps before each keyframe to list.
+        camera_boxes: Fill `cam_instances`; only right for images of 1600 x 900 pixels.
+
+    Returns:
+        Paths of the two files.
+
+    Raises:
+        FileNotFoundError: If `root` holds no tables, or the installed mmdet3d brings no converter.
+        RuntimeError: If the converter fails; the message holds its last lines.
+    """
+    import importlib.util
+
+    root = Path(root).resolve()
+    if not (root / VERSION).is_dir():
+        raise FileNotFoundError(f'{root} holds no {VERSION} folder with nuScenes tables')
+    tools = Path(importlib.util.find_spec('mmdet3d').origin).parent / '.mim' / 'tools'
+    if not (tools / 'dataset_converters' / 'nuscenes_converter.py').is_file():
+        raise FileNotFoundError(f'mmdet3d brings no nuScenes converter in {tools}; install mmdet3d 1.4 from its wheel')
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / 'data').mkdir()
+        (Path(work) / 'data' / 'nuscenes').symlink_to(root, target_is_directory=True)
+        command = [sys.executable, '-c', _SCRIPT, str(tools), VERSION, str(max_sweeps), str(camera_boxes)]
+        # The converter multiplies many small matrices, where a pool of threads costs more than it gives.
+        environment = os.environ | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
+        output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+        result = subprocess.run(command, cwd=work, env=environment, check=False, **output)
+    if result.returncode:
+        raise RuntimeError("mmdet3d's nuScenes converter failed:\n" + '\n'.join(result.stdout.splitlines()[-25:]))
+    return root / 'nuscenes_infos_train.pkl', root / 'nuscenes_infos_val.pkl'
