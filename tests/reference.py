@@ -37,7 +37,7 @@ def reference_files(kind: str, pattern: str = '*.pt') -> list[Any]:
     folder = reference_root() / kind
     files = sorted(folder.glob(pattern))
     if not files:
-        reason = f'no reference data {kind}/{pattern} (looked in the folder that ${VARIABLE} names, or beside the checkout)'
+        reason = f'no reference data {kind}/{pattern} in the folder that ${VARIABLE} names, or beside the checkout'
         return [pytest.param(None, id=f'{kind}-absent', marks=[pytest.mark.reference, pytest.mark.skip(reason=reason)])]
     return [pytest.param(file, id=str(file.relative_to(folder)), marks=pytest.mark.reference) for file in files]
 

@@ -1,0 +1,45 @@
+# PETR with a VoVNet-99 backbone: the part that all sizes of the published models share.
+model = dict(
+    type='PETR3D',
+    data_preprocessor=dict(
+        type='Det3DDataPreprocessor',
+        mean=[103.530, 116.280, 123.675],
+        std=[57.375, 57.120, 58.395],
+        bgr_to_rgb=False,
+        pad_size_divisor=32,
+    ),
+    use_grid_mask=True,
+    img_backbone=dict(type='PETR3DVoVNet', spec_name='V-99-eSE', norm_eval=True, out_features=('stage4', 'stage5')),
+    img_neck=dict(type='PETR3DFPN', in_channels=[768, 1024], out_channels=256, num_outs=2),
+    pts_bbox_head=dict(
+        type='PETR3DHead',
+        num_classes=10,
+        in_channels=256,
+        num_query=900,
+        depth_num=64,
+        position_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+        transformer=dict(
+            type='PETR3DTransformer',
+            num_layers=6,
+            embed_dims=256,
+            num_heads=8,
+            feedforward_channels=2048,
+            dropout=0.1,
+            with_cp=True,
+        ),
+        bbox_coder=dict(
+            type='PETR3DBoxCoder',
+            pc_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+            post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+            max_num=300,
+            num_classes=10,
+        ),
+        assigner=dict(
+            type='PETR3DAssigner',
+            cls_cost=dict(type='mmdet.FocalLossCost', weight=2.0),
+            reg_cost=dict(type='PETR3DBoxCost', weight=0.25),
+        ),
+        loss_cls=dict(type='mmdet.FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
+        loss_bbox=dict(type='mmdet.L1Loss', loss_weight=0.25),
+    ),
+)

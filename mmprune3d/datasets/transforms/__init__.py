@@ -1,0 +1,11 @@
+"""Transforms of samples with several cameras; importing this registers them."""
+
+from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion
+from .world import MultiViewGlobalRotScaleTrans, MultiViewRandomFlip3D
+
+__all__ = [
+    'MultiViewGlobalRotScaleTrans',
+    'MultiViewImageAug',
+    'MultiViewPhotoMetricDistortion',
+    'MultiViewRandomFlip3D',
+]

@@ -1,0 +1,63 @@
+"""One-to-one matching of queries and ground-truth boxes (DETR's Hungarian matching, in 3D)."""
+
+from __future__ import annotations
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+UNUSABLE = 100.0
+"""Cost of a pair whose cost is not finite; far above any real one."""
+
+
+@TASK_UTILS.register_module()
+class PETR3DBoxCost:
+    """L1 distance of box codes.
+
+    Args:
+        weight: Weight in the total cost; equal to the weight of the L1 loss.
+        code_size: How many leading slots count; 8 leaves out the velocity, which is the noisiest part.
+    """
+
+    def __init__(self, weight: float = 0.25, code_size: int = 8) -> None:
+        self.weight = weight
+        self.code_size = code_size
+
+    def __call__(self, codes: Tensor, gt_codes: Tensor) -> Tensor:
+        """Costs [N_q, N_gt] of codes [N_q, S] and [N_gt, S]."""
+        return self.weight * torch.cdist(codes[:, : self.code_size], gt_codes[:, : self.code_size], p=1)
+
+
+@TASK_UTILS.register_module()
+class PETR3DAssigner:
+    """Matches every ground-truth box with one query, at the least total cost.
+
+    Args:
+        cls_cost: A match cost of mmdet, such as ``dict(type='mmdet.FocalLossCost', weight=2.0)``.
+        reg_cost: A cost of box codes, such as ``dict(type='PETR3DBoxCost', weight=0.25)``.
+    """
+
+    def __init__(self, cls_cost: dict, reg_cost: dict) -> None:
+        self.cls_cost = TASK_UTILS.build(cls_cost)
+        self.reg_cost = TASK_UTILS.build(reg_cost)
+
+    @torch.no_grad()
+    def assign(self, logits: Tensor, codes: Tensor, gt_labels: Tensor, gt_codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Matches one sample.
+
+        Args:
+            logits: [N_q, classes].
+            codes: [N_q, S].
+            gt_labels: [N_gt] int64.
+            gt_codes: [N_gt, S].
+
+        Returns:
+            Indices of matched queries and of their boxes, both [min(N_q, N_gt)] int64.
+        """
+        cost = self.cls_cost(InstanceData(scores=logits.float()), InstanceData(labels=gt_labels))
+        cost = cost + self.reg_cost(codes.float(), gt_codes)
+        cost = torch.nan_to_num(cost, nan=UNUSABLE, posinf=UNUSABLE, neginf=-UNUSABLE)
+        queries, boxes = linear_sum_assignment(cost.cpu().numpy())
+        return gt_labels.new_tensor(queries), gt_labels.new_tensor(boxes)

@@ -1,0 +1,160 @@
+"""Boxes as numbers that a network regresses, in the conventions of the PETR family.
+
+A box is (x, y, z, l, w, h, yaw[, vx, vy]) in mmdet3d 1.x terms: metres and radians in the lidar frame, z at the box
+centre, yaw counter-clockwise from x. A code holds centre, log sizes, sine and cosine of the yaw, and velocity; the
+published models disagree on order and angle:
+
+=================  ==========================  ==============================
+convention         slots 0 to 5                angle in slots 6 and 7
+=================  ==========================  ==============================
+``mmdet3d``        cx, cy, l, w, cz, h         yaw (ours; also 3DPPE, MV2D)
+``projects_petr``  cx, cy, l, w, cz, h         -yaw - pi / 2
+``petr``           cx, cy, w, l, cz, h         -yaw - pi / 2 (also PETRv2, M-BEV)
+``streampetr``     cx, cy, cz, l, w, h         yaw (also FocalPETR, OPEN, ToC3D)
+=================  ==========================  ==============================
+
+Because sin(-yaw - pi / 2) = -cos(yaw) and cos(-yaw - pi / 2) = -sin(yaw), going from one convention to another
+permutes rows of the last regression layer and flips signs: exact in floating point (see ``checkpoint/convert.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Where a convention puts what.
+
+    Attributes:
+        centre: Slots of x, y, z.
+        size: Slots of length, width, height.
+        legacy_yaw: Slots 6 and 7 hold -yaw - pi / 2.
+        inclusive_threshold: Boxes whose score equals the threshold are kept.
+    """
+
+    centre: tuple[int, int, int]
+    size: tuple[int, int, int]
+    legacy_yaw: bool = False
+    inclusive_threshold: bool = False
+
+
+LAYOUTS = {
+    'mmdet3d': CodeLayout(centre=(0, 1, 4), size=(2, 3, 5)),
+    'projects_petr': CodeLayout(centre=(0, 1, 4), size=(2, 3, 5), legacy_yaw=True),
+    'petr': CodeLayout(centre=(0, 1, 4), size=(3, 2, 5), legacy_yaw=True),
+    'streampetr': CodeLayout(centre=(0, 1, 2), size=(3, 4, 5), inclusive_threshold=True),
+}
+
+
+def layout_of(convention: str) -> CodeLayout:
+    """The layout of a convention.
+
+    Raises:
+        ValueError: If there is no such convention; lists those that are.
+    """
+    if convention not in LAYOUTS:
+        raise ValueError(f'unknown box convention {convention!r}; valid are {", ".join(LAYOUTS)}')
+    return LAYOUTS[convention]
+
+
+def encode_boxes(boxes: Tensor, convention: str = 'mmdet3d') -> Tensor:
+    """Codes [..., 8 or 10] of boxes [..., 7 or 9] (z = centre); centres stay in metres."""
+    layout = layout_of(convention)
+    yaw = boxes[..., 6]
+    sine, cosine = (-yaw.cos(), -yaw.sin()) if layout.legacy_yaw else (yaw.sin(), yaw.cos())
+    columns: list[Tensor] = [sine] * 6 + [sine, cosine, *boxes[..., 7:].unbind(-1)]
+    values = (*boxes[..., :3].unbind(-1), *boxes[..., 3:6].log().unbind(-1))
+    for slot, value in zip(layout.centre + layout.size, values):
+        columns[slot] = value
+    return torch.stack(columns, dim=-1)
+
+
+def decode_boxes(codes: Tensor, convention: str = 'mmdet3d') -> Tensor:
+    """Boxes [..., 7 or 9] (z = centre, yaw in -pi..pi) of codes [..., 8 or 10]; sine and cosine need no norm 1."""
+    layout = layout_of(convention)
+    sine, cosine = codes[..., 6], codes[..., 7]
+    yaw = torch.atan2(-cosine, -sine) if layout.legacy_yaw else torch.atan2(sine, cosine)
+    parts = (codes[..., list(layout.centre)], codes[..., list(layout.size)].exp(), yaw[..., None], codes[..., 8:])
+    return torch.cat(parts, dim=-1)
+
+
+@TASK_UTILS.register_module()
+class PETR3DBoxCoder:
+    """Encodes ground truth and picks the final boxes, without non-maximum suppression.
+
+    Args:
+        pc_range: Lower x, y, z and upper x, y, z in metres; the head predicts centres relative to it.
+        post_center_range: Boxes whose centre lies outside are dropped; None keeps all.
+        max_num: Number of (query, class) pairs that are looked at, the best ones.
+        score_threshold: Lowest score; None and 0 keep all.
+        num_classes: Classes of the head.
+        convention: Meaning of the network's outputs; see the head of this file.
+
+    Raises:
+        ValueError: If the convention is unknown.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        post_center_range: Sequence[float] | None = None,
+        max_num: int = 300,
+        score_threshold: float | None = None,
+        num_classes: int = 10,
+        convention: str = 'mmdet3d',
+    ) -> None:
+        self.layout = layout_of(convention)
+        self.pc_range = list(pc_range)
+        self.post_center_range = None if post_center_range is None else list(post_center_range)
+        self.max_num = max_num
+        self.score_threshold = score_threshold
+        self.num_classes = num_classes
+        self.convention = convention
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """See :func:`encode_boxes`."""
+        return encode_boxes(boxes, self.convention)
+
+    def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The final boxes of one sample, best first.
+
+        Args:
+            logits: [N_q, classes].
+            codes: [N_q, 8 or 10], centres in metres.
+
+        Returns:
+            Boxes [n, 7 or 9] with z at the centre, scores [n] in 0..1, labels [n] int64.
+        """
+        scores, index = logits.float().sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        query = torch.div(index, self.num_classes, rounding_mode='floor')
+        boxes = decode_boxes(codes.float()[query], self.convention)
+        keep = self._above_threshold(scores)
+        if self.post_center_range is not None:
+            limits = boxes.new_tensor(self.post_center_range)
+            keep &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
+        return boxes[keep], scores[keep], (index % self.num_classes)[keep]
+
+    def _above_threshold(self, scores: Tensor) -> Tensor:
+        if not self.score_threshold:
+            return torch.ones_like(scores, dtype=torch.bool)
+        if self.layout.inclusive_threshold:
+            return scores >= self.score_threshold
+        return scores > self.score_threshold
+
+
+def relative_to(points: Tensor, pc_range: Sequence[float]) -> Tensor:
+    """Points [..., 3] in metres, relative to a range: 0..1 inside."""
+    bounds = points.new_tensor(pc_range)
+    return (points - bounds[:3]) / (bounds[3:] - bounds[:3])
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """Angles in radians, moved into -pi..pi."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

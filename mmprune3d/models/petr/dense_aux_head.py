@@ -1,0 +1,204 @@
+"""A dense monocular head that teaches the backbone depth and shape; it exists in training only.
+
+Official PETR starts from a backbone that was pretrained for monocular 3D detection (FCOS3D or DD3D): from scratch, the
+few positive queries give it too little to learn from. This head gives every visible object one cell per image to answer
+for, in terms that do not depend on where the camera is mounted: depth divided by focal length, size, and the angle
+between heading and line of sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.utils import reduce_mean
+from mmdet3d.registry import MODELS
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import bias_init_with_prob
+from torch import Tensor, nn
+
+from mmprune3d.ops.cameras import as_4x4, lidar2img_of
+
+from .geometry import canvas_of, image_shapes_of
+
+PARTS = {'offset': 2, 'depth': 1, 'size': 3, 'angle': 2}
+"""Channels of the regression: sub-cell offset, log depth, log sizes, sine and cosine of the observation angle."""
+
+
+class DenseTargets(NamedTuple):
+    """What the cells of a batch should say.
+
+    Attributes:
+        labels: [B * cameras, H, W] int64; the number of classes means background.
+        cell: [M] int64, flat index of every cell that holds an object.
+        values: [M, 8], in the order of `PARTS`.
+    """
+
+    labels: Tensor
+    cell: Tensor
+    values: Tensor
+
+
+class ProjectedBoxes(NamedTuple):
+    """The boxes of one sample as one camera sees them.
+
+    Attributes:
+        pixel: [n, 2], projected centre, x and y.
+        depth: [n] in metres along the optical axis.
+        values: [n, 8], regression targets, but for the offset, which depends on the stride.
+    """
+
+    pixel: Tensor
+    depth: Tensor
+    values: Tensor
+
+
+def project_boxes(boxes: Tensor, lidar2cam: Tensor, lidar2img: Tensor, focal: float) -> ProjectedBoxes:
+    """Projects boxes [n, 7 or more] with z at the centre.
+
+    The world may have been scaled by augmentation; `lidar2cam` then holds the inverse scale, and sizes are compared
+    with the image after undoing it. A mirrored image mirrors the observation angle.
+
+    Args:
+        boxes: In the lidar frame.
+        lidar2cam: [4, 4].
+        lidar2img: [4, 4].
+        focal: Focal length in pixels that depths are normalised to.
+    """
+    count = len(boxes)
+    homogeneous = torch.cat((boxes[:, :3], boxes.new_ones(count, 1)), dim=1)
+    image = homogeneous @ lidar2img.T
+    depth = image[:, 2]
+    pixel = image[:, :2] / depth.clamp(min=1e-3)[:, None]
+    intrinsic = (lidar2img @ torch.linalg.inv(lidar2cam))[:2, :2]
+    area = torch.det(intrinsic)
+    scale = torch.det(lidar2cam[:3, :3]).abs() ** (1 / 3)
+    centre = (homogeneous @ lidar2cam.T)[:, :3]
+    heading = torch.stack((boxes[:, 6].cos(), boxes[:, 6].sin(), torch.zeros(count)), dim=1) @ lidar2cam[:3, :3].T
+    angle = torch.atan2(heading[:, 0], heading[:, 2]) - torch.atan2(centre[:, 0], centre[:, 2])
+    angle = angle * torch.sign(area)
+    log_depth = (depth.clamp(min=1e-3) * focal / area.abs().sqrt()).log()
+    log_size = (boxes[:, 3:6] * scale).log()
+    columns = (torch.zeros(count, 2), log_depth[:, None], log_size, angle.sin()[:, None], angle.cos()[:, None])
+    return ProjectedBoxes(pixel, depth, torch.cat(columns, dim=1))
+
+
+@MODELS.register_module()
+class PETR3DDenseAuxHead(BaseModule):
+    """Class heatmap, depth, offset, size and angle per cell of the finest feature level.
+
+    Args:
+        num_classes: Number of classes.
+        in_channels: Channels of the neck's outputs.
+        feat_channels: Width of the tower.
+        num_convs: Convolutions of the tower.
+        focal: Focal length in pixels that depths are normalised to.
+        loss_cls: Config of the classification loss; None for focal loss.
+        loss_weights: Weight of the regression parts (`PARTS`); missing ones are 1.
+        loss_weight: Weight of everything.
+        init_cfg: Initialisation, as in ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        feat_channels: int = 64,
+        num_convs: int = 2,
+        focal: float = 400.0,
+        loss_cls: dict | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        loss_weight: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        unknown = set(loss_weights or ()) - set(PARTS)
+        if unknown:
+            raise ValueError(f'unknown loss {", ".join(sorted(unknown))}; valid are {", ".join(PARTS)}')
+        self.num_classes = num_classes
+        self.focal = focal
+        self.loss_weight = loss_weight
+        self.part_weights = {part: (loss_weights or {}).get(part, 1.0) for part in PARTS}
+        self.loss_cls = MODELS.build(loss_cls or {'type': 'mmdet.FocalLoss', 'use_sigmoid': True})
+        norm = {'type': 'GN', 'num_groups': 8}
+        widths = [in_channels] + [feat_channels] * num_convs
+        self.tower = nn.Sequential(
+            *(ConvModule(widths[i], widths[i + 1], 3, padding=1, norm_cfg=norm) for i in range(num_convs))
+        )
+        self.cls = nn.Conv2d(widths[-1], num_classes, 1)
+        self.reg = nn.Conv2d(widths[-1], sum(PARTS.values()), 1)
+
+    def init_weights(self) -> None:
+        """A low prior for every class."""
+        super().init_weights()
+        nn.init.constant_(self.cls.bias, bias_init_with_prob(0.01))
+
+    def forward(self, img_feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [B * cameras, classes, H, W] and values [B * cameras, 8, H, W], float32."""
+        feats = self.tower(img_feats[0].flatten(0, 1))
+        return self.cls(feats).float(), self.reg(feats).float()
+
+    @torch.no_grad()
+    @torch.autocast('cpu', enabled=False)
+    def targets(self, batch_data_samples: Sequence[Any], num_cameras: int, cells: tuple[int, int]) -> DenseTargets:
+        """Targets of a batch, computed on the CPU (a few dozen boxes).
+
+        Of several objects whose centres fall into one cell, the nearest wins. Objects behind a camera or outside its
+        image do not count.
+        """
+        labels = torch.full((len(batch_data_samples) * num_cameras, *cells), self.num_classes)
+        values = torch.zeros(*labels.shape, sum(PARTS.values()))
+        for i, sample in enumerate(batch_data_samples):
+            meta, truth = sample.metainfo, sample.gt_instances_3d
+            boxes = torch.cat((truth.bboxes_3d.gravity_center, truth.bboxes_3d.tensor[:, 3:]), dim=1).float().cpu()
+            canvas, shapes = canvas_of(meta), image_shapes_of(meta, num_cameras)
+            projections = torch.as_tensor(lidar2img_of(meta), dtype=torch.float32)
+            for camera in range(num_cameras):
+                lidar2cam = torch.as_tensor(as_4x4(meta['lidar2cam'][camera]), dtype=torch.float32)
+                seen = project_boxes(boxes, lidar2cam, projections[camera], self.focal)
+                image = i * num_cameras + camera
+                self._fill(labels[image], values[image], seen, truth.labels_3d.cpu(), canvas, shapes[camera])
+        cell = (labels.flatten() < self.num_classes).nonzero()[:, 0]
+        return DenseTargets(labels, cell, values.flatten(0, 2)[cell])
+
+    @staticmethod
+    def _fill(
+        labels: Tensor,
+        values: Tensor,
+        seen: ProjectedBoxes,
+        classes: Tensor,
+        canvas: tuple[int, int],
+        shape: tuple[int, int],
+    ) -> None:
+        height, width = labels.shape
+        position = seen.pixel * torch.tensor((width / canvas[1], height / canvas[0]))
+        inside = (seen.pixel >= 0).all(1) & (seen.pixel[:, 0] < shape[1]) & (seen.pixel[:, 1] < shape[0])
+        visible = inside & (seen.depth > 0.5)
+        for box in seen.depth.argsort(descending=True).tolist():  # the nearest one writes last
+            if visible[box]:
+                column, row = position[box].floor().long().tolist()
+                labels[row, column] = classes[box]
+                values[row, column] = seen.values[box]
+                values[row, column, :2] = position[box] - position[box].floor()
+
+    def loss(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """``aux_loss_cls`` and ``aux_loss_<part>`` for every part of `PARTS`.
+
+        Args:
+            img_feats: Levels [B, cameras, channels, H, W]; the first is used.
+            batch_data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, ``lidar2cam`` and ``cam2img``.
+        """
+        logits, values = self(img_feats)
+        targets = self.targets(batch_data_samples, img_feats[0].shape[1], tuple(logits.shape[-2:]))
+        labels, cell, wanted = (part.to(logits.device) for part in targets)
+        num_objects = reduce_mean(logits.new_tensor([float(len(cell))])).clamp(min=1)[0]
+        flat_logits = logits.permute(0, 2, 3, 1).flatten(0, 2)
+        loss_cls = self.loss_cls(flat_logits, labels.flatten(), avg_factor=num_objects)
+        losses = {'aux_loss_cls': self.loss_weight * loss_cls}
+        error = (values.permute(0, 2, 3, 1).flatten(0, 2)[cell] - wanted).abs()
+        for part, error_of_part in zip(PARTS, error.split(list(PARTS.values()), dim=1)):
+            weight = self.loss_weight * self.part_weights[part]
+            losses[f'aux_loss_{part}'] = weight * error_of_part.sum() / num_objects
+        return losses

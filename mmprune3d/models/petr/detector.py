@@ -1,0 +1,87 @@
+"""The PETR detector: image backbone and neck over all cameras, then the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmdet3d.models.detectors.base import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from .grid_mask import PETR3DGridMask
+
+
+@MODELS.register_module()
+class PETR3D(Base3DDetector):
+    """Multi-camera 3D detection with position embedding transformation.
+
+    Inputs are what ``Det3DDataPreprocessor`` makes: ``inputs['imgs']`` [B, cameras, 3, H, W], and data samples whose
+    meta information holds the cameras (see ``geometry.py``). Neither is changed, so that a batch can be used again.
+
+    Args:
+        img_backbone: Config of the image backbone.
+        pts_bbox_head: Config of the head (named as in official PETR, for its checkpoints).
+        img_neck: Config of the neck, or None.
+        use_grid_mask: Cover the training images with a grid.
+        aux_head: Config of a dense head that helps training and does not exist at test, or None.
+        channels_last: Keep images and convolution weights with channels innermost, which suits bfloat16 on CPUs and
+            half precision on GPUs. Results and checkpoints are the same.
+        data_preprocessor: Config of the data preprocessor.
+        init_cfg: Initialisation, as in ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        img_backbone: dict,
+        pts_bbox_head: dict,
+        img_neck: dict | None = None,
+        use_grid_mask: bool = False,
+        aux_head: dict | None = None,
+        channels_last: bool = False,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.img_backbone = MODELS.build(img_backbone)
+        self.img_neck = None if img_neck is None else MODELS.build(img_neck)
+        self.pts_bbox_head = MODELS.build(pts_bbox_head)
+        self.grid_mask = PETR3DGridMask() if use_grid_mask else nn.Identity()
+        self.aux_head = None if aux_head is None else MODELS.build(aux_head)
+        self.image_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.img_backbone.to(memory_format=self.image_format)
+
+    def extract_feat(self, imgs: Tensor) -> list[Tensor]:
+        """Image features.
+
+        Args:
+            imgs: [B, cameras, 3, H, W], normalised.
+
+        Returns:
+            Per level [B, cameras, channels, H / stride, W / stride].
+        """
+        images = self.grid_mask(imgs.flatten(0, 1))
+        feats = self.img_backbone(images.contiguous(memory_format=self.image_format))
+        if self.img_neck is not None:
+            feats = self.img_neck(feats)
+        return [level.unflatten(0, imgs.shape[:2]) for level in feats]
+
+    def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
+        """Losses of the head, and of the auxiliary head if there is one."""
+        feats = self.extract_feat(batch_inputs_dict['imgs'])
+        losses = self.pts_bbox_head.loss(feats, batch_data_samples)
+        if self.aux_head is not None:
+            losses |= self.aux_head.loss(feats, batch_data_samples)
+        return losses
+
+    def predict(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> list:
+        """The data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
+        feats = self.extract_feat(batch_inputs_dict['imgs'])
+        found = self.pts_bbox_head.predict(feats, batch_data_samples)
+        return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
+
+    def _forward(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
+        """Raw outputs of the head; see ``PETR3DHead.forward_tensors``."""
+        feats = self.extract_feat(batch_inputs_dict['imgs'])
+        return self.pts_bbox_head(feats, [sample.metainfo for sample in batch_data_samples])

@@ -1,0 +1,117 @@
+"""PETR's position embeddings: where in 3D a key's ray runs, and where in the images its cell lies.
+
+PETR: Position Embedding Transformation for Multi-View 3D Object Detection (ECCV 2022), sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from mmdet.models.layers.transformer import inverse_sigmoid
+from torch import Tensor
+
+TEMPERATURE = 10000
+
+
+def sine_features(position: Tensor, num_feats: int, interleaved: bool = True) -> Tensor:
+    """Sines and cosines of scalar positions, as in DETR.
+
+    Args:
+        position: [...], usually in 0..2 pi.
+        num_feats: Number of features, even.
+        interleaved: Sine and cosine take turns; otherwise all sines come first.
+
+    Returns:
+        [..., num_feats].
+    """
+    index = torch.arange(num_feats // 2, dtype=torch.float32, device=position.device)
+    angle = position[..., None] / TEMPERATURE ** (2 * index / num_feats)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1 if interleaved else -2).flatten(-2)
+
+
+def embed_points(points: Tensor, num_feats: int) -> Tensor:
+    """Sine embedding of 3D points [..., 3] in 0..1: [..., 3 * num_feats], in the order y, x, z of official PETR."""
+    return sine_features(points[..., [1, 0, 2]] * (2 * math.pi), num_feats).flatten(-2)
+
+
+def embed_cells(padding: Tensor, num_feats: int, eps: float = 1e-6) -> Tensor:
+    """Sine embedding of camera, row and column of every cell, counted over cells that are no padding.
+
+    Sines come before cosines here, unlike in `embed_points`: the published weights were trained so.
+
+    Args:
+        padding: [B, cameras, H, W] bool, True for padding.
+        num_feats: Features per axis.
+        eps: Keeps the division finite where a whole row, column or stack of cameras is padding.
+
+    Returns:
+        [B, cameras, 3 * num_feats, H, W], float32.
+    """
+    valid = (~padding).float()
+    parts = []
+    for axis in (1, 2, 3):
+        count = valid.cumsum(axis)
+        total = count.narrow(axis, count.shape[axis] - 1, 1)
+        parts.append(sine_features(count / (total + eps) * (2 * math.pi), num_feats, interleaved=False))
+    return torch.cat(parts, dim=-1).permute(0, 1, 4, 2, 3)
+
+
+def padded_cells(
+    image_shapes: list[list[tuple[int, int]]], canvas: tuple[int, int], cells: tuple[int, int]
+) -> Tensor | None:
+    """Which cells lie outside the images (the mask of the canvas, reduced by nearest neighbour).
+
+    Args:
+        image_shapes: Per sample and camera, the valid (height, width) in pixels.
+        canvas: (height, width) in pixels of the padded images.
+        cells: (H, W) of the feature map.
+
+    Returns:
+        [B, cameras, H, W] bool, True for padding; None if all images fill the canvas, so that no mask is carried
+        through the attention (decided from plain numbers, without asking the device).
+    """
+    limits = torch.tensor(image_shapes)
+    if all(height >= canvas[0] and width >= canvas[1] for sample in image_shapes for height, width in sample):
+        return None
+    rows = (torch.arange(cells[0]) * (canvas[0] / cells[0])).floor()
+    columns = (torch.arange(cells[1]) * (canvas[1] / cells[1])).floor()
+    below = rows >= limits[..., 0, None]
+    beside = columns >= limits[..., 1, None]
+    return below[..., :, None] | beside[..., None, :]
+
+
+def depth_bins(num: int, start: float, end: float, linear_increasing: bool, device: torch.device) -> Tensor:
+    """Depths [num] in metres from `start` to below `end`: uniform, or with linearly increasing steps (LID)."""
+    index = torch.arange(num, dtype=torch.float32, device=device)
+    if linear_increasing:
+        return start + (end - start) / (num * (1 + num)) * index * (index + 1)
+    return start + (end - start) / num * index
+
+
+def frustum_embedding(
+    img2lidar: Tensor, depths: Tensor, canvas: tuple[int, int], cells: tuple[int, int], position_range: list[float]
+) -> Tensor:
+    """Points along every cell's ray in the lidar frame, relative to a range, as logits (PETR, eq. 1 and 2).
+
+    Args:
+        img2lidar: [B, cameras, 4, 4] float32, from (u d, v d, d, 1) with pixels u, v and depth d in metres.
+        depths: [D] in metres.
+        canvas: (height, width) in pixels of the padded images.
+        cells: (H, W) of the feature map; a cell stands for its upper left pixel, as in official PETR.
+        position_range: Lower x, y, z and upper x, y, z in metres.
+
+    Returns:
+        [B, cameras, 3 D, H, W] float32, channel 3 d + axis.
+    """
+    height, width = cells
+    v = torch.arange(height, dtype=torch.float32, device=depths.device) * (canvas[0] / height)
+    u = torch.arange(width, dtype=torch.float32, device=depths.device) * (canvas[1] / width)
+    v, u = torch.meshgrid(v, u, indexing='ij')
+    pixels = torch.stack((u, v, torch.ones_like(u)))
+    rays = (img2lidar[..., :3, :3] @ pixels.flatten(1)).unflatten(-1, cells)
+    origin = img2lidar[..., :3, 3, None, None]
+    points = rays[:, :, None] * depths[:, None, None, None] + origin[:, :, None]
+    bounds = points.new_tensor(position_range)[:, None, None]
+    relative = (points - bounds[:3]) / (bounds[3:] - bounds[:3])
+    return inverse_sigmoid(relative).flatten(2, 3)

@@ -1,0 +1,1 @@
+"""Building blocks with one meaning on CPU and GPU."""
