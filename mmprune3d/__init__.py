@@ -1,0 +1,18 @@
+"""mmprune3d: faster 3D detectors for the mmdetection3d 1.x ecosystem.
+
+``custom_imports = dict(imports=['mmprune3d'])`` in a config is all that is needed: importing the package checks the
+versions around it, makes checkpoints load safely and strictly, and registers every class.
+"""
+
+from mmprune3d import compat
+from mmprune3d.version import __version__
+
+compat.check_versions()
+compat.allow_mmengine_checkpoints()
+compat.install_strict_loading()
+
+# Only now: these need the packages that have just been checked.
+from mmprune3d import adapters, engine, models  # noqa: E402
+from mmprune3d.datasets import transforms  # noqa: E402
+
+__all__ = ['__version__', 'adapters', 'engine', 'models', 'transforms']

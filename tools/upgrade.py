@@ -1,0 +1,51 @@
+"""Make a detector faster and show that accuracy held.
+
+    python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000,n=2,k=175 --out work_dirs/upgrade
+
+Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path, help='config of the detector, as for mmdet3d tools/test.py')
+    parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    parser.add_argument(
+        '--tggbc', metavar='r=R,n=N,k=K', required=True, help='remove R keys over N layers, by K queries'
+    )
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/upgrade'), help='report folder')
+    parser.add_argument('--timed', type=int, default=8, help='test batches to time')
+    parser.add_argument('--repeats', type=int, default=3, help='how often each is timed')
+    parser.add_argument('--pictures', type=int, default=3, help='samples to draw')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses, runs, prints the table."""
+    args = parse_args()
+    from mmprune3d.analysis.upgrade import run_upgrade
+    from mmprune3d.pruning.plan import TgGBCPlan
+
+    run_upgrade(
+        args.config,
+        args.checkpoint,
+        TgGBCPlan.parse(args.tggbc),
+        args.out,
+        overrides=args.cfg_options,
+        timed=args.timed,
+        repeats=args.repeats,
+        pictures=args.pictures,
+    )
+
+
+if __name__ == '__main__':
+    main()
