@@ -38,7 +38,7 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class LidarSpec:
-    """A spinning LiDAR: elevations of the beams (ring 0 lowest, radians), columns per turn, noise and range (metres)."""
+    """A spinning LiDAR: elevations of the beams (ring 0 lowest, radians), columns a turn, noise and range (metres)."""
 
     channel: str
     translation: Vector

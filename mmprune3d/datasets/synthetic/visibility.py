@@ -14,8 +14,8 @@ def visible_fractions(
     """Instance -> fraction (0..1) of the side turned to the car that at least one camera sees.
 
     A surface point counts with the cosine under which the car sees it, so the fraction is about that of the pixels
-    which the actor would fill without anything in front of it and with cameras all around. Image size matters only through
-    the rows that it crops away.
+    which the actor would fill without anything in front of it and with cameras all around. Image size
+    matters only through the rows that it crops away.
     """
     count = len(actors.states)
     if count == 0:

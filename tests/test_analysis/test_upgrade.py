@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmdet3d
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import mmprune3d  # noqa: F401
+from mmprune3d.analysis.accuracy import summarize
+from mmprune3d.analysis.upgrade import prepare, run_upgrade, upgraded_config
+from mmprune3d.pruning.plan import TgGBCPlan
+
+CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'
+KEYS = 6 * (64 // 16) * (160 // 16)
+
+
+@pytest.fixture(scope='module')
+def overrides(tiny) -> dict[str, Any]:
+    root = f'{tiny.root}/'
+    return {
+        'image_size': (64, 160),
+        'test_dataloader.dataset.data_root': root,
+        'test_dataloader.dataset.pipeline.1.image_size': (64, 160),
+        'test_dataloader.num_workers': 0,
+        'test_dataloader.persistent_workers': False,
+        'test_evaluator.data_root': root,
+        'test_evaluator.ann_file': f'{root}nuscenes_infos_val.pkl',
+    }
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]) -> Path:
+    out = tmp_path_factory.mktemp('upgrade')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(Config.fromfile(CONFIG).model)
+        model.init_weights()
+    torch.nn.init.normal_(model.pts_bbox_head.cls_branches[0][-1].weight, std=0.5)
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, out / 'petr.pth')
+    plan = TgGBCPlan(r=150, n=2, k=40)
+    run_upgrade(CONFIG, out / 'petr.pth', plan, out / 'report', overrides, timed=2, repeats=1, pictures=2)
+    return out
+
+
+def test_report_has_both_models_and_where_it_was_measured(folder: Path) -> None:
+    report = json.loads((folder / 'report' / 'report.json').read_text())
+    baseline, upgraded = report['baseline'], report['upgraded']
+    assert baseline['keys'] == [KEYS] * 6
+    assert upgraded['keys'] == [KEYS, KEYS - 74, KEYS - 150, KEYS - 150, KEYS - 150, KEYS - 150]
+    for result in (baseline, upgraded):
+        assert {'mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE', 'gflops', 'peak_mib'} < set(result)
+        assert set(result['ms']) == {'backbone', 'neck', 'decoder', 'rest', 'total'}
+        assert min(result['ms'].values()) > 0
+    assert upgraded['gflops'] < baseline['gflops']
+    assert upgraded['gflops_by_stage']['backbone'] == baseline['gflops_by_stage']['backbone']
+    assert report['plan'] == {'method': 'tggbc', 'r': 150, 'n': 2, 'k': 40, 'activation': 'sigmoid'}
+    assert {'device', 'dtype', 'batch', 'threads', 'torch', 'mmdet3d'} <= set(report['env'])
+    assert report['samples'] == {'evaluated': 3, 'timed': 2}
+
+
+def test_table_names_every_figure(folder: Path) -> None:
+    table = (folder / 'report' / 'report.md').read_text()
+    for name in ('mAP', 'NDS', 'mATE (m) ↓', 'decoder (ms)', 'decoder (GFLOPs)', 'peak memory (MiB)', 'keys per layer'):
+        assert f'| {name} |' in table
+
+
+def test_pictures_are_drawn(folder: Path) -> None:
+    pictures = sorted((folder / 'report' / 'pictures').iterdir())
+    assert len(pictures) == 2
+    image = cv2.imread(str(pictures[0]))
+    # baseline, two stages of pruning and the pruned model, each a mosaic of 2 x 3 cameras under a title
+    assert image.shape == (max(4 * (2 * 64 + 28), 2 * (480 + 28)), 3 * 160 + 480, 3)
+
+
+def test_upgraded_files_run_in_mmdet3ds_own_test_tool(folder: Path) -> None:
+    tool = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / 'test.py'
+    report = folder / 'report'
+    command = [sys.executable, tool, report / 'upgraded.py', report / 'upgraded.pth', '--work-dir', folder / 'test']
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    metrics = json.loads(next((folder / 'test').glob('*/*.json')).read_text())
+    expected = json.loads((report / 'report.json').read_text())['upgraded']
+    found = summarize(metrics)
+    assert found['NDS'] == pytest.approx(expected['NDS'], abs=1e-4)
+
+
+def test_plan_travels_with_the_checkpoint(folder: Path) -> None:
+    data = torch.load(folder / 'report' / 'upgraded.pth', weights_only=True)
+    assert TgGBCPlan.from_dict(data['meta']['mmprune3d']['tggbc']) == TgGBCPlan(r=150, n=2, k=40)
+
+
+def test_a_config_that_prunes_already_is_refused(folder: Path) -> None:
+    pruned = upgraded_config(Config.fromfile(CONFIG), TgGBCPlan(r=5))
+    with pytest.raises(ValueError, match='prunes already'):
+        prepare(pruned, folder / 'petr.pth', folder)
+
+
+def test_a_config_without_a_test_set_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match='no test_dataloader'):
+        prepare(Config(dict(model=dict(type='PETR3D'))), folder / 'petr.pth', folder)
+
+
+@pytest.mark.parametrize('missing', ['config', 'checkpoint'])
+def test_missing_files_are_named(tmp_path: Path, missing: str) -> None:
+    config = CONFIG if missing == 'checkpoint' else tmp_path / 'none.py'
+    with pytest.raises(FileNotFoundError, match=r'none\.p'):
+        run_upgrade(config, tmp_path / 'none.pth', TgGBCPlan(r=5), tmp_path, {}, timed=1, repeats=1, pictures=1)
