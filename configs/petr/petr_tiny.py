@@ -51,14 +51,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl')
 test_evaluator = val_evaluator
 
-max_epochs = 8
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+max_epochs = 5
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 # bfloat16 on the CPU; on a GPU mmengine's AmpOptimWrapper does as well
 optim_wrapper = dict(
     type='BFloat16OptimWrapper', optimizer=dict(lr=4e-4), paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0)
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=300),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=150),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -115,11 +115,19 @@ def test_files(tmp_path: Path) -> None:
         convert_file(tmp_path / 'theirs.pth', tmp_path / 'ours.pth', 'petr-mmdet3d')
 
 
-def test_command_line_says_what_is_wrong(tmp_path: Path) -> None:
-    torch.save({'state_dict': {'foo.bar': torch.ones(1)}}, tmp_path / 'theirs.pth')
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     tool = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-    command = [sys.executable, tool, tmp_path / 'theirs.pth', tmp_path / 'ours.pth', '--from', 'petr-official']
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tool.parents[1], check=False)
-    assert result.returncode == 2
-    assert 'foo.bar' in result.stderr and 'Traceback' not in result.stderr
+    torch.save({'state_dict': {'foo.bar': torch.ones(1)}}, tmp_path / 'other.pth')
+    torch.save({'state_dict': weights()}, tmp_path / 'theirs.pth')
+
+    def run(source: str) -> None:
+        arguments = [str(tmp_path / source), str(tmp_path / 'ours.pth'), '--from', 'petr-official']
+        monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
+        runpy.run_path(str(tool), run_name='__main__')
+
+    with pytest.raises(SystemExit) as stopped:
+        run('other.pth')
+    assert stopped.value.code == 2 and 'foo.bar' in capsys.readouterr().err
     assert not (tmp_path / 'ours.pth').exists()
+    run('theirs.pth')
+    assert 'ours.pth' in capsys.readouterr().out and (tmp_path / 'ours.pth').exists()

@@ -81,7 +81,9 @@ class PETR3D(Base3DDetector):
         found = self.pts_bbox_head.predict(feats, batch_data_samples)
         return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
 
-    def _forward(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
+    def _forward(
+        self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object
+    ) -> dict[str, Tensor]:
         """Raw outputs of the head; see ``PETR3DHead.forward_tensors``."""
         feats = self.extract_feat(batch_inputs_dict['imgs'])
         return self.pts_bbox_head(feats, [sample.metainfo for sample in batch_data_samples])

@@ -9,10 +9,11 @@ from mmdet3d.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
 import mmprune3d.datasets.transforms
-import mmprune3d.models.petr
+import mmprune3d.models.petr.dense_aux_head
+import mmprune3d.models.petr.losses
 from mmprune3d.models.petr.geometry import canvas_of, image_shapes_of, img2lidar_of
 
-from .small import CAMERAS, batch, build, detector_config, features, head_config, sample
+from .small import CAMERAS, HEIGHT, WIDTH, batch, build, detector_config, features, head_config, sample
 
 # What mmdet3d's projects/PETR, projects/DETR3D and projects/BEVFusion, and StreamPETR register.
 TAKEN = [
@@ -160,6 +161,22 @@ def test_a_batch_without_objects_has_losses() -> None:
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+def test_all_ranks_reduce_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank without objects must not skip a reduction that the others wait in."""
+    aux_head = {'type': 'PETR3DDenseAuxHead', 'num_classes': 4, 'in_channels': 24}
+    model = build(detector_config({'denoising': {'groups': 3}}, aux_head=aux_head)).train()
+    calls = []
+    for module in (mmprune3d.models.petr.losses, mmprune3d.models.petr.dense_aux_head):
+        monkeypatch.setattr(module, 'reduce_mean', lambda value: calls.append(value.shape) or value)
+    names = []
+    for boxes in ((5, 2), (0,)):
+        names.append(set(run(model, batch(boxes=boxes), 'loss')))
+        calls.append('next rank')
+    assert names[0] == names[1]
+    middle = calls.index('next rank')
+    assert middle > 0 and calls[:middle] == calls[middle + 1 : -1]
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     gradients = []
     for with_cp in (False, True):
@@ -277,3 +294,23 @@ def test_geometry_from_meta() -> None:
     assert image_shapes_of({'img_shape': (3, 4, 3), 'pad_shape': (5, 6)}, 2) == [(3, 4), (3, 4)]
     assert image_shapes_of({'img_shape': [(3, 4), (2, 1)], 'pad_shape': (5, 6)}, 2) == [(3, 4), (2, 1)]
     assert image_shapes_of({'pad_shape': (5, 6)}, 2) == [(5, 6), (5, 6)]
+
+
+class TensorsOnly(torch.nn.Module):
+    """What an exported model sees: image features and matrices."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, feats: torch.Tensor, img2lidar: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.head.forward_tensors(feats, img2lidar, None, (HEIGHT, WIDTH), all_layers=False)
+
+
+def test_the_head_can_be_exported() -> None:
+    wrapped = TensorsOnly(build(head_config()))
+    inputs = features(1), img2lidar_of([sample().metainfo], torch.device('cpu'))
+    exported = torch.export.export(wrapped, inputs).module()(*inputs)
+    with torch.no_grad():
+        for name, value in wrapped(*inputs).items():
+            torch.testing.assert_close(exported[name], value)

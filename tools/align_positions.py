@@ -1,0 +1,54 @@
+"""Geometric pre-training of a PETR's position embeddings; see mmprune3d/models/petr/alignment.py.
+
+    python tools/align_positions.py configs/petr/petr_tiny.py OUT.pth [--checkpoint START.pth]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Loads or initialises the model, aligns it on frames of the training set, saves it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path, help='config of a PETR3D detector')
+    parser.add_argument('out', type=Path, help='checkpoint to write, for load_from')
+    parser.add_argument('--checkpoint', help='start from these weights')
+    parser.add_argument('--data-root', help='instead of the one in the config')
+    parser.add_argument('--frames', type=int, default=48, help='training frames that lend cameras and features')
+    parser.add_argument('--steps', type=int, default=1500, help='optimizer steps')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    import torch
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    import mmprune3d  # noqa: F401
+    from mmprune3d.models.petr.alignment import align
+    from mmprune3d.ops.cameras import lidar2img_of
+
+    config = Config.fromfile(args.config)
+    config.update(work_dir=str(args.out.parent), load_from=args.checkpoint, randomness=dict(seed=args.seed))
+    config.train_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
+    if args.data_root:
+        config.train_dataloader.dataset.data_root = args.data_root
+    runner = Runner.from_cfg(config)
+    runner.model.init_weights()
+    runner.load_or_resume()
+    model, matrices, features = runner.model.eval(), [], []
+    loader = iter(runner.build_dataloader(config.train_dataloader))
+    with torch.no_grad():
+        for _ in range(args.frames):
+            data = model.data_preprocessor(next(loader), False)
+            levels = model.extract_feat(data['inputs']['imgs'])
+            features.append(model.pts_bbox_head.input_proj(levels[0].flatten(0, 1)))
+            meta = data['data_samples'][0].metainfo
+            matrices.append(torch.as_tensor(lidar2img_of(meta), dtype=torch.float32))
+    canvas = tuple(data['inputs']['imgs'].shape[-2:])
+    align(model.pts_bbox_head, torch.stack(matrices), torch.stack(features), canvas, args.steps)
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, args.out)
+
+
+if __name__ == '__main__':
+    main()
