@@ -1,4 +1,4 @@
-"""Where the real frames are, for tests marked ``real_data``: `$MMPRUNE3D_REAL_DATA`, or ``shared/data`` beside the checkout."""
+"""Where the real frames are: `$MMPRUNE3D_REAL_DATA`, or ``shared/data`` beside the checkout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Geometric pre-training of a PETR's position embeddings; see mmprune3d/models/petr/alignment.py.
 
-    python tools/align_positions.py configs/petr/petr_tiny.py OUT.pth [--checkpoint START.pth]
+python tools/align_positions.py configs/petr/petr_tiny.py OUT.pth [--checkpoint START.pth]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Over-fits a detector on one real nuScenes frame, then counts the cars that survive key pruning.
 
-    python tools/overfit_frame.py configs/petr/petr_tiny.py FRAME_FOLDER [--checkpoint configs/petr/petr_tiny.pth]
+python tools/overfit_frame.py configs/petr/petr_tiny.py FRAME_FOLDER [--checkpoint configs/petr/petr_tiny.pth]
 """
 
 from __future__ import annotations

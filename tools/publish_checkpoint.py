@@ -1,6 +1,6 @@
 """Writes a training checkpoint as a small one: float16 weights, no optimizer, no logs.
 
-    python tools/publish_checkpoint.py work_dirs/petr_tiny/epoch_8.pth configs/petr/petr_tiny.pth
+python tools/publish_checkpoint.py work_dirs/petr_tiny/epoch_8.pth configs/petr/petr_tiny.pth
 """
 
 from __future__ import annotations

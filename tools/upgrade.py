@@ -2,7 +2,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000,n=2,k=175 --out work_dirs/upgrade
 
-Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py runs.
+Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
+runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--timed', type=int, default=8, help='test batches to time')
     parser.add_argument('--repeats', type=int, default=3, help='how often each is timed')
     parser.add_argument('--pictures', type=int, default=3, help='samples to draw')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'
+    )
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """Where a plan goes in models written by others.
 
-An adapter is a module with `find(model)`, `attach(model, plan)`, `detach(model)` and the like for one family of models; the
-functions here choose the family. Attaching twice is the same as attaching once, detaching leaves the model as it was.
+An adapter is a module with `find(model)`, `attach(model, plan)`, `detach(model)` and the like for one family of
+models; the functions here choose the family. Attaching twice is the same as attaching once, detaching leaves the model
+as it was.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-    """Original ids [B, keys] of the keys that each decoder layer attends to during `call` (a forward pass of `model`)."""
+    """Original ids [B, keys] of the keys that each decoder layer attends to during `call`, a forward pass."""
     return family_of(model).kept_keys(model, call)
 
 

@@ -1,4 +1,4 @@
-"""Floating point operations of one call, counted where they happen, so that tokens removed at run time count as removed."""
+"""Floating point operations of one call, counted where they happen: tokens removed at run time count as removed."""
 
 from __future__ import annotations
 

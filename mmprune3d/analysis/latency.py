@@ -1,4 +1,4 @@
-"""Wall-clock time of a model's stages, measured where users feel it: one whole prediction, split at module boundaries."""
+"""Wall-clock time of a model's stages: one whole prediction, split at module boundaries."""
 
 from __future__ import annotations
 

@@ -51,7 +51,12 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines.extend(_rows(baseline, upgraded))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
     lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']
-    lines += [f'Accuracy on {report["samples"]["evaluated"]} samples. Plan: `{json.dumps(report["plan"])}`.', '', env, '']
+    lines += [
+        f'Accuracy on {report["samples"]["evaluated"]} samples. Plan: `{json.dumps(report["plan"])}`.',
+        '',
+        env,
+        '',
+    ]
     return '\n'.join(lines)
 
 

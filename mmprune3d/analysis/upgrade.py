@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from mmprune3d import adapters
 from mmprune3d.pruning.plan import TgGBCPlan
-
 from mmprune3d.visualization.upgrade import draw_upgrade
 
 from . import report as reports

@@ -11,8 +11,8 @@ from torch import distributed
 def join_gloo_group() -> bool:
     """Joins the process group that `torchrun` describes in the environment, by gloo, if there is no CUDA.
 
-    mmengine skips its own initialisation, which would set CUDA devices, when a group exists. The model wrapper then has to
-    leave devices alone too: `model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)`.
+    mmengine skips its own initialisation, which would set CUDA devices, when a group exists. The model wrapper then
+    has to leave devices alone too: `model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)`.
 
     Returns:
         Whether a group was joined: False outside `torchrun`, with CUDA, or in a group already.

@@ -27,7 +27,8 @@ class TgGBCKeyPruner:
         record: Keep the original ids of the surviving keys in `kept`; off by default, it costs a gather per layer.
 
     Attributes:
-        kept: With `record`, one [B, N_k] int64 per layer of the last forward pass: the keys which that layer attends to.
+        kept: With `record`, one [B, N_k] int64 per layer of the last forward pass: the keys which that layer attends
+            to.
         times_pruned: How often keys were removed since the pruner was made.
     """
 

@@ -1,1 +1,1 @@
-"""What is removed: pure functions from tensors to indices, masks and scores. Only torch and the standard library here."""
+"""What is removed: pure functions from tensors to indices, masks and scores. Only torch and the standard library."""

@@ -17,7 +17,8 @@ class TgGBCPlan:
         r: Keys removed in total.
         n: Number of decoder layers that prune, counted from the first.
         k: Queries whose scores count, the most confident ones; 0 means all of them (as in the official command line).
-        activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left out).
+        activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left
+            out).
     """
 
     method: ClassVar[str] = 'tggbc'

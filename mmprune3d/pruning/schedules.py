@@ -11,7 +11,8 @@ def split_over_layers(r: int, n: int, num_layers: int) -> tuple[int, ...]:
 
     Args:
         r: Keys to remove in total; 0 removes nothing.
-        n: Number of pruning layers; 0 removes nothing. A removal after the last layer would change nothing, hence n < num_layers.
+        n: Number of pruning layers; 0 removes nothing. A removal after the last layer would change nothing, hence n <
+            num_layers.
         num_layers: Decoder layers L.
 
     Returns:

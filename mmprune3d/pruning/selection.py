@@ -1,4 +1,4 @@
-"""Choosing tokens and carrying a choice through tensors: static sizes, top-k and gather only, so every choice can be exported."""
+"""Choosing tokens and carrying a choice through tensors: static sizes, top-k and gather only, fit for export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
         keep: How many to keep, 1 <= keep <= N.
 
     Returns:
-        [B, keep] int64. With keep == N this is 0..N-1 in order, so that keeping everything changes nothing, not even the order.
+        [B, keep] int64. With keep == N this is 0..N-1 in order, so that keeping everything changes nothing, not even
+        the order.
 
     Raises:
         ValueError: If `keep` lies outside 1..N.
@@ -34,5 +35,5 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def compose(ids: Tensor, index: Tensor) -> Tensor:
-    """Original ids of a choice made among survivors: `ids` [B, N] of the survivors, `index` [B, K] into them, gives [B, K]."""
+    """Original ids [B, K] of a choice among survivors: `ids` [B, N] of the survivors, `index` [B, K] into them."""
     return ids.gather(1, index)

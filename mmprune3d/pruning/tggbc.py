@@ -1,13 +1,14 @@
 """tgGBC: trim keys gradually, Guided By Classification scores.
 
-Paper: "Accelerate 3D Object Detection Models via Zero-Shot Attention Key Pruning", section 3. A key is worth the attention
-that confident queries pay to it:
+Paper: "Accelerate 3D Object Detection Models via Zero-Shot Attention Key Pruning", section 3. A key is worth the
+attention that confident queries pay to it:
 
     C_q = activation(max over classes of the logits of query q)                   Eq. 5
     S_j = sum over the k most confident queries q of C_q * A[q, j]                Eq. 7-9
 
-where A is the cross-attention of one decoder layer, averaged over heads. The keys with the lowest S are removed before the
-next layer. Only k rows of A enter the sum, so the full map is never needed, and the attention itself can stay fused.
+where A is the cross-attention of one decoder layer, averaged over heads. The keys with the lowest S are removed before
+the next layer. Only k rows of A enter the sum, so the full map is never needed, and the attention itself can stay
+fused.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
     return corners
 
 
-def draw_boxes(image: np.ndarray, corners: np.ndarray, projection: np.ndarray, colors: list[Color], width: int = 1) -> None:
+def draw_boxes(
+    image: np.ndarray, corners: np.ndarray, projection: np.ndarray, colors: list[Color], width: int = 1
+) -> None:
     """Wire frames of boxes on one camera image; edges are cut where they pass behind the camera.
 
     Args:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mmprune3d import adapters
 from mmprune3d.layers.key_pruning import TgGBCKeyPruner
 from mmprune3d.pruning.plan import TgGBCPlan
-
 from tests.reference import load
 from tests.test_models.test_petr.test_reference import BOX_TOLERANCE, FILES, LOGIT_TOLERANCE, head_of, metas_of
 

@@ -15,7 +15,6 @@ from mmprune3d.pruning.tggbc import (
     key_importance,
     query_confidence,
 )
-
 from tests.reference import load, reference_files
 
 

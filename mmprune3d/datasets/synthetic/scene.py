@@ -1,8 +1,9 @@
 """What a synthetic drive consists of: plain frozen data that the simulator writes and the sensors read.
 
-Frames and units follow nuScenes. The global frame has x east, y north, z up, in metres; the ground is z = 0. The ego frame
-has x forward, y left, z up with its origin under the rear axle, on the ground. Sizes are (width, length, height), yaw is
-counter-clockwise about z from the global x axis, in radians, and the length of a box runs along its yaw.
+Frames and units follow nuScenes. The global frame has x east, y north, z up, in metres; the ground is z = 0. The ego
+frame has x forward, y left, z up with its origin under the rear axle, on the ground. Sizes are (width, length,
+height), yaw is counter-clockwise about z from the global x axis, in radians, and the length of a box runs along its
+yaw.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CATEGORIES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Road:
-    """A straight street from `start` to `end` (x, y); `width` is the carriageway, pavements of `pavement` metres flank it."""
+    """A straight street from `start` to `end` (x, y); `width` is the carriageway, flanked by `pavement` metres."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -58,7 +59,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Pole:
-    """A lamp post, sign post or traffic light: `kind` is 'lamp', 'sign' or 'light'; the arm or face points along `yaw`."""
+    """A lamp post, sign or traffic light (`kind` 'lamp', 'sign' or 'light'); its arm or face points along `yaw`."""
 
     position: tuple[float, float]
     height: float
@@ -99,7 +100,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class ActorState:
-    """An actor at one time: box centre (x, y, z), yaw, velocity (vx, vy) in m/s and its nuScenes attribute ('' for none)."""
+    """An actor at one time: box centre (x, y, z), yaw, velocity (vx, vy) in m/s, nuScenes attribute ('' for none)."""
 
     actor: Actor
     center: tuple[float, float, float]

@@ -18,15 +18,15 @@ from mmprune3d.pruning.plan import TgGBCPlan
 class TgGBCHook(Hook):
     """Prunes cross-attention keys while a model is validated or tested; training runs unpruned.
 
-    The keys are trimmed at run time from the weights as they are (paper section 3.3). What attaches where is the adapter's
-    business; this hook only says when: from the start of each validation or test epoch to its end.
+    The keys are trimmed at run time from the weights as they are (paper section 3.3). What attaches where is the
+    adapter's business; this hook only says when: from the start of each validation or test epoch to its end.
 
     Args:
         **plan: The settings of `TgGBCPlan`: r, n, k, activation.
 
     Raises:
-        ValueError: For unknown settings, for a model without a decoder that an adapter knows, for r and n that do not fit
-            the decoder, and when an epoch ends in which nothing was pruned.
+        ValueError: For unknown settings, for a model without a decoder that an adapter knows, for r and n that do not
+            fit the decoder, and when an epoch ends in which nothing was pruned.
     """
 
     priority = 'LOW'

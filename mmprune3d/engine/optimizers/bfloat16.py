@@ -15,8 +15,9 @@ from torch import nn
 class BFloat16OptimWrapper(OptimWrapper):
     """An OptimWrapper whose forward passes run under bfloat16 autocast on the device of the model.
 
-    Weights, gradients and optimizer state stay float32, and bfloat16 has the range of float32, so no loss scaling is needed.
-    On processors with matrix units for bfloat16 (Intel AMX) convolutions and products train several times faster.
+    Weights, gradients and optimizer state stay float32, and bfloat16 has the range of float32, so no loss scaling is
+    needed. On processors with matrix units for bfloat16 (Intel AMX) convolutions and products train several times
+    faster.
     """
 
     @contextmanager

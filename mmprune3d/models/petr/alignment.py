@@ -1,9 +1,9 @@
 """Teaches PETR where to look before it learns what to see: geometric pre-training of its position embeddings.
 
-PETR has to discover that a query at a 3D point should attend to the image cells in which that point is seen; from scratch
-this takes most of a long training. The answer is known, though: it follows from the camera matrices. So random points are
-drawn, and the cross-attention of every decoder layer is trained to put its weight on the cells where they project.
-Nothing is added to the model; what results is an initialisation.
+PETR has to discover that a query at a 3D point should attend to the image cells in which that point is seen; from
+scratch this takes most of a long training. The answer is known, though: it follows from the camera matrices. So random
+points are drawn, and the cross-attention of every decoder layer is trained to put its weight on the cells where they
+project. Nothing is added to the model; what results is an initialisation.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def align(
         The loss of every step.
     """
     attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]
-    parameters = [p for part in (head.query_embedding, head.position_encoder, head.adapt_pos3d) for p in part.parameters()]
+    parameters = [
+        p for part in (head.query_embedding, head.position_encoder, head.adapt_pos3d) for p in part.parameters()
+    ]
     parameters += [p for attention in attentions for p in (attention.in_proj_weight, attention.in_proj_bias)]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
