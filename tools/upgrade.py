@@ -38,16 +38,19 @@ def main() -> None:
     from mmprune3d.analysis.upgrade import run_upgrade
     from mmprune3d.pruning.plan import TgGBCPlan
 
-    run_upgrade(
-        args.config,
-        args.checkpoint,
-        TgGBCPlan.parse(args.tggbc),
-        args.out,
-        overrides=args.cfg_options,
-        timed=args.timed,
-        repeats=args.repeats,
-        pictures=args.pictures,
-    )
+    try:
+        run_upgrade(
+            args.config,
+            args.checkpoint,
+            TgGBCPlan.parse(args.tggbc),
+            args.out,
+            overrides=args.cfg_options,
+            timed=args.timed,
+            repeats=args.repeats,
+            pictures=args.pictures,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 if __name__ == '__main__':

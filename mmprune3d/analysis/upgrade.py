@@ -43,7 +43,7 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
     config = copy.deepcopy(config)
     config.load_from = str(checkpoint)
     config.work_dir = str(out / 'logs')
-    config.default_hooks.logger = dict(type='LoggerHook', interval=10**9)
+    config.merge_from_dict({'default_hooks.logger': dict(type='LoggerHook', interval=10**9)})
     return config
 
 
@@ -69,13 +69,14 @@ class Comparison:
     """Baseline and upgraded model in one process, on the same samples.
 
     Args:
-        runner: Built from the prepared config; its checkpoint is loaded by the first evaluation.
+        runner: Built from the prepared config; its checkpoint is loaded here.
         plan: What to prune.
         timed: How many test batches to time.
         repeats: How often each is timed.
     """
 
     def __init__(self, runner: Runner, plan: TgGBCPlan, timed: int = 8, repeats: int = 3) -> None:
+        runner.load_or_resume()
         self.runner = runner
         self.plan = plan
         self.repeats = repeats
@@ -119,6 +120,7 @@ class Comparison:
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """GFLOPs, peak memory and keys per layer of both, on the first batch."""
+        self.runner.model.eval()
         results, batch = {}, self.batches[0]
         for name, become in self.variants().items():
             become()
@@ -133,7 +135,8 @@ class Comparison:
 
     def report(self, title: str) -> dict[str, Any]:
         """Everything measured, as plain types."""
-        accuracy, latency, costs = self.accuracy(), self.latency(), self.costs()
+        # the quick parts first: a plan that does not fit fails in seconds
+        costs, latency, accuracy = self.costs(), self.latency(), self.accuracy()
         dtype = str(next(self.runner.model.parameters()).dtype).removeprefix('torch.')
         batch_size = self.runner.test_dataloader.batch_size
         return {

@@ -114,3 +114,19 @@ def test_missing_files_are_named(tmp_path: Path, missing: str) -> None:
     config = CONFIG if missing == 'checkpoint' else tmp_path / 'none.py'
     with pytest.raises(FileNotFoundError, match=r'none\.p'):
         run_upgrade(config, tmp_path / 'none.pth', TgGBCPlan(r=5), tmp_path, {}, timed=1, repeats=1, pictures=1)
+
+
+def test_the_command_line_says_what_is_valid(folder: Path) -> None:
+    tool = CONFIG.parents[2] / 'tools' / 'upgrade.py'
+    command = [sys.executable, tool, CONFIG, folder / 'petr.pth', '--tggbc', 'r=5,m=2']
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith('error: tgGBC: unknown setting m; valid are r, n, k, activation')
+
+
+def test_a_plan_that_leaves_no_key_fails_before_anything_is_evaluated(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f'valid are 0 to {KEYS - 1}'):
+        run_upgrade(CONFIG, folder / 'petr.pth', TgGBCPlan(r=KEYS, n=1), tmp_path, overrides, 1, 1, 1)
+    assert not (tmp_path / 'report.json').exists()
