@@ -17,7 +17,7 @@ VAL_SCENES, SAMPLES, IMAGE_SIZE = 8, 24, (352, 128)
 def main() -> None:
     """Generates what is missing, then runs the upgrade."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tggbc', default='r=740,n=2,k=175', help='what to prune of the 1056 keys')
+    parser.add_argument('--tggbc', default='r=740,n=1,k=50', help='what to prune of the 1056 keys')
     parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'demo-nuscenes', help='where the scenes go')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='report folder')
     parser.add_argument('--scenes', type=int, default=VAL_SCENES, help='validation scenes to generate')

@@ -1,2 +1,0 @@
-_base_ = ['../petr/petr_tiny.py']
-custom_hooks = [dict(type='TgGBCHook', r=740, n=2, k=175)]
