@@ -22,7 +22,8 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """Every line of a shell block, and every `make ...` or `python tools/...` in the text."""
     text = page.read_text()
-    lines = [line.split('#')[0].strip() for block in blocks(page, 'bash') for line in block.splitlines()]
+    shell = [block.replace('\\\n', ' ') for block in blocks(page, 'bash')]
+    lines = [line.split('#')[0].strip() for block in shell for line in block.splitlines()]
     return [line for line in lines if line] + re.findall(r'`((?:make|python tools/)[^`\n]*)`', text)
 
 
