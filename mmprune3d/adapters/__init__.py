@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.pruning.plan import KeyPlan
 
 from . import petr
 
@@ -32,7 +32,7 @@ def family_of(model: nn.Module) -> ModuleType:
     raise ValueError(f'{type(model).__name__} has nothing that can be pruned. Looked for: {known}')
 
 
-def attach(model: nn.Module, plan: TgGBCPlan) -> None:
+def attach(model: nn.Module, plan: KeyPlan) -> None:
     """Makes `model` prune by `plan` from its next forward pass on; a plan attached before is replaced."""
     family_of(model).attach(model, plan)
 
@@ -47,9 +47,13 @@ def is_attached(model: nn.Module) -> bool:
     return family_of(model).is_attached(model)
 
 
-def check_pruned(model: nn.Module, plan: TgGBCPlan) -> None:
+def check_pruned(model: nn.Module, plan: KeyPlan) -> None:
     """Raises RuntimeError if a plan that removes something has removed nothing since it was attached."""
-    family_of(model).check_pruned(model, plan)
+    if plan.removes and not family_of(model).has_pruned(model):
+        raise RuntimeError(
+            f'{plan.title}: nothing was pruned. Either the decoder that was attached to never ran, or no forward pass '
+            f'had more keys than the threshold of {plan}'
+        )
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:

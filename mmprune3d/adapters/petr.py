@@ -1,4 +1,4 @@
-"""PETR-like detectors: a head whose transformer has a decoder with a place for a key pruner."""
+"""Our PETR: a head whose transformer has a decoder with a place for a key pruner."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mmprune3d.layers.key_pruning import TgGBCKeyPruner
-from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan
 
 LOOKS_FOR = 'a decoder with `layers`, `post_norm` and `key_pruner` (PETR3DDecoder), as in our PETR'
 STAGES = {'backbone': 'img_backbone', 'neck': 'img_neck'}
@@ -18,32 +18,35 @@ def find(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if hasattr(module, 'key_pruner')), None)
 
 
-def attach(model: nn.Module, plan: TgGBCPlan) -> None:
+def attach(model: nn.Module, plan: KeyPlan) -> None:
     """Makes the decoder prune by `plan`.
 
     Raises:
-        ValueError: If `plan.n` does not fit the decoder.
+        ValueError: If the plan does not fit the decoder, or if pruning is a part of the model already.
     """
     decoder = find(model)
-    decoder.key_pruner = TgGBCKeyPruner(plan, len(decoder.layers))
+    if decoder.key_pruner is not None and not is_attached(model):
+        raise ValueError(f'the model prunes by itself ({decoder.key_pruner.plan}): take that out of its config first')
+    decoder.key_pruner = make_pruner(plan, len(decoder.layers))
+    decoder.pruner_attached = True
 
 
 def detach(model: nn.Module) -> None:
     """Takes the pruner off; the decoder is then what it was."""
-    find(model).key_pruner = None
+    if is_attached(model):
+        decoder = find(model)
+        decoder.key_pruner = None
+        del decoder.pruner_attached
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether the decoder has a pruner."""
-    return find(model).key_pruner is not None
+    """Whether the decoder has got a pruner by `attach`."""
+    return getattr(find(model), 'pruner_attached', False)
 
 
-def check_pruned(model: nn.Module, plan: TgGBCPlan) -> None:
-    """Raises RuntimeError if `plan` removes keys and none was removed since it was attached."""
-    decoder = find(model)
-    pruned = decoder.key_pruner is not None and decoder.key_pruner.times_pruned
-    if any(plan.removals(len(decoder.layers))) and not pruned:
-        raise RuntimeError('tgGBC: nothing was pruned; the decoder that was attached to never ran')
+def has_pruned(model: nn.Module) -> bool:
+    """Whether anything was removed since `attach`."""
+    return find(model).key_pruner.has_pruned
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:
@@ -55,11 +58,11 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
     """Original ids [B, keys] that each decoder layer attends to during `call`, with or without a pruner attached."""
     decoder = find(model)
-    attached = decoder.key_pruner
-    recorder = TgGBCKeyPruner(attached.plan if attached else TgGBCPlan(r=0), len(decoder.layers), record=True)
+    before = decoder.key_pruner
+    recorder = make_pruner(before.plan if before else TgGBCPlan(r=0), len(decoder.layers), record=True)
     decoder.key_pruner = recorder
     try:
         call()
     finally:
-        decoder.key_pruner = attached
+        decoder.key_pruner = before
     return recorder.kept

@@ -1,13 +1,14 @@
 """Attention with positional encodings: fused, and able to say how much chosen queries attend to each key.
 
-All tensors are batch-first, [B, N, C]. The fused kernels (``F.scaled_dot_product_attention``) never hand out the
-attention map, and key pruning needs a few rows of it only; :class:`AttentionRecord` computes exactly those from the
-projected queries and keys that the forward pass made anyway.
+All tensors are batch-first, [B, N, C]. The fused kernels never hand out the attention map, and key pruning needs sums
+over a few rows of it only; :class:`AttentionRecord` computes exactly those from the projected queries and keys that the
+forward pass made anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -15,91 +16,89 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmprune3d.ops.attention import fused_attention
+from mmprune3d.pruning.selection import gather_tokens, once_per_tensor
+from mmprune3d.pruning.tggbc import attention_rows, fused_key_importance, key_importance
+
 
 class Keys(NamedTuple):
     """What cross-attention attends to.
 
     Attributes:
-        content: [B, N_k, C].
-        value: [B, N_k, C]; the very same tensor as `content` in DETR-like decoders.
-        pos: [B, N_k, C], added to `content` (not to `value`), or None.
+        key: [B, N_k, C], positional encoding included.
+        value: [B, N_k, C], without it.
         padding_mask: [B, N_k] bool, True where a key is padding, or None.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None.
     """
 
-    content: Tensor
+    key: Tensor
     value: Tensor
-    pos: Tensor | None = None
     padding_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Keys:
-        """Applies `change` to every tensor there is; `content` and `value` stay one tensor if they were one."""
-        content = change(self.content)
-        return Keys(
-            content=content,
-            value=content if self.value is self.content else change(self.value),
-            pos=None if self.pos is None else change(self.pos),
-            padding_mask=None if self.padding_mask is None else change(self.padding_mask),
-        )
+        """Applies `change` to key, value and padding mask; `key` and `value` stay one tensor if they were one."""
+        key, value, padding_mask = map(once_per_tensor(change), self[:3])
+        return Keys(key, value, padding_mask, self.attention_mask)
+
+    def select(self, index: Tensor) -> Keys:
+        """The keys `index` [B, K] of every sample, with their masks."""
+        chosen = self.map(lambda tokens: gather_tokens(tokens, index))
+        if self.attention_mask is None:
+            return chosen
+        columns = index[:, None].expand(-1, self.attention_mask.shape[1], -1)
+        return chosen._replace(attention_mask=self.attention_mask.gather(2, columns))
 
 
 class AttentionRecord(NamedTuple):
     """The projected inputs of one cross-attention, detached: enough to compute any row of its map.
 
     Attributes:
-        query: [B, heads, N_q, C / heads].
-        key: [B, heads, N_k, C / heads].
+        query: [B, heads, N_q, D].
+        key: [B, heads, N_k, D].
         padding_mask: [B, N_k] bool, True for padding, or None.
+        log_sum: [B, heads, N_q], logarithms of the softmax' denominators, or None if the kernel did not tell.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None.
     """
 
     query: Tensor
     key: Tensor
     padding_mask: Tensor | None = None
+    log_sum: Tensor | None = None
+    attention_mask: Tensor | None = None
 
     def rows(self, index: Tensor) -> Tensor:
         """Attention weights of the queries `index` [B, k], averaged over heads: [B, k, N_k].
 
         They are the weights of the forward pass without its dropout; each row sums to 1, padding gets 0.
         """
-        heads, width = self.query.shape[1], self.query.shape[3]
-        chosen = index[:, None, :, None].expand(-1, heads, -1, width)
-        scores = self.query.gather(2, chosen) @ self.key.transpose(-2, -1) * width**-0.5
-        if self.padding_mask is not None:
-            scores = scores.masked_fill(self.padding_mask[:, None, None], float('-inf'))
-        return scores.softmax(-1).mean(1)
+        forbidden = None if self.padding_mask is None else self.padding_mask[:, None]
+        if self.attention_mask is not None:
+            rows = gather_tokens(self.attention_mask, index)
+            forbidden = rows if forbidden is None else forbidden | rows
+        return attention_rows(self._chosen(index), self.key, forbidden)
+
+    def importance(self, confidence: Tensor, index: Tensor) -> Tensor:
+        """Importance of every key [B, N_k] for the queries `index` [B, k] of this confidence [B, k]."""
+        if self.log_sum is None or self.attention_mask is not None:
+            return key_importance(confidence, self.rows(index), self.padding_mask)
+        log_sum = self.log_sum.gather(2, index[:, None].expand(-1, self.query.shape[1], -1))
+        return fused_key_importance(confidence, self._chosen(index), self.key, log_sum, self.padding_mask)
+
+    def _chosen(self, index: Tensor) -> Tensor:
+        chosen = index[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3])
+        return self.query.gather(2, chosen)
 
     def without_first(self, count: int) -> AttentionRecord:
         """The same without the first `count` queries (denoising queries, which know the ground truth)."""
-        return self._replace(query=self.query[:, :, count:])
+        log_sum = None if self.log_sum is None else self.log_sum[:, :, count:]
+        mask = None if self.attention_mask is None else self.attention_mask[:, count:]
+        return self._replace(query=self.query[:, :, count:], log_sum=log_sum, attention_mask=mask)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """[B, N, C] to [B, heads, N, C / heads]."""
     return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def attention_rows(
-    attention: nn.MultiheadAttention,
-    query: Tensor,
-    key: Tensor,
-    index: Tensor,
-    padding_mask: Tensor | None = None,
-) -> Tensor:
-    """Rows of the attention map of any ``nn.MultiheadAttention``, for decoders that were written by others.
-
-    Args:
-        attention: Holds the weights; its query, key and value must have the same width.
-        query: [B, N_q, C], positional part included.
-        key: [B, N_k, C], positional part included.
-        index: [B, k], the queries that are wanted.
-        padding_mask: [B, N_k] bool, True for padding, or None.
-
-    Returns:
-        [B, k, N_k], averaged over heads.
-    """
-    query = query.gather(1, index[..., None].expand(-1, -1, query.shape[-1]))
-    everything = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    projected = (project(attention, part, which) for which, part in enumerate((query, key)))
-    return AttentionRecord(*projected, padding_mask).rows(everything)
 
 
 def project(attention: nn.MultiheadAttention, tokens: Tensor, which: int) -> Tensor:
@@ -110,19 +109,20 @@ def project(attention: nn.MultiheadAttention, tokens: Tensor, which: int) -> Ten
     return split_heads(F.linear(tokens, attention.in_proj_weight[part], bias), attention.num_heads)
 
 
-def allowed(attn_mask: Tensor | None, padding_mask: Tensor | None) -> Tensor | None:
-    """Both masks as one for ``F.scaled_dot_product_attention``, where True means "may attend" (the opposite).
+def allowed(attn_mask: Tensor | None, keys: Keys) -> Tensor | None:
+    """All masks as one for ``F.scaled_dot_product_attention``, where True means "may attend" (the opposite).
 
     Args:
         attn_mask: [N_q, N_k] bool, True where attention is forbidden, or None.
-        padding_mask: [B, N_k] bool, True for padding, or None.
+        keys: Have a padding mask, an attention mask, both or none.
     """
-    if attn_mask is None and padding_mask is None:
-        return None
-    if padding_mask is None:
-        return ~attn_mask
-    forbidden = padding_mask[:, None, None]
-    return ~forbidden if attn_mask is None else ~(forbidden | attn_mask)
+    masks = [
+        attn_mask,
+        None if keys.padding_mask is None else keys.padding_mask[:, None, None],
+        None if keys.attention_mask is None else keys.attention_mask[:, None],
+    ]
+    forbidden = [mask for mask in masks if mask is not None]
+    return ~reduce(torch.logical_or, forbidden) if forbidden else None
 
 
 class PositionalAttention(BaseModule):
@@ -171,43 +171,30 @@ class PositionalAttention(BaseModule):
             The new queries [B, N_q, C], and a record from which attention weights can be computed. The record holds
             references, it costs nothing; let it go before the next layer.
         """
-        if keys is None:
-            keys = Keys(query, query, query_pos)
-        positioned_query = query if query_pos is None else query + query_pos
-        positioned_key = keys.content if keys.pos is None else keys.content + keys.pos
-        q, k = project(self.attn, positioned_query, 0), project(self.attn, positioned_key, 1)
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            project(self.attn, keys.value, 2),
-            attn_mask=allowed(attn_mask, keys.padding_mask),
-            dropout_p=self.attn.dropout if self.training else 0.0,
-        )
+        positioned, keys = self._positioned(query, keys, query_pos)
+        q, k, v = (project(self.attn, part, i) for i, part in enumerate((positioned, keys.key, keys.value)))
+        dropout = self.attn.dropout if self.training else 0.0
+        mixed, log_sum = fused_attention(q, k, v, allowed(attn_mask, keys), dropout)
         output = self.attn.out_proj(mixed.transpose(1, 2).flatten(2))
-        return query + self.dropout(output), AttentionRecord(q.detach(), k.detach(), keys.padding_mask)
+        detached = None if log_sum is None else log_sum.detach()
+        record = AttentionRecord(q.detach(), k.detach(), keys.padding_mask, detached, keys.attention_mask)
+        return query + self.dropout(output), record
 
-    def attention_rows(
-        self, query: Tensor, key: Tensor, query_indices: Tensor, key_padding_mask: Tensor | None = None
-    ) -> Tensor:
-        """Rows `query_indices` [B, k] of the head-averaged map [B, k, N_k]; see :func:`attention_rows`."""
-        return attention_rows(self.attn, query, key, query_indices, key_padding_mask)
+    @staticmethod
+    def _positioned(query: Tensor, keys: Keys | None, query_pos: Tensor | None) -> tuple[Tensor, Keys]:
+        positioned = query if query_pos is None else query + query_pos
+        return positioned, Keys(positioned, query) if keys is None else keys
 
     def reference(
         self,
         query: Tensor,
-        keys: Keys,
+        keys: Keys | None = None,
         query_pos: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same by ``nn.MultiheadAttention`` itself, with the full map [B, N_q, N_k]: slow, for tests only."""
-        positioned_query = query if query_pos is None else query + query_pos
-        positioned_key = keys.content if keys.pos is None else keys.content + keys.pos
+        """The same by ``nn.MultiheadAttention`` itself, with the full map [B, N_q, N_k], as detectors run it today."""
+        positioned, keys = self._positioned(query, keys, query_pos)
         output, attention = self.attn(
-            positioned_query,
-            positioned_key,
-            keys.value,
-            key_padding_mask=keys.padding_mask,
-            attn_mask=attn_mask,
-            need_weights=True,
+            positioned, keys.key, keys.value, key_padding_mask=keys.padding_mask, attn_mask=attn_mask
         )
         return query + self.dropout(output), attention

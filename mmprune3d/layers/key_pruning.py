@@ -1,85 +1,215 @@
-"""tgGBC between the layers of a decoder: the plan of `pruning.tggbc` applied to the keys of cross-attention."""
+"""Key pruning between the layers of a decoder: a plan of `pruning.plan` applied to the keys of cross-attention.
+
+A decoder, or the adapter of one, makes a pruner by `make_pruner` and asks it after every layer but the last::
+
+    kept = pruner(layer, query, keys, record, score_fn)
+
+and goes on with ``kept.keys``, and with the queries ``kept.queries`` if that is not None.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmprune3d.pruning.plan import TgGBCPlan
-from mmprune3d.pruning.selection import compose, gather_tokens
-from mmprune3d.pruning.tggbc import confident_queries, keep_important, key_importance, query_confidence
+from mmprune3d.pruning import tome
+from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
+from mmprune3d.pruning.tggbc import confident_queries, keep_important, query_confidence
 
-from .attention import Keys
+from .attention import AttentionRecord, Keys
+
+ScoreFunction = Callable[[int, Tensor], Tensor]
+"""(layer, normed queries [B, N_q, C]) -> logits [B, N_q, classes] of that layer's classification branch."""
+
+
+class Kept(NamedTuple):
+    """What the next layer works on.
+
+    Attributes:
+        keys: Its keys.
+        queries: [B, N] indices of the queries that stay, or None for all.
+    """
+
+    keys: Keys
+    queries: Tensor | None = None
+
+
+class KeyPruner(Protocol):
+    """Chooses keys between decoder layers.
+
+    Attributes:
+        kept: With ``record=True``, one [B, N_k] int64 per layer of the last forward pass: the original ids of the keys
+            which that layer attends to.
+        has_pruned: Whether anything was removed since the pruner was made.
+    """
+
+    plan: KeyPlan
+    kept: list[Tensor]
+    has_pruned: bool
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
+    ) -> Kept:
+        """Returns what stays.
+
+        Args:
+            layer: The layer that has just run, from 0.
+            query: [B, N_q, C], its normed output without denoising queries.
+            keys: What it attended to.
+            record: Of its cross-attention, for the same queries.
+            score_fn: Logits of these queries.
+        """
 
 
 class TgGBCKeyPruner:
     """Removes the keys that confident queries look at least, after each of the first n layers.
 
-    A decoder asks it between layers (the protocol is `KeyPruner` in `models.petr.decoder`). All tensors of `Keys` are
-    gathered by the same per-sample indices.
+    All tensors of `Keys` are gathered by the same per-sample indices.
 
     Args:
         plan: How many keys, over how many layers, by how many queries.
         num_layers: Layers of the decoder.
         record: Keep the original ids of the surviving keys in `kept`; off by default, it costs a gather per layer.
-
-    Attributes:
-        kept: With `record`, one [B, N_k] int64 per layer of the last forward pass: the keys which that layer attends
-            to.
-        times_pruned: How often keys were removed since the pruner was made.
     """
 
     def __init__(self, plan: TgGBCPlan, num_layers: int, record: bool = False) -> None:
+        plan.check(num_layers)
         self.plan = plan
-        self.removals = plan.removals(num_layers)
+        self.num_layers = num_layers
+        self.query_removals = plan.query_removals(num_layers)
         self.record = record
         self.kept: list[Tensor] = []
-        self.times_pruned = 0
+        self.has_pruned = False
+        self._removals: list[tuple[int, ...]] = []
         self._clamp_logged = False
 
     @torch.no_grad()
     def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        keys: Keys,
-        *,
-        attention_rows: Callable[[Tensor], Tensor],
-        score_fn: Callable[[int, Tensor], Tensor],
-    ) -> Keys:
-        """The keys for the layer after `layer`.
-
-        Args:
-            layer: The layer that has just run, from 0.
-            query: [B, N_q, C], its normed output.
-            keys: What it attended to.
-            attention_rows: Query indices [B, k] -> their head-averaged attention [B, k, N_k].
-            score_fn: (layer, query) -> logits [B, N_q, classes].
+        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
+    ) -> Kept:
+        """See `KeyPruner`.
 
         Raises:
             ValueError: If the plan leaves no key.
         """
-        batch, num_keys = keys.content.shape[:2]
         if layer == 0:
-            self.plan.keys_per_layer(num_keys, len(self.removals))
-            self.kept = [torch.arange(num_keys, device=query.device).expand(batch, -1)] if self.record else []
-        if not self.removals[layer]:
+            self._begin(keys)
+        removed, lost = max(counts[layer] for counts in self._removals), self.query_removals[layer]
+        if not (removed or lost):
             self.kept += self.kept[-1:]
-            return keys
+            return Kept(keys)
         self._log_clamp(query.shape[1])
-        confidence = query_confidence(score_fn(layer, query), self.plan.activation)
-        confidence, chosen = confident_queries(confidence, self.plan.k)
-        importance = key_importance(confidence, attention_rows(chosen), keys.padding_mask)
-        index = keep_important(importance, self.removals[layer])
+        confidence = self._confidence(layer, query, score_fn)
+        if removed:
+            keys = self._trim(layer, keys, record.importance(*confident_queries(confidence, self.plan.k)))
+        queries = keep_highest(confidence, query.shape[1] - lost) if lost else None
+        self.has_pruned = True
+        return Kept(keys, queries)
+
+    def _begin(self, keys: Keys) -> None:
+        """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
+
+        A plain count needs no look at the padding: padded keys are worth least and go first. Shares and thresholds are
+        about valid keys, whose number only the mask knows.
+        """
+        batch, num = keys.key.shape[:2]
+        if keys.padding_mask is not None and (self.plan.is_share or self.plan.t):
+            valid = (~keys.padding_mask).sum(1).tolist()
+            self._removals = [self.plan.removals(self.num_layers, count) for count in valid]
+            self._left = valid
+        else:
+            self._removals = [self.plan.removals(self.num_layers, num)]
+            self._left = [num]
+        self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
+
+    def _confidence(self, layer: int, query: Tensor, score_fn: ScoreFunction) -> Tensor:
+        if self.plan.score == 'none':
+            return query.new_ones(query.shape[:2])
+        return query_confidence(score_fn(layer, query), self.plan.activation, self.plan.score)
+
+    def _trim(self, layer: int, keys: Keys, importance: Tensor) -> Keys:
+        self._left = [left - counts[layer] for left, counts in zip(self._left, self._removals, strict=True)]
+        remove = keys.key.shape[1] - max(self._left)
+        if len(self._left) > 1:  # the lowest key that stays decides; samples with fewer keys than slots get padding
+            importance, index = importance.topk(max(self._left), dim=1)
+            surplus = torch.arange(index.shape[1], device=index.device) >= index.new_tensor(self._left)[:, None]
+        else:
+            index, surplus = keep_important(importance, remove, keys.attention_mask), None
         if self.record:
             self.kept.append(compose(self.kept[-1], index))
-        self.times_pruned += 1
-        return keys.map(lambda tokens: gather_tokens(tokens, index))
+        keys = keys.select(index)
+        return keys if surplus is None else keys._replace(padding_mask=keys.padding_mask | surplus)
 
     def _log_clamp(self, num_queries: int) -> None:
         if self.plan.k > num_queries and not self._clamp_logged:
             print_log(f'tgGBC: k={self.plan.k} exceeds the {num_queries} queries; all of them count', logger='current')
             self._clamp_logged = True
+
+
+class ToMeKeyPruner:
+    """Merges the keys that are most alike, by ToMe's matching, after each of the first n layers.
+
+    Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike, weighted
+    by the number of keys that each one stands for.
+
+    Args:
+        plan: How many keys, over how many layers.
+        num_layers: Layers of the decoder.
+        record: Keep ids in `kept`; a merged key has the id of its destination.
+    """
+
+    def __init__(self, plan: ToMePlan, num_layers: int, record: bool = False) -> None:
+        plan.check(num_layers)
+        self.plan = plan
+        self.num_layers = num_layers
+        self.record = record
+        self.kept: list[Tensor] = []
+        self.has_pruned = False
+        self._size: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
+    ) -> Kept:
+        """See `KeyPruner`.
+
+        Raises:
+            ValueError: If a layer would lose more than half of its keys, or if keys are padded.
+        """
+        if keys.padding_mask is not None or keys.attention_mask is not None:
+            raise ValueError('ToMe knows no masks: a padded key would be merged into one that carries an image')
+        batch, num = keys.key.shape[:2]
+        if layer == 0:
+            self._size = None
+            self._removals = self.plan.removals(self.num_layers, num)
+            self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
+        if not self._removals[layer]:
+            self.kept += self.kept[-1:]
+            return Kept(keys)
+        self.has_pruned = True
+        matching = tome.bipartite_matching(record.key.mean(1), self._removals[layer])
+        before = self._size
+        merged = keys.map(lambda tokens: tome.merge_tokens(tokens, matching, before)[0])
+        self._size = tome.merge_tokens(keys.key[..., :1], matching, before)[1]
+        if self.record:
+            sources, destinations = self.kept[-1][:, ::2], self.kept[-1][:, 1::2]
+            self.kept.append(torch.cat((compose(sources, matching.stay), destinations), dim=1))
+        return Kept(merged)
+
+
+PRUNERS: dict[str, type[KeyPruner]] = {TgGBCPlan.method: TgGBCKeyPruner, ToMePlan.method: ToMeKeyPruner}
+"""Method -> pruner."""
+
+
+def make_pruner(plan: KeyPlan, num_layers: int, record: bool = False) -> KeyPruner:
+    """The pruner of `plan` for a decoder of `num_layers`; see `KeyPruner`.
+
+    Raises:
+        ValueError: If the plan does not fit the decoder.
+    """
+    return PRUNERS[plan.method](plan, num_layers, record)

@@ -2,44 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
-from .schedules import split_over_layers
+from .schedules import check_layers, split_over_layers
+
+Amount = int | float | Sequence[int] | Sequence[float]
+"""Tokens to remove: a count, or a share below 1; in total, or one per layer."""
 
 
 @dataclass(frozen=True)
-class TgGBCPlan:
-    """How many cross-attention keys tgGBC removes, and when (paper section 3.3).
+class KeyPlan:
+    """What all methods that remove cross-attention keys between decoder layers have in common.
 
     Attributes:
-        r: Keys removed in total.
-        n: Number of decoder layers that prune, counted from the first.
-        k: Queries whose scores count, the most confident ones; 0 means all of them (as in the official command line).
-        activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left
-            out).
+        r: Keys removed: a count, or a share (a float between 0 and 1) of the valid keys of each forward pass. One
+            number is the total, split over `n` layers; a list is the amount after each layer from the first.
+        n: Number of decoder layers that prune, counted from the first; None means 2, or the length of `r`.
     """
 
-    method: ClassVar[str] = 'tggbc'
-    activations: ClassVar[tuple[str, ...]] = ('sigmoid', 'softmax')
+    method: ClassVar[str]
+    title: ClassVar[str]
+    example: ClassVar[str]
 
-    r: int
-    n: int = 2
-    k: int = 175
-    activation: str = 'sigmoid'
+    r: Amount
+    n: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ('r', 'n', 'k'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f'tgGBC: {name}={value!r} must be a whole number, 0 or more')
-        if self.activation not in self.activations:
-            raise ValueError(f'tgGBC: activation={self.activation!r}; valid are {", ".join(self.activations)}')
+        if isinstance(self.r, Sequence) and not isinstance(self.r, str):
+            object.__setattr__(self, 'r', tuple(self.r))
+        amounts = self.r if isinstance(self.r, tuple) else (self.r,)
+        for amount in amounts:
+            self._check_amount(amount)
+        if not amounts or (sum(amounts) >= 1 and self.is_share):
+            raise ValueError(f'{self.title}: r={self.r!r}: shares must sum to less than 1, and a list must not be empty')
+        if self.n is None:
+            object.__setattr__(self, 'n', len(self.r) if isinstance(self.r, tuple) else 2)
+        self.check_count('n')
+        if isinstance(self.r, tuple) and self.n != len(self.r):
+            raise ValueError(f'{self.title}: r lists {len(self.r)} layers, but n={self.n}; leave n out')
 
-    def removals(self, num_layers: int) -> tuple[int, ...]:
-        """Keys removed after each of `num_layers` decoder layers; see `split_over_layers`."""
-        return split_over_layers(self.r, self.n, num_layers)
+    def _check_amount(self, amount: object) -> None:
+        is_count = isinstance(amount, int) and not isinstance(amount, bool) and amount >= 0
+        is_share = isinstance(amount, float) and 0 <= amount < 1
+        kinds = {type(value) for value in self.r} if isinstance(self.r, tuple) else set()
+        if not (is_count or is_share) or len(kinds) > 1:
+            raise ValueError(
+                f'{self.title}: r={self.r!r} must be a whole number (keys), a share from 0.0 to below 1.0, '
+                'or a list of one kind, an entry per layer'
+            )
+
+    def check_count(self, name: str) -> None:
+        """Raises ValueError if the setting `name` is not a whole number from 0."""
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f'{self.title}: {name}={value!r} must be a whole number, 0 or more')
+
+    def check_choice(self, name: str, valid: Sequence[str]) -> None:
+        """Raises ValueError if the setting `name` is not one of `valid`."""
+        if getattr(self, name) not in valid:
+            raise ValueError(f'{self.title}: {name}={getattr(self, name)!r}; valid are {", ".join(valid)}')
+
+    @property
+    def is_share(self) -> bool:
+        """Whether `r` depends on the number of keys."""
+        return isinstance(self.r[0] if isinstance(self.r, tuple) else self.r, float)
+
+    @property
+    def removes(self) -> bool:
+        """Whether the plan removes anything."""
+        amounts = self.r if isinstance(self.r, tuple) else (self.r if self.n else 0,)
+        return any(amounts)
+
+    def check(self, num_layers: int) -> None:
+        """Raises ValueError if the plan does not fit a decoder of `num_layers`."""
+        if self.removes:
+            check_layers(self.n, num_layers)
+
+    def scaled(self, share: float) -> Self:
+        """The plan with `share` (0..1) of its removals."""
+        amounts = self.r if isinstance(self.r, tuple) else (self.r,)
+        scaled = tuple(amount * share if self.is_share else int(amount * share) for amount in amounts)
+        return replace(self, r=scaled if isinstance(self.r, tuple) else scaled[0])
+
+    def removals(self, num_layers: int, num_keys: int) -> tuple[int, ...]:
+        """Keys removed after each of `num_layers` decoder layers of `num_keys` valid keys.
+
+        Shares are of `num_keys`, not of what earlier layers left, and are rounded down; one number is split by
+        `split_over_layers`.
+
+        Raises:
+            ValueError: If no key would be left, or `n` does not fit.
+        """
+        self.check(num_layers)
+        if isinstance(self.r, tuple):
+            counts = tuple(int(amount * num_keys) if self.is_share else amount for amount in self.r)
+            counts = (counts + (0,) * num_layers)[:num_layers]
+        else:
+            total = int(self.r * num_keys) if self.is_share else self.r
+            counts = split_over_layers(total, self.n, num_layers)
+        return self.limited(counts, num_keys)
+
+    def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
+        """`counts`, checked against `num_keys`."""
+        if sum(counts) >= num_keys:
+            raise ValueError(
+                f'{self.title}: r={self.r!r} of {num_keys} keys leaves none; valid are 0 to {num_keys - 1}, '
+                'or a share below 1'
+            )
+        return counts
 
     def keys_per_layer(self, num_keys: int, num_layers: int) -> tuple[int, ...]:
         """Keys that each layer attends to, starting from `num_keys`.
@@ -47,19 +119,19 @@ class TgGBCPlan:
         Raises:
             ValueError: If `r` leaves no key.
         """
-        if self.r >= num_keys and any(self.removals(num_layers)):
-            raise ValueError(f'tgGBC: r={self.r} of {num_keys} keys leaves none; valid are 0 to {num_keys - 1}')
         counts = [num_keys]
-        for removed in self.removals(num_layers)[:-1]:
+        for removed in self.removals(num_layers, num_keys)[:-1]:
             counts.append(counts[-1] - removed)
         return tuple(counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, with the method's name: what goes into `checkpoint['meta']['mmprune3d']`."""
-        return {'method': self.method, **asdict(self)}
+        values = asdict(self)
+        values['r'] = list(self.r) if isinstance(self.r, tuple) else self.r
+        return {'method': self.method, **values}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TgGBCPlan:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`.
 
         Raises:
@@ -72,14 +144,14 @@ class TgGBCPlan:
         valid = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(valid))
         if unknown:
-            raise ValueError(f'tgGBC: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+            raise ValueError(f'{cls.title}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
         if 'r' not in values:
-            raise ValueError('tgGBC: r, the number of keys to remove, is missing (example: r=12000,n=2,k=175)')
+            raise ValueError(f'{cls.title}: r, what to remove, is missing (example: {cls.example})')
         return cls(**values)
 
     @classmethod
-    def parse(cls, text: str) -> TgGBCPlan:
-        """A plan from `'r=12000,n=2,k=175'`.
+    def parse(cls, text: str) -> Self:
+        """A plan from `'r=12000,n=2,k=175'`, `'r=0.5,n=1'` or `'r=8000+4000'` (an amount per layer).
 
         Raises:
             ValueError: If an item is not `name=value`, or the values are invalid.
@@ -88,6 +160,96 @@ class TgGBCPlan:
         for item in filter(None, (part.strip() for part in text.split(','))):
             name, separator, value = (part.strip() for part in item.partition('='))
             if not separator or not name or not value or name in values:
-                raise ValueError(f'tgGBC: cannot read {item!r}; write each setting once, as r=12000,n=2,k=175')
-            values[name] = int(value) if value.lstrip('+-').isdigit() else value
+                raise ValueError(f'{cls.title}: cannot read {item!r}; write each setting once, as {cls.example}')
+            parts = [_number(part) for part in value.split('+')] if name == 'r' else [_number(value)]
+            values[name] = parts[0] if len(parts) == 1 else parts
         return cls.from_dict(values)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True)
+class TgGBCPlan(KeyPlan):
+    """How many cross-attention keys tgGBC removes, when, and by which queries (paper section 3.3).
+
+    Attributes:
+        k: Queries whose scores count, the most confident ones; 0 means all of them (as in the official command line).
+            None means 175, or all with `score='none'`.
+        activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left
+            out).
+        score: 'max', 'mean' or 'min' over classes (Table 5), or 'none': all queries count alike (Eq. 10).
+        t: A layer that attends to `t` valid keys or fewer is not followed by pruning (the threshold of appendix D.5).
+        q: Queries removed in total over the `n` layers, the least confident ones first (appendix D.2).
+    """
+
+    method: ClassVar[str] = 'tggbc'
+    title: ClassVar[str] = 'tgGBC'
+    example: ClassVar[str] = 'r=12000,n=2,k=175'
+    activations: ClassVar[tuple[str, ...]] = ('sigmoid', 'softmax')
+    scores: ClassVar[tuple[str, ...]] = ('max', 'mean', 'min', 'none')
+
+    k: int | None = None
+    activation: str = 'sigmoid'
+    score: str = 'max'
+    t: int = 0
+    q: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice('activation', self.activations)
+        self.check_choice('score', self.scores)
+        if self.k is None:
+            object.__setattr__(self, 'k', 0 if self.score == 'none' else 175)
+        for name in ('k', 't', 'q'):
+            self.check_count(name)
+        if self.score == 'none' and (self.k or self.q):
+            raise ValueError("tgGBC: score='none' has no confident queries (Eq. 10 sums over all): k and q must be 0")
+
+    @property
+    def removes(self) -> bool:
+        """Whether the plan removes any key or query."""
+        return super().removes or bool(self.q and self.n)
+
+    def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
+        """`counts` without those after layers that attend to `t` keys or fewer."""
+        left, kept = num_keys, []
+        for count in counts:
+            kept.append(count if left > self.t else 0)
+            left -= kept[-1]
+        return super().limited(tuple(kept), num_keys)
+
+    def query_removals(self, num_layers: int) -> tuple[int, ...]:
+        """Queries removed after each of `num_layers` decoder layers."""
+        return split_over_layers(self.q, self.n, num_layers)
+
+
+@dataclass(frozen=True)
+class ToMePlan(KeyPlan):
+    """Token merging on cross-attention keys, the method that tgGBC is compared with (paper section 4.3).
+
+    Bipartite matching can merge half of a layer's keys at most.
+    """
+
+    method: ClassVar[str] = 'tome'
+    title: ClassVar[str] = 'ToMe'
+    example: ClassVar[str] = 'r=3000,n=2'
+
+    def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
+        """`counts`, checked: no layer can lose more than half of its keys."""
+        left = num_keys
+        for count in counts:
+            if count > left // 2:
+                raise ValueError(f'ToMe: cannot merge {count} of {left} keys in one layer; at most {left // 2}')
+            left -= count
+        return counts
+
+
+PLANS: dict[str, type[KeyPlan]] = {plan.method: plan for plan in (TgGBCPlan, ToMePlan)}
+"""Method -> plan."""

@@ -1,4 +1,4 @@
-"""How a total number of removals is spread over layers."""
+"""How removals are spread over layers and over training."""
 
 from __future__ import annotations
 
@@ -25,10 +25,35 @@ def split_over_layers(r: int, n: int, num_layers: int) -> tuple[int, ...]:
         raise ValueError(f'r and n must not be negative, got r={r}, n={n}')
     if r == 0 or n == 0:
         return (0,) * num_layers
+    check_layers(n, num_layers)
+    step = r // n // 2 * 2
+    return (step,) * (n - 1) + (r - step * (n - 1),) + (0,) * (num_layers - n)
+
+
+def check_layers(n: int, num_layers: int) -> None:
+    """Raises ValueError if `n` pruning layers do not fit a decoder of `num_layers`."""
     if n > num_layers - 1:
         raise ValueError(
             f'n={n} pruning layers in a decoder of {num_layers}: valid are 1 to {num_layers - 1}, '
             'because keys removed after the last layer are never read again'
         )
-    step = r // n // 2 * 2
-    return (step,) * (n - 1) + (r - step * (n - 1),) + (0,) * (num_layers - n)
+
+
+def heated(iteration: int, warmup: int, heating: int) -> float:
+    """The share of `r` that is pruned in a training iteration: none, then linearly more, then all of it.
+
+    A function of the iteration alone, so that a resumed run goes on where it stopped (in the official hook a run that is
+    resumed during warm-up prunes everything at once).
+
+    Args:
+        iteration: Number of the iteration, from 0.
+        warmup: Iterations without pruning.
+        heating: Iterations in which the share grows from 0 to 1.
+
+    Returns:
+        0..1.
+    """
+    done = iteration + 1 - warmup
+    if done <= 0:
+        return 0.0
+    return 1.0 if done > heating else done / heating

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,9 +31,32 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, K] of `tokens` [B, N, ...], per sample: [B, K, ...]."""
-    index = index.reshape(index.shape + (1,) * (tokens.dim() - 2))
-    return tokens.gather(1, index.expand(index.shape[:2] + tokens.shape[2:]))
+    """Rows `index` [B, K] of `tokens` [B, N, ...], per sample: [B, K, ...].
+
+    Copies whole rows, which is several times faster on CPUs than ``Tensor.gather`` with an expanded index.
+    """
+    batch, num = tokens.shape[:2]
+    if batch > 1:
+        index = index + torch.arange(batch, device=index.device)[:, None] * num
+    rows = tokens.flatten(0, 1).index_select(0, index.flatten())
+    return rows.unflatten(0, index.shape)
+
+
+def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], Tensor | None]:
+    """`change`, applied once to tensors that are passed several times, and never to None.
+
+    Decoders pass one tensor as key and value; this keeps it one, and gathers it once.
+    """
+    done: dict[int, Tensor] = {}
+
+    def apply(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in done:
+            done[id(tensor)] = change(tensor)
+        return done[id(tensor)]
+
+    return apply
 
 
 def compose(ids: Tensor, index: Tensor) -> Tensor:

@@ -20,21 +20,29 @@ from .selection import keep_highest
 
 REMOVED_FIRST = -1.0
 """Importance of padded keys: below every attention weight, so that they go before any key that carries an image."""
+BLOCK = 1024
+"""Keys per block of the importance on the CPU; the scores of a block stay in the cache."""
 
 
-def query_confidence(logits: Tensor, activation: str = 'sigmoid') -> Tensor:
+def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = 'max') -> Tensor:
     """How sure each query is of being an object (Eq. 5).
 
     Args:
         logits: [B, N_q, classes], raw classification outputs.
         activation: 'sigmoid', or 'softmax' over all columns of which the last one is background and does not count.
+        score: What stands for the classes of a query: 'max', 'mean' or 'min' (the ablation of Table 5), or 'none',
+            where all queries count alike (Eq. 10). With a sigmoid, logits are reduced and then activated, as in the
+            official code.
 
     Returns:
         [B, N_q] in 0..1.
     """
+    if score == 'none':
+        return logits.new_ones(logits.shape[:2])
+    reduce = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}[score]
     if activation == 'softmax':
-        return logits.softmax(-1)[..., :-1].amax(-1)
-    return logits.amax(-1).sigmoid()
+        return reduce(logits.softmax(-1)[..., :-1], -1)
+    return reduce(logits, -1).sigmoid()
 
 
 def confident_queries(confidence: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -53,8 +61,25 @@ def confident_queries(confidence: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return confidence.gather(1, index), index
 
 
+def attention_rows(query: Tensor, key: Tensor, forbidden: Tensor | None = None) -> Tensor:
+    """Rows of an attention map, averaged over heads (the A of Eq. 7).
+
+    Args:
+        query: [B, heads, k, D], projected queries.
+        key: [B, heads, N_k, D], projected keys.
+        forbidden: Bool, broadcastable to [B, k, N_k], True where a query may not attend, or None.
+
+    Returns:
+        [B, k, N_k]; each row sums to 1, forbidden keys get 0.
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if forbidden is not None:
+        scores = scores.masked_fill(forbidden[:, None], float('-inf'))
+    return scores.softmax(-1).mean(1)
+
+
 def key_importance(confidence: Tensor, attention: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-    """Importance of every key (Eq. 7 and 9).
+    """Importance of every key (Eq. 7 and 9) from attention weights.
 
     Args:
         confidence: [B, k] of the chosen queries.
@@ -70,15 +95,51 @@ def key_importance(confidence: Tensor, attention: Tensor, padding_mask: Tensor |
     return importance
 
 
-def keep_important(importance: Tensor, remove: int) -> Tensor:
+def fused_key_importance(
+    confidence: Tensor, query: Tensor, key: Tensor, log_sum: Tensor, padding_mask: Tensor | None = None
+) -> Tensor:
+    """The same in one pass over the keys, block by block, without any row of the map in memory.
+
+    A weight of the map is exp(q k_j / sqrt(D) - log_sum_q), and the fused kernel knows log_sum_q already. So a block of
+    keys can be weighed without having seen the others.
+
+    Args:
+        confidence: [B, k] of the chosen queries.
+        query: [B, heads, k, D], projected.
+        key: [B, heads, N_k, D], projected.
+        log_sum: [B, heads, k] float32, see `ops.attention.fused_attention`.
+        padding_mask: [B, N_k] bool, True for padding, or None.
+
+    Returns:
+        [B, N_k] float32; `REMOVED_FIRST` where padded.
+    """
+    heads, num = key.shape[1:3]
+    weights = (confidence.float() / heads)[:, None, None].expand(-1, heads, -1, -1).flatten(0, 1)
+    scaled = (query.float() * query.shape[-1] ** -0.5).flatten(0, 1)
+    log_sum = log_sum.flatten(0, 1).unsqueeze(-1)
+    blocks = []
+    for start in range(0, num, BLOCK):
+        block = key[:, :, start : start + BLOCK].float().flatten(0, 1)
+        weight = torch.bmm(scaled, block.transpose(1, 2)).sub_(log_sum).exp_()
+        blocks.append(torch.bmm(weights, weight).unflatten(0, (-1, heads)).sum((1, 2)))
+    importance = torch.cat(blocks, dim=1)
+    if padding_mask is not None:
+        importance = importance.masked_fill(padding_mask, REMOVED_FIRST)
+    return importance
+
+
+def keep_important(importance: Tensor, remove: int, attention_mask: Tensor | None = None) -> Tensor:
     """Indices of the keys that stay when the `remove` least important ones of every sample go.
 
     Args:
         importance: [B, N_k].
         remove: 0 <= remove < N_k.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None. The most important key that a
+            query may attend to stays, however little it is worth: a query without any key would get no output.
+            So more keys than asked for may stay, the same number in every sample.
 
     Returns:
-        [B, N_k - remove] int64.
+        [B, N_k - remove] int64 (with `attention_mask` possibly more).
 
     Raises:
         ValueError: If no key would stay.
@@ -86,4 +147,23 @@ def keep_important(importance: Tensor, remove: int) -> Tensor:
     num = importance.shape[1]
     if not 0 <= remove < num:
         raise ValueError(f'tgGBC: cannot remove {remove} of {num} keys; valid are 0 to {num - 1}')
-    return keep_highest(importance, num - remove)
+    keep = num - remove
+    if attention_mask is not None:
+        needed = needed_keys(importance, attention_mask)
+        importance = importance.masked_fill(needed, float('inf'))
+        keep = max(keep, int(needed.sum(1).max()))
+    return keep_highest(importance, keep)
+
+
+def needed_keys(importance: Tensor, attention_mask: Tensor) -> Tensor:
+    """For every query, the most important key it may attend to: [B, N_k] bool.
+
+    Args:
+        importance: [B, N_k].
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend. Queries that may attend to nothing need
+            nothing.
+    """
+    best = importance[:, None].masked_fill(attention_mask, float('-inf')).argmax(-1)
+    has_any = ~attention_mask.all(-1)
+    needed = torch.zeros_like(importance)
+    return needed.scatter_add_(1, best, has_any.to(needed.dtype)) > 0

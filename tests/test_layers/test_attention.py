@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttention, attention_rows
+from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttention
 
 B, QUERIES, KEYS, WIDTH, HEADS = 2, 7, 11, 16, 4
 
@@ -30,7 +30,7 @@ def padding() -> torch.Tensor:
 @pytest.mark.parametrize('masked', [False, True])
 def test_equals_torch_multihead_attention(attention: PositionalAttention, padded: bool, masked: bool) -> None:
     content = tokens(KEYS, 1)
-    keys = Keys(content, content, tokens(KEYS, 2), padding() if padded else None)
+    keys = Keys(content + tokens(KEYS, 2), content, padding() if padded else None)
     query, query_pos = tokens(QUERIES, 3), tokens(QUERIES, 4)
     mask = torch.rand(QUERIES, KEYS) < 0.3 if masked else None
     if masked:
@@ -46,23 +46,19 @@ def test_equals_torch_multihead_attention(attention: PositionalAttention, padded
 def test_without_keys_it_is_self_attention(attention: PositionalAttention) -> None:
     query, query_pos = tokens(QUERIES, 3), tokens(QUERIES, 4)
     output, _ = attention(query, None, query_pos)
-    expected, _ = attention.reference(query, Keys(query, query, query_pos), query_pos)
+    expected, _ = attention.reference(query, Keys(query + query_pos, query), query_pos)
     torch.testing.assert_close(output, expected)
 
 
 def test_rows_are_those_of_the_full_map(attention: PositionalAttention) -> None:
     content = tokens(KEYS, 1)
-    keys = Keys(content, content, tokens(KEYS, 2), padding())
+    keys = Keys(content + tokens(KEYS, 2), content, padding())
     query, query_pos = tokens(QUERIES, 3), tokens(QUERIES, 4)
     _, full_map = attention.reference(query, keys, query_pos)
     index = torch.tensor([[6, 0, 3], [2, 2, 5]])
     expected = full_map.gather(1, index[..., None].expand(-1, -1, KEYS))
     _, record = attention(query, keys, query_pos)
     torch.testing.assert_close(record.rows(index), expected)
-    again = attention.attention_rows(query + query_pos, keys.content + keys.pos, index, keys.padding_mask)
-    torch.testing.assert_close(again, expected)
-    plain = attention_rows(attention.attn, query, content, index)
-    assert torch.equal(plain, attention.attention_rows(query, content, index))
     assert (record.rows(index)[0, :, -3:] == 0).all()
 
 
@@ -90,18 +86,18 @@ def test_map_keeps_one_tensor_one() -> None:
         calls.append(tensor.shape)
         return tensor[:, :5]
 
-    changed = Keys(content, content, tokens(KEYS, 2), padding()).map(first_half)
-    assert changed.value is changed.content
-    assert len(calls) == 3
+    changed = Keys(content, content, padding()).map(first_half)
+    assert changed.value is changed.key
+    assert len(calls) == 2
     assert changed.padding_mask.shape == (B, 5)
     separate = Keys(content, content.clone()).map(first_half)
-    assert separate.value is not separate.content
-    assert separate.pos is None and separate.padding_mask is None
+    assert separate.value is not separate.key
+    assert separate.padding_mask is None
 
 
 def test_gradients_reach_every_weight(attention: PositionalAttention) -> None:
     content = tokens(KEYS, 1)
-    output, _ = attention.train()(tokens(QUERIES, 3), Keys(content, content, tokens(KEYS, 2), padding()))
+    output, _ = attention.train()(tokens(QUERIES, 3), Keys(content + tokens(KEYS, 2), content, padding()))
     output.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in attention.parameters())
 

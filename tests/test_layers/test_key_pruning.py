@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmprune3d.layers.attention import Keys
+from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.key_pruning import TgGBCKeyPruner
 from mmprune3d.models.petr import PETR3DDecoder
 from mmprune3d.pruning.plan import TgGBCPlan
@@ -29,7 +29,7 @@ def inputs(batch: int, padded: bool) -> tuple[Tensor, Keys, Tensor]:
     content, pos = (torch.randn(batch, KEYS, WIDTH, generator=generator) for _ in range(2))
     mask = torch.arange(KEYS) >= torch.tensor([[KEYS - 3 * b] for b in range(batch)]) if padded else None
     query, query_pos = (torch.randn(batch, QUERIES, WIDTH, generator=generator) for _ in range(2))
-    return query, Keys(content, content, pos, mask), query_pos
+    return query, Keys(content + pos, content, mask), query_pos
 
 
 def prune_one_sample_at_a_time(
@@ -43,11 +43,11 @@ def prune_one_sample_at_a_time(
         ids, rows, sets = torch.arange(KEYS), [], []
         for index, layer in enumerate(decoder.layers):
             sets.append(set(ids.tolist()))
-            query = layer.norms[0](layer.attentions[0].reference(query, Keys(query, query, query_pos), query_pos)[0])
+            query = layer.norms[0](layer.attentions[0].reference(query, Keys(query + query_pos, query), query_pos)[0])
             query, attention = layer.attentions[1].reference(query, keys, query_pos)
             query = layer.norms[2](layer.ffns[0](layer.norms[1](query)))
             rows.append(decoder.post_norm(query))
-            remove = plan.removals(LAYERS)[index]
+            remove = plan.removals(LAYERS, KEYS)[index]
             if not remove:
                 continue
             score = branches[index](rows[-1]).max(-1).values.sigmoid()[0]
@@ -72,7 +72,7 @@ def test_pruned_decoder_equals_the_slow_obvious_way(
     plan, data = TgGBCPlan(r=r, n=n, k=k), inputs(batch, padded)
     expected, kept = prune_one_sample_at_a_time(decoder, branches, plan, data)
     decoder.key_pruner = pruner = TgGBCKeyPruner(plan, LAYERS, record=True)
-    outputs = decoder(*data, score_fn=lambda layer, query: branches[layer](query))
+    outputs = decoder(*data, score_fn=lambda layer, query: branches[layer](query)).queries
     padding = data[1].padding_mask if padded else torch.zeros(batch, KEYS, dtype=torch.bool)
     for b in range(batch):
         # which of several padded keys goes first is nobody's business
@@ -80,15 +80,15 @@ def test_pruned_decoder_equals_the_slow_obvious_way(
         assert [set(ids[b].tolist()) & real for ids in pruner.kept] == [ids & real for ids in kept[b]]
     torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
     assert [ids.shape[1] for ids in pruner.kept] == list(plan.keys_per_layer(KEYS, LAYERS))
-    assert pruner.times_pruned == n
+    assert pruner.has_pruned
 
 
 @torch.no_grad()
 def test_removing_nothing_is_bit_identical(decoder: PETR3DDecoder, branches: torch.nn.ModuleList) -> None:
     data = inputs(2, True)
-    before = decoder(*data, score_fn=None)
+    before = decoder(*data, score_fn=None).queries
     decoder.key_pruner = TgGBCKeyPruner(TgGBCPlan(r=0), LAYERS)
-    assert torch.equal(decoder(*data, score_fn=lambda layer, query: branches[layer](query)), before)
+    assert torch.equal(decoder(*data, score_fn=lambda layer, query: branches[layer](query)).queries, before)
 
 
 @torch.no_grad()
@@ -96,20 +96,19 @@ def test_all_tensors_of_the_keys_are_trimmed_alike() -> None:
     batch, remove = 2, 25
     numbered = torch.arange(KEYS, dtype=torch.float32).expand(batch, KEYS)
     content = numbered[..., None].repeat(1, 1, WIDTH)
-    keys = Keys(content, content, content + 1000, numbered > 30)
+    keys = Keys(content + 1000, content, numbered > 30)
     pruner = TgGBCKeyPruner(TgGBCPlan(r=remove, n=1, k=3), LAYERS)
-    attention = torch.rand(batch, 3, KEYS, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
     trimmed = pruner(
         0,
         torch.randn(batch, QUERIES, WIDTH),
         keys,
-        attention_rows=lambda index: attention,
-        score_fn=lambda layer, query: query[..., :CLASSES],
-    )
-    ids = trimmed.content[..., 0]
+        AttentionRecord(torch.randn(batch, 1, QUERIES, 4), torch.randn(batch, 1, KEYS, 4)),
+        lambda layer, query: query[..., :CLASSES],
+    ).keys
+    ids = trimmed.value[..., 0]
     assert ids.shape == (batch, KEYS - remove)
-    assert trimmed.value is trimmed.content
-    assert torch.equal(trimmed.pos[..., 0], ids + 1000)
+    assert torch.equal(trimmed.key[..., 0], ids + 1000)
     assert torch.equal(trimmed.padding_mask, ids > 30)
 
 

@@ -53,12 +53,12 @@ def test_parse_and_json_round_trip() -> None:
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('n=2', 'r, the number of keys to remove, is missing'),
-        ('r=100,m=2', 'unknown setting m; valid are r, n, k, activation'),
+        ('n=2', 'r, what to remove, is missing'),
+        ('r=100,m=2', 'unknown setting m; valid are r, n, k, activation, score, t, q'),
         ('r=100,n', "cannot read 'n'"),
         ('r=100,r=200', "cannot read 'r=200'"),
         ('r=ten', "r='ten' must be a whole number"),
-        ('r=-5', 'r=-5 must be a whole number, 0 or more'),
+        ('r=-5', 'r=-5 must be a whole number'),
         ('r=5,activation=tanh', 'valid are sigmoid, softmax'),
     ],
 )

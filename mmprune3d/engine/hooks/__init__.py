@@ -1,6 +1,6 @@
 """Hooks; registered in mmengine's root registry, so that a bare name works in any scope."""
 
 from .allow_mismatch_hook import AllowShapeMismatchHook
-from .tggbc_hook import TgGBCHook
+from .key_pruning_hook import TgGBCHook, ToMeHook
 
-__all__ = ['AllowShapeMismatchHook', 'TgGBCHook']
+__all__ = ['AllowShapeMismatchHook', 'TgGBCHook', 'ToMeHook']

@@ -2,7 +2,7 @@
 
 from .assigner import PETR3DAssigner, PETR3DBoxCost
 from .box_coder import PETR3DBoxCoder
-from .decoder import PETR3DDecoder, PETR3DDecoderLayer, PETR3DTransformer
+from .decoder import PETR3DDecoder, PETR3DDecoderLayer, PETR3DTransformer, TgGBCPETR3DTransformer
 from .dense_aux_head import PETR3DDenseAuxHead
 from .detector import PETR3D
 from .fpn import PETR3DFPN
@@ -23,4 +23,5 @@ __all__ = [
     'PETR3DHead',
     'PETR3DTransformer',
     'PETR3DVoVNet',
+    'TgGBCPETR3DTransformer',
 ]

@@ -1,25 +1,14 @@
 """PETR's transformer: a plain DETR decoder over the keys of all cameras (PETR, section 3.4), batch-first.
 
-Between two layers stands an optional key pruner, the one thing an adapter needs::
-
-    keys = decoder.key_pruner(layer, query, keys, attention_rows=..., score_fn=...)
-
-* ``layer``: number of the layer that has just run, from 0;
-* ``query``: [B, N_q, C], its output after ``post_norm`` and ``nan_to_num``, exactly what the heads see. Denoising
-  queries are left out: they carry ground truth, and do not exist at test;
-* ``keys``: the :class:`~mmprune3d.layers.attention.Keys` that this layer attended to. ``keys.map(change)`` makes the
-  ones for the next layer and keeps ``content`` and ``value`` one tensor;
-* ``attention_rows(index)``: for queries ``index`` [B, k], their weights [B, k, N_k] in this layer's cross-attention,
-  averaged over heads, without dropout, never as part of a full map;
-* ``score_fn(layer, query)``: [B, N_q, classes], logits of this layer's classification branch.
-
-The pruner is asked after every layer but the last, and must return keys of the same batch size. It is called outside
-of gradient checkpointing, so once per forward pass.
+Between two layers stands an optional key pruner (the protocol is ``KeyPruner`` in ``layers/key_pruning.py``), the one
+thing an adapter needs. It gets the queries exactly as the heads see them, after ``post_norm`` and ``nan_to_num``, but
+without denoising queries: these carry ground truth, and do not exist at test. It is asked after every layer but the
+last, outside of gradient checkpointing, so once per forward pass.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
@@ -30,29 +19,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttention
+from mmprune3d.layers.key_pruning import KeyPruner, ScoreFunction, make_pruner
+from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.pruning.selection import compose, gather_tokens
 
 
-class ScoreFunction(Protocol):
-    """Logits [B, N_q, classes] of normed queries [B, N_q, C] by the classification branch of decoder layer `layer`."""
+class Decoded(NamedTuple):
+    """Output of a decoder.
 
-    def __call__(self, layer: int, query: Tensor) -> Tensor:
-        """Computes the logits."""
+    Attributes:
+        queries: [layers or 1, B, N_q, C], normed.
+        ids: [B, N_q], which of the original queries these are, or None for all of them.
+    """
 
-
-class AttentionRows(Protocol):
-    """Attention weights [B, k, N_k] of the queries `index` [B, k]."""
-
-    def __call__(self, index: Tensor) -> Tensor:
-        """Computes the rows."""
-
-
-class KeyPruner(Protocol):
-    """Chooses the keys of the next layer; see the head of this file."""
-
-    def __call__(
-        self, layer: int, query: Tensor, keys: Keys, *, attention_rows: AttentionRows, score_fn: ScoreFunction
-    ) -> Keys:
-        """Returns the keys that stay."""
+    queries: Tensor
+    ids: Tensor | None = None
 
 
 class PETR3DDecoderLayer(BaseModule):
@@ -122,7 +103,7 @@ class PETR3DDecoder(BaseModule):
         with_cp: Gradient checkpointing of every layer.
 
     Attributes:
-        key_pruner: A :class:`KeyPruner`, or None.
+        key_pruner: A ``KeyPruner``, or None.
     """
 
     def __init__(
@@ -150,22 +131,23 @@ class PETR3DDecoder(BaseModule):
         self_attn_mask: Tensor | None = None,
         num_denoising: int = 0,
         all_layers: bool = True,
-    ) -> Tensor:
+    ) -> Decoded:
         """Runs all layers.
 
         Args:
             query: [B, N_q, C], initial content of the queries.
-            keys: Content, value, position and padding of the keys.
+            keys: Keys with their positions, values and masks.
             query_pos: [B, N_q, C].
             score_fn: Classification of the normed queries of a layer; only a pruner calls it.
             self_attn_mask: [N_q, N_q] bool, True where self-attention is forbidden, or None.
             num_denoising: How many of the first queries are denoising queries.
             all_layers: Return the output of every layer, or of the last one only.
 
-        Returns:
-            [layers or 1, B, N_q, C], normed.
+        Raises:
+            ValueError: If the pruner removes queries while the outputs of all layers, which would differ in length, are
+                asked for.
         """
-        outputs = []
+        outputs, ids = [], None
         for index, layer in enumerate(self.layers):
             query, record = layer(query, keys, query_pos, self_attn_mask)
             is_last = index == len(self.layers) - 1
@@ -176,9 +158,14 @@ class PETR3DDecoder(BaseModule):
             if all_layers or is_last:
                 outputs.append(normed)
             if prunes:
-                rows = record.without_first(num_denoising).rows
-                keys = self.key_pruner(index, normed[:, num_denoising:], keys, attention_rows=rows, score_fn=score_fn)
-        return torch.stack(outputs)
+                record = record.without_first(num_denoising)
+                keys, chosen = self.key_pruner(index, normed[:, num_denoising:], keys, record, score_fn)
+                if chosen is not None:
+                    if all_layers:
+                        raise ValueError('queries can be pruned only where the last layer alone gives the result')
+                    ids = chosen if ids is None else compose(ids, chosen)
+                    query, query_pos = gather_tokens(query, chosen), gather_tokens(query_pos, chosen)
+        return Decoded(torch.stack(outputs), ids)
 
 
 @MODELS.register_module()
@@ -226,7 +213,7 @@ class PETR3DTransformer(BaseModule):
         self_attn_mask: Tensor | None = None,
         num_denoising: int = 0,
         all_layers: bool = True,
-    ) -> Tensor:
+    ) -> Decoded:
         """Decodes.
 
         Args:
@@ -238,15 +225,31 @@ class PETR3DTransformer(BaseModule):
             self_attn_mask: See :class:`PETR3DDecoder`.
             num_denoising: See :class:`PETR3DDecoder`.
             all_layers: See :class:`PETR3DDecoder`.
-
-        Returns:
-            [layers or 1, B, N_q, C].
         """
         content = flatten_cameras(memory)
-        keys = Keys(content, content, flatten_cameras(key_pos), None if mask is None else mask.flatten(1))
+        keys = Keys(content + flatten_cameras(key_pos), content, None if mask is None else mask.flatten(1))
         return self.decoder(
             torch.zeros_like(query_pos), keys, query_pos, score_fn, self_attn_mask, num_denoising, all_layers
         )
+
+
+@MODELS.register_module()
+class TgGBCPETR3DTransformer(PETR3DTransformer):
+    """PETR's transformer with tgGBC as a part of the model: it prunes whenever it runs, in training too.
+
+    To prune while testing only, or by a schedule, leave the model alone and use ``TgGBCHook``.
+
+    Args:
+        tggbc: Settings of ``TgGBCPlan``: r, n, k and so on.
+        **kwargs: As for ``PETR3DTransformer``.
+
+    Raises:
+        ValueError: If the plan is not valid or does not fit the decoder.
+    """
+
+    def __init__(self, tggbc: dict, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.decoder.key_pruner = make_pruner(TgGBCPlan.from_dict(tggbc), self.num_layers)
 
 
 def flatten_cameras(maps: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class PETR3D(Base3DDetector):
         img_neck: Config of the neck, or None.
         use_grid_mask: Cover the training images with a grid.
         aux_head: Config of a dense head that helps training and does not exist at test, or None.
+        aux_only: Train the backbone and the neck by the dense head alone, which costs a fraction of a full step:
+            monocular pre-training, with which official PETR starts as well.
         channels_last: Keep images and convolution weights with channels innermost, which suits bfloat16 on CPUs and
             half precision on GPUs. Results and checkpoints are the same.
         data_preprocessor: Config of the data preprocessor.
@@ -39,11 +41,15 @@ class PETR3D(Base3DDetector):
         img_neck: dict | None = None,
         use_grid_mask: bool = False,
         aux_head: dict | None = None,
+        aux_only: bool = False,
         channels_last: bool = False,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if aux_only and aux_head is None:
+            raise ValueError('aux_only=True trains by the auxiliary head alone, but aux_head is None')
+        self.aux_only = aux_only
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = None if img_neck is None else MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
@@ -68,9 +74,9 @@ class PETR3D(Base3DDetector):
         return [level.unflatten(0, imgs.shape[:2]) for level in feats]
 
     def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
-        """Losses of the head, and of the auxiliary head if there is one."""
+        """Losses of the head (unless `aux_only`), and of the auxiliary head if there is one."""
         feats = self.extract_feat(batch_inputs_dict['imgs'])
-        losses = self.pts_bbox_head.loss(feats, batch_data_samples)
+        losses = {} if self.aux_only else self.pts_bbox_head.loss(feats, batch_data_samples)
         if self.aux_head is not None:
             losses |= self.aux_head.loss(feats, batch_data_samples)
         return losses

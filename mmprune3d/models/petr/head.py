@@ -18,6 +18,8 @@ from mmengine.model.weight_init import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmprune3d.pruning.selection import gather_tokens
+
 from .denoising import DenoisingBatch, DenoisingQueries
 from .geometry import canvas_of, image_shapes_of, img2lidar_of
 from .losses import SetLoss
@@ -201,7 +203,8 @@ class PETR3DHead(BaseModule):
 
         Returns:
             ``all_cls_scores`` [layers or 1, B, N_q, classes], raw logits, and ``all_bbox_preds``
-            [layers or 1, B, N_q, S], box codes with centres in metres. Denoising queries come first.
+            [layers or 1, B, N_q, S], box codes with centres in metres. Denoising queries come first; where a pruner
+            removes queries, N_q is what it leaves.
         """
         cells = img_feats.shape[-2:]
         memory = self.input_proj(img_feats.flatten(0, 1)).unflatten(0, img_feats.shape[:2])
@@ -209,7 +212,7 @@ class PETR3DHead(BaseModule):
         if denoising is not None:
             points = torch.cat((denoising.points, points), dim=1)
         query_pos = self.query_embedding(embed_points(points, self.embed_dims // 2))
-        outputs = self.transformer(
+        outputs, ids = self.transformer(
             memory,
             self.key_positions(img2lidar, mask, canvas, cells),
             query_pos,
@@ -219,6 +222,7 @@ class PETR3DHead(BaseModule):
             num_denoising=0 if denoising is None else denoising.num,
             all_layers=all_layers,
         )
+        points = points if ids is None else gather_tokens(points, ids)
         layers = range(self.transformer.num_layers - len(outputs), self.transformer.num_layers)
         return {
             'all_cls_scores': torch.stack([self.class_logits(i, out) for i, out in zip(layers, outputs)]),

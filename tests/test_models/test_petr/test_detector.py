@@ -11,6 +11,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 import mmprune3d.datasets.transforms
 import mmprune3d.models.petr.dense_aux_head
 import mmprune3d.models.petr.losses
+from mmprune3d.layers.key_pruning import Kept
 from mmprune3d.models.petr.geometry import canvas_of, image_shapes_of, img2lidar_of
 
 from .small import CAMERAS, HEIGHT, WIDTH, batch, build, detector_config, features, head_config, sample
@@ -230,9 +231,9 @@ def test_a_pruner_that_removes_nothing_changes_nothing() -> None:
     metas = [sample().metainfo] * 2
     asked = []
 
-    def keep_all(layer, query, keys, *, attention_rows, score_fn):
+    def keep_all(layer, query, keys, record, score_fn):
         asked.append((layer, query.shape[1]))
-        return keys
+        return Kept(keys)
 
     with torch.no_grad():
         plain = head(features(), metas)
@@ -250,10 +251,10 @@ def test_a_pruner_never_sees_denoising_queries(with_cp: bool) -> None:
     head = build(head_config(denoising={'groups': 3}, transformer={'with_cp': with_cp, 'dropout': 0.0})).train()
     seen = []
 
-    def prune(layer, query, keys, *, attention_rows, score_fn):
-        rows = attention_rows(torch.arange(query.shape[1]).expand(len(query), -1))
+    def prune(layer, query, keys, record, score_fn):
+        rows = record.rows(torch.arange(query.shape[1]).expand(len(query), -1))
         seen.append((layer, query.shape[1], rows.shape[-1], score_fn(layer, query).shape))
-        return keys.map(lambda tokens: tokens[:, ::2])
+        return Kept(keys.map(lambda tokens: tokens[:, ::2]))
 
     head.transformer.decoder.key_pruner = prune
     total(head.loss([features()], [sample(3), sample(2)])).backward()

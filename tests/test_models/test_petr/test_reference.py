@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmprune3d.models
+from mmprune3d.layers.key_pruning import Kept
 from mmprune3d.models.petr.box_coder import decode_boxes, encode_boxes, wrap_angle
 from mmprune3d.models.petr.geometry import img2lidar_of
 from mmprune3d.models.petr.position import embed_points, padded_cells
@@ -103,10 +104,10 @@ class Spy:
     def __init__(self) -> None:
         self.seen = []
 
-    def __call__(self, layer, query, keys, *, attention_rows, score_fn):
+    def __call__(self, layer, query, keys, record, score_fn):
         index = torch.arange(query.shape[1]).expand(len(query), -1)
-        self.seen.append((query, keys, attention_rows(index), score_fn(layer, query)))
-        return keys
+        self.seen.append((query, keys, record.rows(index), score_fn(layer, query)))
+        return Kept(keys)
 
 
 @pytest.mark.parametrize('path', FILES)
@@ -125,9 +126,8 @@ def test_intermediates(path: Path) -> None:
         query, keys, rows, logits = spy.seen[0]
         flat = lambda maps: maps.permute(0, 1, 3, 4, 2).flatten(1, 3)  # noqa: E731
         if 'memory' in expected:
-            close(keys.content, flat(expected['memory']), LOGIT_TOLERANCE)
-        assert keys.value is keys.content
-        close(keys.pos, flat(expected['key_pos']), LOGIT_TOLERANCE)
+            close(keys.value, flat(expected['memory']), LOGIT_TOLERANCE)
+        close(keys.key - keys.value, flat(expected['key_pos']), LOGIT_TOLERANCE)
         if keys.padding_mask is None:
             assert not expected['key_padding_mask'].any()
         else:

@@ -26,8 +26,8 @@ class Detector(nn.Module):
         self.register_buffer('query', torch.randn(2, 6, 32))
 
     def forward(self) -> Tensor:
-        keys = Keys(self.tokens, self.tokens, self.tokens + 1)
-        return self.decoder(self.query, keys, self.query, score_fn=lambda layer, query: self.branch(query))
+        keys = Keys(2 * self.tokens + 1, self.tokens)
+        return self.decoder(self.query, keys, self.query, score_fn=lambda layer, query: self.branch(query)).queries
 
 
 @pytest.fixture

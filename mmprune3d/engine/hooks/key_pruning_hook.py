@@ -1,0 +1,126 @@
+"""Key pruning as three lines in a config."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmprune3d import adapters
+from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.schedules import heated
+
+
+class KeyPruningHook(Hook):
+    """Attaches a plan to the model while it is validated or tested, and if wanted while it trains.
+
+    What attaches where is the adapter's business, what is removed the plan's; this hook only says when.
+
+    Args:
+        train: None to train unpruned, or ``dict(warmup=W, heating=H)``: nothing is removed in the first W units of
+            training, then linearly more over H units, then everything (appendix D.4 and the official training hook).
+            ``by_epoch=True`` (the default) counts in epochs, False in iterations.
+        **plan: The settings of the plan.
+
+    Raises:
+        ValueError: For unknown settings, for a model without a decoder that an adapter knows, for settings that do not
+            fit the decoder, and when an epoch ends in which nothing was pruned although the plan says so.
+    """
+
+    priority = 'LOW'
+    plan_type: ClassVar[type[KeyPlan]]
+
+    def __init__(self, train: dict | None = None, **plan: Any) -> None:
+        self.plan = self.plan_type.from_dict(plan)
+        self.train = None if train is None else TrainingSchedule(**train)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Attaches the plan."""
+        adapters.attach(_unwrap(runner.model), self.plan)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Checks that keys were pruned, then detaches."""
+        model = _unwrap(runner.model)
+        adapters.check_pruned(model, self.plan)
+        adapters.detach(model)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Attaches the plan."""
+        self.before_val_epoch(runner)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Checks that keys were pruned, then detaches."""
+        self.after_val_epoch(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Attaches the share of the plan that this iteration prunes."""
+        if self.train is None:
+            return
+        share = self.train.share(runner.iter, len(runner.train_dataloader))
+        plan = self.plan.scaled(share)
+        if plan.removes:
+            adapters.attach(_unwrap(runner.model), plan)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Detaches: between iterations the model is what it was, so that other hooks may save or evaluate it."""
+        if self.train is not None:
+            adapters.detach(_unwrap(runner.model))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The plan travels with the checkpoint."""
+        checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
+
+
+class TrainingSchedule:
+    """How much of a plan is pruned in an iteration; see `heated`.
+
+    Args:
+        warmup: Units of training without pruning.
+        heating: Units over which pruning grows to the full plan.
+        by_epoch: Units are epochs; otherwise iterations.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    def __init__(self, warmup: float = 1, heating: float = 2, by_epoch: bool = True) -> None:
+        if warmup < 0 or heating < 0:
+            raise ValueError(f'warmup={warmup} and heating={heating} must not be negative')
+        self.warmup = warmup
+        self.heating = heating
+        self.by_epoch = by_epoch
+
+    def share(self, iteration: int, iterations_per_epoch: int) -> float:
+        """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""
+        unit = iterations_per_epoch if self.by_epoch else 1
+        return heated(iteration, round(self.warmup * unit), round(self.heating * unit))
+
+
+@HOOKS.register_module()
+class TgGBCHook(KeyPruningHook):
+    """tgGBC: prunes the keys at which confident queries look least (paper section 3.3).
+
+    Settings of the plan: see ``TgGBCPlan``.
+    """
+
+    plan_type = TgGBCPlan
+
+
+@HOOKS.register_module()
+class ToMeHook(KeyPruningHook):
+    """ToMe: merges the keys that are most alike, the method that tgGBC is compared with (paper section 4.3).
+
+    Settings of the plan: see ``ToMePlan``.
+    """
+
+    plan_type = ToMePlan
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

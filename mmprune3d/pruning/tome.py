@@ -1,0 +1,79 @@
+"""ToMe: token merging by bipartite soft matching, the run-time method that tgGBC is compared with.
+
+Paper: "Token Merging: Your ViT But Faster" (ICLR 2023), section 3. Tokens at even positions are sources, tokens at odd
+positions destinations. Every source finds its most similar destination; the r most similar pairs are merged into the
+mean of all that meet in a destination.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .selection import gather_tokens
+
+BLOCK = 2048
+"""Sources whose similarities are in memory at a time."""
+
+
+class Matching(NamedTuple):
+    """Who merges with whom.
+
+    Attributes:
+        stay: [B, ceil(N / 2) - r], sources (numbers among the sources) that stay alone, most similar first.
+        merge: [B, r], sources that merge.
+        into: [B, r], the destinations (numbers among the destinations) they merge into.
+    """
+
+    stay: Tensor
+    merge: Tensor
+    into: Tensor
+
+
+def bipartite_matching(metric: Tensor, r: int) -> Matching:
+    """Finds the r pairs to merge.
+
+    Args:
+        metric: [B, N, D], what similarity (the cosine) is computed from.
+        r: Pairs to merge, 0 <= r <= N // 2.
+
+    Raises:
+        ValueError: If `r` is out of range.
+    """
+    num = metric.shape[1]
+    if not 0 <= r <= num // 2:
+        raise ValueError(f'ToMe: cannot merge {r} of {num} tokens; valid are 0 to {num // 2}')
+    metric = metric / metric.norm(dim=-1, keepdim=True)
+    sources, destinations = metric[:, ::2], metric[:, 1::2].transpose(1, 2)
+    found = [(block @ destinations).max(-1) for block in sources.split(BLOCK, dim=1)]
+    similarity, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    order = similarity.argsort(dim=-1, descending=True)
+    merge, stay = order[:, :r], order[:, r:]
+    return Matching(stay, merge, best.gather(1, merge))
+
+
+def merge_tokens(tokens: Tensor, matching: Matching, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Applies a matching.
+
+    Args:
+        tokens: [B, N, C].
+        matching: Of tokens at the same positions.
+        size: [B, N, 1], how many original tokens each one stands for; None means one each.
+
+    Returns:
+        Merged tokens [B, N - r, C], means weighted by size: first the sources that stay, then all destinations. And
+        their sizes [B, N - r, 1].
+    """
+    if size is None:
+        size = tokens.new_ones(*tokens.shape[:2], 1)
+    weighted = [_merge(part, matching) for part in (tokens * size, size)]
+    return weighted[0] / weighted[1], weighted[1]
+
+
+def _merge(tokens: Tensor, matching: Matching) -> Tensor:
+    sources, destinations = tokens[:, ::2], tokens[:, 1::2]
+    merged = gather_tokens(sources, matching.merge)
+    into = matching.into[..., None].expand_as(merged)
+    return torch.cat((gather_tokens(sources, matching.stay), destinations.scatter_add(1, into, merged)), dim=1)
