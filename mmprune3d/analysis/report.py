@@ -18,11 +18,20 @@ COSTS = ('gflops', 'peak_mib')
 LOWER_IS_BETTER = ('mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 
 
-def environment(batch_size: int, dtype: str) -> dict[str, Any]:
-    """What the figures depend on: device, precision, batch, threads, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def environment(batch_size: int, dtype: str, device: str | None = None) -> dict[str, Any]:
+    """What the figures depend on: device (by default a GPU if there is one), precision, batch, threads, versions."""
+    on_gpu = torch.cuda.is_available() if device is None else device == 'cuda'
+    device = torch.cuda.get_device_name() if on_gpu else processor()
     versions = {name: metadata.version(name) for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d')}
     return {'device': device, 'dtype': dtype, 'batch': batch_size, 'threads': torch.get_num_threads(), **versions}
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _row(name: str, before: float, after: float, digits: int) -> str:

@@ -52,9 +52,7 @@ class KeyPruner(Protocol):
     kept: list[Tensor]
     has_pruned: bool
 
-    def __call__(
-        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
-    ) -> Kept:
+    def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """Returns what stays.
 
         Args:
@@ -89,9 +87,7 @@ class TgGBCKeyPruner:
         self._clamp_logged = False
 
     @torch.no_grad()
-    def __call__(
-        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
-    ) -> Kept:
+    def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """See `KeyPruner`.
 
         Raises:
@@ -173,9 +169,7 @@ class ToMeKeyPruner:
         self._size: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(
-        self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction
-    ) -> Kept:
+    def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """See `KeyPruner`.
 
         Raises:

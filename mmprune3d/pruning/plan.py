@@ -36,7 +36,9 @@ class KeyPlan:
         for amount in amounts:
             self._check_amount(amount)
         if not amounts or (sum(amounts) >= 1 and self.is_share):
-            raise ValueError(f'{self.title}: r={self.r!r}: shares must sum to less than 1, and a list must not be empty')
+            raise ValueError(
+                f'{self.title}: r={self.r!r}: shares must sum to less than 1, and a list must not be empty'
+            )
         if self.n is None:
             object.__setattr__(self, 'n', len(self.r) if isinstance(self.r, tuple) else 2)
         self.check_count('n')
