@@ -1,0 +1,37 @@
+"""Pruning without a runner: for models made by ``init_model`` or by an inferencer, which build no hooks."""
+
+from __future__ import annotations
+
+from mmengine.registry import HOOKS
+from torch import nn
+
+from mmprune3d import adapters
+from mmprune3d.pruning.plan import KeyPlan
+
+from .hooks.key_pruning_hook import KeyPruningHook
+
+
+def prune_as_configured(model: nn.Module) -> KeyPlan:
+    """Attaches the plan of the pruning hook in ``model.cfg.custom_hooks``.
+
+    Args:
+        model: With its config in ``cfg``, as mmdet's and mmdet3d's ``init_model`` and inferencers leave it
+            (``inferencer.model``).
+
+    Returns:
+        The plan, now attached; ``adapters.detach(model)`` takes it off.
+
+    Raises:
+        ValueError: If the config has no pruning hook or several, or if the plan does not fit the model.
+    """
+    hooks = getattr(model, 'cfg', {}).get('custom_hooks', [])
+    types = [(HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type'], hook) for hook in hooks]
+    found = [hook for kind, hook in types if isinstance(kind, type) and issubclass(kind, KeyPruningHook)]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one pruning hook in custom_hooks of the model's config, found {len(found)}; "
+            "write custom_hooks = [dict(type='TgGBCHook', r=...)], or use adapters.attach(model, plan)"
+        )
+    plan = HOOKS.build(found[0]).plan
+    adapters.attach(model, plan)
+    return plan
