@@ -30,6 +30,8 @@ class PETR3D(Base3DDetector):
             monocular pre-training, with which official PETR starts as well.
         channels_last: Keep images and convolution weights with channels innermost, which suits bfloat16 on CPUs and
             half precision on GPUs. Results and checkpoints are the same.
+        train_cfg: None; only there because mmdet3d's ``init_model`` passes it to every detector.
+        test_cfg: None, likewise.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: Initialisation, as in ``BaseModule``.
     """
@@ -43,10 +45,14 @@ class PETR3D(Base3DDetector):
         aux_head: dict | None = None,
         aux_only: bool = False,
         channels_last: bool = False,
+        train_cfg: None = None,
+        test_cfg: None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if train_cfg is not None or test_cfg is not None:
+            raise ValueError('PETR3D has no train_cfg and test_cfg; matching and decoding are set in pts_bbox_head')
         if aux_only and aux_head is None:
             raise ValueError('aux_only=True trains by the auxiliary head alone, but aux_head is None')
         self.aux_only = aux_only
