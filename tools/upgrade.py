@@ -2,6 +2,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000,n=2,k=175 --out work_dirs/upgrade
 
+    python tools/upgrade.py CONFIG CHECKPOINT --tggbc auto --max-drop 0.01 --calibrate 100
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -19,8 +21,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector, as for mmdet3d tools/test.py')
     parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    plans = parser.add_mutually_exclusive_group(required=True)
+    plans.add_argument(
+        '--tggbc', metavar='r=R,n=N,k=K', help='remove R keys over N layers, by K queries; "auto" looks for R and N'
+    )
+    plans.add_argument('--tome', metavar='r=R,n=N', help='merge R keys over N layers, to compare with; or "auto"')
+    parser.add_argument('--max-drop', type=float, help='for auto: largest loss of mAP and NDS (default 0.01, a point)')
     parser.add_argument(
-        '--tggbc', metavar='r=R,n=N,k=K', required=True, help='remove R keys over N layers, by K queries'
+        '--calibrate', type=int, help='for auto: test samples to search on, evenly spaced (default all)'
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/upgrade'), help='report folder')
     parser.add_argument('--timed', type=int, default=8, help='test batches to time')
@@ -35,14 +43,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
+    from mmprune3d.analysis.search import parse_plan
     from mmprune3d.analysis.upgrade import run_upgrade
-    from mmprune3d.pruning.plan import TgGBCPlan
 
+    method, text = ('tggbc', args.tggbc) if args.tggbc is not None else ('tome', args.tome)
     try:
         run_upgrade(
             args.config,
             args.checkpoint,
-            TgGBCPlan.parse(args.tggbc),
+            parse_plan(method, text, args.max_drop, args.calibrate),
             args.out,
             overrides=args.cfg_options,
             timed=args.timed,

@@ -13,15 +13,16 @@ NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 
 
 class ProgressBarHook(Hook):
-    """A progress bar over the test set, named after what is being tested."""
+    """A progress bar over the test set, named after what is being tested; it stays on the screen if `leave`."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, leave: bool = True) -> None:
         self.title = title
+        self.leave = leave
         self._bar: tqdm | None = None
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Opens the bar."""
-        self._bar = tqdm(total=len(runner.test_dataloader), desc=self.title, unit='batch')
+        self._bar = tqdm(total=len(runner.test_dataloader), desc=self.title, unit='batch', leave=self.leave)
 
     def after_test_iter(self, runner: Runner, *_: object, **__: object) -> None:
         """One step."""
@@ -42,17 +43,31 @@ def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
     return summary or {name: float(value) for name, value in metrics.items()}
 
 
-def evaluate(runner: Runner, title: str) -> dict[str, float]:
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """`count` of the numbers 0..total-1 at equal distances, first and last included; None means all.
+
+    Raises:
+        ValueError: If `count` lies outside 1..total.
+    """
+    if count is None or count == total:
+        return list(range(total))
+    if not 1 <= count <= total:
+        raise ValueError(f'cannot choose {count} of {total} samples; valid are 1 to {total}')
+    return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]:
     """Runs the config's test loop and evaluator on the runner's model as it is now.
 
     Args:
         runner: Built from a config with a test set; loads its checkpoint the first time.
         title: Shown beside the progress bar.
+        leave: Whether the bar stays on the screen.
 
     Returns:
         All metrics, under the evaluator's full names.
     """
-    bar = ProgressBarHook(title)
+    bar = ProgressBarHook(title, leave)
     runner.register_hook(bar, priority='LOWEST')
     try:
         return runner.test()

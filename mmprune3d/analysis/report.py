@@ -73,8 +73,8 @@ def _counts(counts: Iterable[int]) -> str:
     return ' '.join(str(count) for count in counts)
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Writes `report.json` and `report.md` into `folder`."""
+def write(report: Mapping[str, Any], folder: Path, text: str) -> None:
+    """Writes `report` as `report.json` and `text` as `report.md` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
-    (folder / 'report.md').write_text(markdown(report))
+    (folder / 'report.md').write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -16,17 +17,33 @@ from torch import nn
 from tqdm import tqdm
 
 from mmprune3d import adapters
-from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.visualization.upgrade import draw_upgrade
 
 from . import report as reports
-from .accuracy import evaluate, summarize
+from .accuracy import evaluate, evenly_spaced, summarize
+from .cached_test import CachedTest
 from .flops import count_flops
 from .latency import StageTimer, medians
 from .memory import peak_memory
+from .search import PlanSearch, SearchRequest
 
-HOOKS = {TgGBCPlan.method: 'TgGBCHook'}
+HOOKS = {TgGBCPlan.method: 'TgGBCHook', ToMePlan.method: 'ToMeHook'}
 """Method -> the hook that carries its plan in the upgraded config."""
+
+
+def read_config(config_file: Path, checkpoint: Path, overrides: dict[str, Any]) -> Config:
+    """The config with overrides by dotted key.
+
+    Raises:
+        FileNotFoundError: If it or the checkpoint does not exist.
+    """
+    for path in (config_file, checkpoint):
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} does not exist')
+    config = Config.fromfile(config_file)
+    config.merge_from_dict(overrides)
+    return config
 
 
 def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
@@ -47,7 +64,7 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
     return config
 
 
-def upgraded_config(config: Config, plan: TgGBCPlan) -> Config:
+def upgraded_config(config: Config, plan: KeyPlan) -> Config:
     """`config` with the three lines that apply `plan` when mmdet3d's own tools run it."""
     config = copy.deepcopy(config)
     imports = config.get('custom_imports') or {}
@@ -57,7 +74,7 @@ def upgraded_config(config: Config, plan: TgGBCPlan) -> Config:
     return config
 
 
-def upgraded_checkpoint(checkpoint: Path, plan: TgGBCPlan) -> dict[str, Any]:
+def upgraded_checkpoint(checkpoint: Path, plan: KeyPlan) -> dict[str, Any]:
     """The checkpoint with the plan in its meta; the weights are untouched, since keys are trimmed at run time."""
     data = torch.load(checkpoint, map_location='cpu', weights_only=True)
     data = data if 'state_dict' in data else {'state_dict': data}
@@ -75,7 +92,7 @@ class Comparison:
         repeats: How often each is timed.
     """
 
-    def __init__(self, runner: Runner, plan: TgGBCPlan, timed: int = 8, repeats: int = 3) -> None:
+    def __init__(self, runner: Runner, plan: KeyPlan, timed: int = 8, repeats: int = 3) -> None:
         runner.load_or_resume()
         self.runner = runner
         self.plan = plan
@@ -151,22 +168,51 @@ class Comparison:
         """Draws `count` samples spread over the test set, before and after."""
         dataset, paths = self.runner.test_dataloader.dataset, []
         collate = self.runner.test_dataloader.collate_fn
-        for index in sorted({round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)}):
+        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
             batch, found = collate([dataset[index]]), {}
             for name, become in self.variants().items():
                 become()
                 found[name] = self.predict(batch)[0]
             kept = [ids[0] for ids in adapters.kept_keys(self.runner.model, lambda batch=batch: self.predict(batch))]
             paths.append(folder / f'sample_{index:04d}.jpg')
-            images, classes = batch['inputs']['img'][0], list(dataset.metainfo['classes'])
-            draw_upgrade(paths[-1], images, found['baseline'], found['upgraded'], kept, classes)
+            draw_upgrade(paths[-1], batch['inputs']['img'][0], found['baseline'], found['upgraded'], kept)
         return paths
+
+
+def find_plan(runner: Runner, request: SearchRequest, out: Path) -> PlanSearch:
+    """Searches a plan on the runner's model and test set.
+
+    Args:
+        runner: Built from the prepared config.
+        request: What to look for.
+        out: Where the search is written if nothing is found.
+
+    Raises:
+        ValueError: If no plan holds the limit; then `search.json` and `search.md` say what was tried.
+    """
+    with CachedTest(runner, request.calibrate) as test:
+        known = {None: test.baseline}
+
+        def figures(plan: KeyPlan | None) -> dict[str, float]:
+            return known[plan] if plan in known else test.evaluate(plan)
+
+        search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
+        search.run()
+    if search.plan is None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'search.json').write_text(json.dumps(search.to_dict(), indent=2) + '\n')
+        (out / 'search.md').write_text(search.markdown())
+        raise ValueError(
+            f'no plan keeps {" and ".join(search.limited)} within {request.max_drop:g} of the baseline; '
+            f'{out / "search.md"} lists what was tried'
+        )
+    return search
 
 
 def run_upgrade(
     config_file: Path,
     checkpoint: Path,
-    plan: TgGBCPlan,
+    plan: KeyPlan | SearchRequest,
     out: Path,
     overrides: dict[str, Any],
     timed: int,
@@ -178,7 +224,7 @@ def run_upgrade(
     Args:
         config_file: The unpruned detector's config.
         checkpoint: Its weights.
-        plan: What to prune.
+        plan: What to prune, or what to look for first.
         out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, `logs/`.
         overrides: Settings on top of the config, by dotted key.
         timed: Test batches to time.
@@ -186,20 +232,27 @@ def run_upgrade(
         pictures: Samples to draw.
 
     Returns:
-        The report, as in `report.json`.
+        The report, as in `report.json`; a search is in it under `search`.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint is missing.
+        ValueError: If the plan does not fit, or a search finds none.
     """
-    for path in (config_file, checkpoint):
-        if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist')
-    original = Config.fromfile(config_file)
-    original.merge_from_dict(overrides)
-    comparison = Comparison(Runner.from_cfg(prepare(original, checkpoint, out)), plan, timed, repeats)
+    original = read_config(config_file, checkpoint, overrides)
+    runner, search = Runner.from_cfg(prepare(original, checkpoint, out)), None
+    if isinstance(plan, SearchRequest):
+        search = find_plan(runner, plan, out)
+        plan = search.plan
+    comparison = Comparison(runner, plan, timed, repeats)
     report = comparison.report(f'{config_file.stem}: {plan.method}')
-    reports.write(report, out)
+    if search is not None:
+        report['search'] = search.to_dict()
+    text = reports.markdown(report) + ('' if search is None else search.markdown())
+    reports.write(report, out, text)
     drawn = comparison.pictures(out / 'pictures', pictures)
     upgraded_config(original, plan).dump(out / 'upgraded.py')
     torch.save(upgraded_checkpoint(checkpoint, plan), out / 'upgraded.pth')
-    print(reports.markdown(report))
+    print(text)
     print(f'Pictures: {", ".join(map(str, drawn))}')
     print(f'Upgraded model: {out / "upgraded.py"} {out / "upgraded.pth"}')
     return report

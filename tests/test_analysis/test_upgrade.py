@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,42 +11,24 @@ import cv2
 import mmdet3d
 import pytest
 import torch
-from mmdet3d.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
-import mmprune3d  # noqa: F401
+from mmprune3d.analysis import upgrade
 from mmprune3d.analysis.accuracy import summarize
+from mmprune3d.analysis.search import SearchRequest
 from mmprune3d.analysis.upgrade import prepare, run_upgrade, upgraded_config
-from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
+from mmprune3d.visualization.upgrade import LEGEND_HEIGHT
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'
+from .conftest import CONFIG
+
 KEYS = 6 * (64 // 16) * (160 // 16)
 
 
 @pytest.fixture(scope='module')
-def overrides(tiny) -> dict[str, Any]:
-    root = f'{tiny.root}/'
-    return {
-        'image_size': (64, 160),
-        'test_dataloader.dataset.data_root': root,
-        'test_dataloader.dataset.pipeline.1.image_size': (64, 160),
-        'test_dataloader.num_workers': 0,
-        'test_dataloader.persistent_workers': False,
-        'test_evaluator.data_root': root,
-        'test_evaluator.ann_file': f'{root}nuscenes_infos_val.pkl',
-    }
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any], petr_checkpoint: Path) -> Path:
     out = tmp_path_factory.mktemp('upgrade')
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmdet3d'):
-        model = MODELS.build(Config.fromfile(CONFIG).model)
-        model.init_weights()
-    torch.nn.init.normal_(model.pts_bbox_head.cls_branches[0][-1].weight, std=0.5)
-    torch.save({'state_dict': model.state_dict(), 'meta': {}}, out / 'petr.pth')
+    shutil.copy(petr_checkpoint, out / 'petr.pth')
     plan = TgGBCPlan(r=150, n=2, k=40)
     run_upgrade(CONFIG, out / 'petr.pth', plan, out / 'report', overrides, timed=2, repeats=1, pictures=2)
     return out
@@ -62,7 +45,8 @@ def test_report_has_both_models_and_where_it_was_measured(folder: Path) -> None:
         assert min(result['ms'].values()) > 0
     assert upgraded['gflops'] < baseline['gflops']
     assert upgraded['gflops_by_stage']['backbone'] == baseline['gflops_by_stage']['backbone']
-    assert report['plan'] == {'method': 'tggbc', 'r': 150, 'n': 2, 'k': 40, 'activation': 'sigmoid'}
+    assert TgGBCPlan.from_dict(report['plan']) == TgGBCPlan(r=150, n=2, k=40)
+    assert 'search' not in report
     assert {'device', 'dtype', 'batch', 'threads', 'torch', 'mmdet3d'} <= set(report['env'])
     assert report['samples'] == {'evaluated': 3, 'timed': 2}
 
@@ -77,8 +61,9 @@ def test_pictures_are_drawn(folder: Path) -> None:
     pictures = sorted((folder / 'report' / 'pictures').iterdir())
     assert len(pictures) == 2
     image = cv2.imread(str(pictures[0]))
-    # baseline, two stages of pruning and the pruned model, each a mosaic of 2 x 3 cameras under a title
-    assert image.shape == (max(4 * (2 * 64 + 28), 2 * (480 + 28)), 3 * 160 + 480, 3)
+    # 2 x 3 cameras, 640 pixels wide, over a legend, and a square view from above beside them
+    height = 2 * 256 + LEGEND_HEIGHT
+    assert image.shape == (height, 3 * 640 + height, 3)
 
 
 def test_upgraded_files_run_in_mmdet3ds_own_test_tool(folder: Path) -> None:
@@ -102,6 +87,50 @@ def test_a_config_that_prunes_already_is_refused(folder: Path) -> None:
     pruned = upgraded_config(Config.fromfile(CONFIG), TgGBCPlan(r=5))
     with pytest.raises(ValueError, match='prunes already'):
         prepare(pruned, folder / 'petr.pth', folder)
+
+
+def test_token_merging_gets_its_own_hook() -> None:
+    config = upgraded_config(Config.fromfile(CONFIG), ToMePlan(r=20, n=1))
+    assert config.custom_hooks[-1] == {'type': 'ToMeHook', 'r': 20, 'n': 1}
+
+
+def test_a_search_comes_before_the_upgrade_and_is_reported(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    # an untrained model loses nothing, so that the end of the grid is reached at once
+    request = SearchRequest(TgGBCPlan(r=1, k=40), max_drop=0.5, calibrate=2)
+    run_upgrade(CONFIG, folder / 'petr.pth', request, tmp_path, overrides, timed=1, repeats=1, pictures=0)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert TgGBCPlan.from_dict(report['plan']) == TgGBCPlan(r=KEYS * 15 // 16, n=1, k=40)
+    assert report['search']['found'] == report['plan'] and report['search']['samples'] == 2
+    assert '## Search' in (tmp_path / 'report.md').read_text()
+    assert report['samples']['evaluated'] == 3
+
+
+def test_a_search_without_result_writes_the_search_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Collapsing:
+        keys, indices, baseline = [64] * 3, range(5), {'mAP': 0.5, 'NDS': 0.4}
+
+        def __init__(self, runner: object, samples: int | None) -> None:
+            assert samples == 5
+
+        def __enter__(self) -> Collapsing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def evaluate(self, plan: TgGBCPlan) -> dict[str, float]:
+            return {'mAP': 0.1, 'NDS': 0.4}
+
+    monkeypatch.setattr(upgrade, 'CachedTest', Collapsing)
+    with pytest.raises(ValueError, match=r'no plan keeps mAP and NDS within 0\.01'):
+        upgrade.find_plan(None, SearchRequest(TgGBCPlan(r=1), calibrate=5), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['search.json', 'search.md']
+    trials = json.loads((tmp_path / 'search.json').read_text())['trials']
+    assert [(trial['plan']['r'], trial['plan']['n']) for trial in trials][-2:] == [(4, 1), (4, 2)]
 
 
 def test_a_config_without_a_test_set_is_refused(folder: Path) -> None:

@@ -1,0 +1,44 @@
+"""How much accuracy key pruning costs a detector: every ablation of the tgGBC paper on the config's own test set.
+
+    python tools/study_keys.py CONFIG CHECKPOINT --out work_dirs/study
+
+Writes study.json, study.md and a plot per part. Run it again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=Path, help='config of the unpruned detector')
+    parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/study'), help='folder for tables and plots')
+    parser.add_argument('--samples', type=int, help='test samples, evenly spaced; all if not given')
+    parser.add_argument(
+        '--parts', default='r,n,k,score,tome,random', help='what to study (default: %(default)s, everything)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses, runs, prints the tables."""
+    args = parse_args()
+    from mmprune3d.analysis.key_study import run_study
+
+    try:
+        print(run_study(args.config, args.checkpoint, args.out, args.samples, args.parts, args.cfg_options))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
+if __name__ == '__main__':
+    main()
