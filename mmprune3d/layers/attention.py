@@ -25,21 +25,23 @@ class Keys(NamedTuple):
     """What cross-attention attends to.
 
     Attributes:
-        key: [B, N_k, C], positional encoding included.
+        key: [B, N_k, C], positional encoding included (unless it is in `key_pos`).
         value: [B, N_k, C], without it.
         padding_mask: [B, N_k] bool, True where a key is padding, or None.
         attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None.
+        key_pos: [B, N_k, C], positional encoding of `key` where the attention itself adds it, or None.
     """
 
     key: Tensor
     value: Tensor
     padding_mask: Tensor | None = None
     attention_mask: Tensor | None = None
+    key_pos: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Keys:
-        """Applies `change` to key, value and padding mask; `key` and `value` stay one tensor if they were one."""
-        key, value, padding_mask = map(once_per_tensor(change), self[:3])
-        return Keys(key, value, padding_mask, self.attention_mask)
+        """Applies `change` to all but the attention mask; `key` and `value` stay one tensor if they were one."""
+        key, value, padding_mask, key_pos = map(once_per_tensor(change), (*self[:3], self.key_pos))
+        return Keys(key, value, padding_mask, self.attention_mask, key_pos)
 
     def select(self, index: Tensor) -> Keys:
         """The keys `index` [B, K] of every sample, with their masks."""

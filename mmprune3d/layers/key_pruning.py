@@ -10,6 +10,7 @@ and goes on with ``kept.keys``, and with the queries ``kept.queries`` if that is
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from mmprune3d.pruning import tome
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
-from mmprune3d.pruning.tggbc import confident_queries, keep_important, query_confidence
+from mmprune3d.pruning.selection import compose, keep_highest
+from mmprune3d.pruning.tggbc import confident_queries, keep_important, needed_keys, query_confidence
 
 from .attention import AttentionRecord, Keys
 
@@ -84,14 +85,14 @@ class TgGBCKeyPruner:
         self.kept: list[Tensor] = []
         self.has_pruned = False
         self._removals: list[tuple[int, ...]] = []
-        self._clamp_logged = False
 
-    @torch.no_grad()
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """See `KeyPruner`.
 
+        The choice is made without gradients; what stays is gathered with them.
+
         Raises:
-            ValueError: If the plan leaves no key.
+            ValueError: If the plan leaves no key, or no query.
         """
         if layer == 0:
             self._begin(keys)
@@ -99,13 +100,18 @@ class TgGBCKeyPruner:
         if not (removed or lost):
             self.kept += self.kept[-1:]
             return Kept(keys)
-        self._log_clamp(query.shape[1])
+        num = query.shape[1]
+        if lost >= num:
+            raise ValueError(f'tgGBC: q={self.plan.q} removes {lost} of {num} queries after layer {layer}')
+        if not torch.compiler.is_compiling():  # a captured graph cannot log
+            log_clamp(self.plan.k, num)
         confidence = self._confidence(layer, query, score_fn)
         if removed:
             keys = self._trim(layer, keys, record.importance(*confident_queries(confidence, self.plan.k)))
-        queries = keep_highest(confidence, query.shape[1] - lost) if lost else None
+        else:
+            self.kept += self.kept[-1:]
         self.has_pruned = True
-        return Kept(keys, queries)
+        return Kept(keys, keep_highest(confidence, num - lost) if lost else None)
 
     def _begin(self, keys: Keys) -> None:
         """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
@@ -123,6 +129,7 @@ class TgGBCKeyPruner:
             self._left = [num]
         self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
 
+    @torch.no_grad()
     def _confidence(self, layer: int, query: Tensor, score_fn: ScoreFunction) -> Tensor:
         if self.plan.score == 'none':
             return query.new_ones(query.shape[:2])
@@ -130,28 +137,38 @@ class TgGBCKeyPruner:
 
     def _trim(self, layer: int, keys: Keys, importance: Tensor) -> Keys:
         self._left = [left - counts[layer] for left, counts in zip(self._left, self._removals, strict=True)]
-        remove = keys.key.shape[1] - max(self._left)
-        if len(self._left) > 1:  # the lowest key that stays decides; samples with fewer keys than slots get padding
-            importance, index = importance.topk(max(self._left), dim=1)
-            surplus = torch.arange(index.shape[1], device=index.device) >= index.new_tensor(self._left)[:, None]
+        if len(self._left) > 1:
+            index, surplus = self._choose_per_sample(importance, keys.attention_mask)
         else:
-            index, surplus = keep_important(importance, remove, keys.attention_mask), None
+            index, surplus = keep_important(importance, keys.key.shape[1] - self._left[0], keys.attention_mask), None
         if self.record:
             self.kept.append(compose(self.kept[-1], index))
         keys = keys.select(index)
         return keys if surplus is None else keys._replace(padding_mask=keys.padding_mask | surplus)
 
-    def _log_clamp(self, num_queries: int) -> None:
-        if self.plan.k > num_queries and not self._clamp_logged:
-            print_log(f'tgGBC: k={self.plan.k} exceeds the {num_queries} queries; all of them count', logger='current')
-            self._clamp_logged = True
+    def _choose_per_sample(self, importance: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Another number of keys in every sample: as many slots as the largest needs, the surplus of others masked."""
+        left = self._left
+        if attention_mask is not None:
+            needed = needed_keys(importance, attention_mask)
+            importance = importance.masked_fill(needed, float('inf'))
+            left = [max(pair) for pair in zip(left, needed.sum(1).tolist(), strict=True)]
+        index = importance.topk(max(left), dim=1).indices
+        return index, torch.arange(max(left), device=index.device) >= index.new_tensor(left)[:, None]
+
+
+@cache  # a training makes a pruner per iteration
+def log_clamp(k: int, num_queries: int) -> None:
+    """Says once if there are fewer queries than should count."""
+    if k > num_queries:
+        print_log(f'tgGBC: k={k} exceeds the {num_queries} queries; all of them count', logger='current')
 
 
 class ToMeKeyPruner:
     """Merges the keys that are most alike, by ToMe's matching, after each of the first n layers.
 
-    Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike, weighted
-    by the number of keys that each one stands for.
+    Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike,
+    weighted by the number of keys that each one stands for.
 
     Args:
         plan: How many keys, over how many layers.
@@ -168,7 +185,6 @@ class ToMeKeyPruner:
         self.has_pruned = False
         self._size: Tensor | None = None
 
-    @torch.no_grad()
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """See `KeyPruner`.
 

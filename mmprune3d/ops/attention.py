@@ -27,7 +27,7 @@ def fused_attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
     if mask is not None:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float('-inf'))
-        mask = mask.expand(*mask.shape[:-2], query.shape[2], key.shape[2])
+        mask = mask.expand(*query.shape[:3], key.shape[2])
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .schedules import check_layers, split_over_layers
+
+if TYPE_CHECKING:  # Python 3.10 has no Self
+    from typing import Self
 
 Amount = int | float | Sequence[int] | Sequence[float]
 """Tokens to remove: a count, or a share below 1; in total, or one per layer."""

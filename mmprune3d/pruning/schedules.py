@@ -42,8 +42,8 @@ def check_layers(n: int, num_layers: int) -> None:
 def heated(iteration: int, warmup: int, heating: int) -> float:
     """The share of `r` that is pruned in a training iteration: none, then linearly more, then all of it.
 
-    A function of the iteration alone, so that a resumed run goes on where it stopped (in the official hook a run that is
-    resumed during warm-up prunes everything at once).
+    A function of the iteration alone, so that a resumed run goes on where it stopped (with the official hook, a run
+    that is resumed during warm-up prunes everything at once).
 
     Args:
         iteration: Number of the iteration, from 0.

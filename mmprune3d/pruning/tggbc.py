@@ -70,12 +70,15 @@ def attention_rows(query: Tensor, key: Tensor, forbidden: Tensor | None = None) 
         forbidden: Bool, broadcastable to [B, k, N_k], True where a query may not attend, or None.
 
     Returns:
-        [B, k, N_k]; each row sums to 1, forbidden keys get 0.
+        [B, k, N_k] float32, whatever the inputs and autocast are: the border between kept and removed keys is a matter
+        of small differences. Each row sums to 1; forbidden keys get 0, also where all keys of a query are forbidden.
     """
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if forbidden is not None:
-        scores = scores.masked_fill(forbidden[:, None], float('-inf'))
-    return scores.softmax(-1).mean(1)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-2, -1)
+    if forbidden is None:
+        return scores.softmax(-1).mean(1)
+    weights = scores.masked_fill(forbidden[:, None], float('-inf')).softmax(-1).mean(1)
+    return weights.masked_fill(forbidden, 0.0)
 
 
 def key_importance(confidence: Tensor, attention: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -89,7 +92,8 @@ def key_importance(confidence: Tensor, attention: Tensor, padding_mask: Tensor |
     Returns:
         [B, N_k] float32; `REMOVED_FIRST` where padded.
     """
-    importance = torch.bmm(confidence.float().unsqueeze(1), attention.float()).squeeze(1)
+    with torch.autocast(attention.device.type, enabled=False):
+        importance = torch.bmm(confidence.float().unsqueeze(1), attention.float()).squeeze(1)
     if padding_mask is not None:
         importance = importance.masked_fill(padding_mask, REMOVED_FIRST)
     return importance
@@ -116,12 +120,13 @@ def fused_key_importance(
     heads, num = key.shape[1:3]
     weights = (confidence.float() / heads)[:, None, None].expand(-1, heads, -1, -1).flatten(0, 1)
     scaled = (query.float() * query.shape[-1] ** -0.5).flatten(0, 1)
-    log_sum = log_sum.flatten(0, 1).unsqueeze(-1)
+    log_sum = log_sum.float().flatten(0, 1).unsqueeze(-1)
     blocks = []
     for start in range(0, num, BLOCK):
         block = key[:, :, start : start + BLOCK].float().flatten(0, 1)
-        weight = torch.bmm(scaled, block.transpose(1, 2)).sub_(log_sum).exp_()
-        blocks.append(torch.bmm(weights, weight).unflatten(0, (-1, heads)).sum((1, 2)))
+        with torch.autocast(key.device.type, enabled=False):
+            weight = torch.bmm(scaled, block.transpose(1, 2)).sub_(log_sum).exp_()
+            blocks.append(torch.bmm(weights, weight).unflatten(0, (-1, heads)).sum((1, 2)))
     importance = torch.cat(blocks, dim=1)
     if padding_mask is not None:
         importance = importance.masked_fill(padding_mask, REMOVED_FIRST)
@@ -160,10 +165,9 @@ def needed_keys(importance: Tensor, attention_mask: Tensor) -> Tensor:
 
     Args:
         importance: [B, N_k].
-        attention_mask: [B, N_q, N_k] bool, True where a query may not attend. Queries that may attend to nothing need
-            nothing.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend. Queries that may attend to nothing, or
+            to padding only, need nothing.
     """
-    best = importance[:, None].masked_fill(attention_mask, float('-inf')).argmax(-1)
-    has_any = ~attention_mask.all(-1)
+    value, best = importance[:, None].masked_fill(attention_mask, float('-inf')).max(-1)
     needed = torch.zeros_like(importance)
-    return needed.scatter_add_(1, best, has_any.to(needed.dtype)) > 0
+    return needed.scatter_add_(1, best, (value > REMOVED_FIRST).to(needed.dtype)) > 0

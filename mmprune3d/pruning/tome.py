@@ -64,12 +64,12 @@ def merge_tokens(tokens: Tensor, matching: Matching, size: Tensor | None = None)
 
     Returns:
         Merged tokens [B, N - r, C], means weighted by size: first the sources that stay, then all destinations. And
-        their sizes [B, N - r, 1].
+        their sizes [B, N - r, 1], float32: bfloat16 cannot count beyond 256.
     """
     if size is None:
-        size = tokens.new_ones(*tokens.shape[:2], 1)
+        size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)
     weighted = [_merge(part, matching) for part in (tokens * size, size)]
-    return weighted[0] / weighted[1], weighted[1]
+    return (weighted[0] / weighted[1]).to(tokens.dtype), weighted[1]
 
 
 def _merge(tokens: Tensor, matching: Matching) -> Tensor:

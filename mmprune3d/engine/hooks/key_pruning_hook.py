@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
@@ -23,12 +25,13 @@ class KeyPruningHook(Hook):
     Args:
         train: None to train unpruned, or ``dict(warmup=W, heating=H)``: nothing is removed in the first W units of
             training, then linearly more over H units, then everything (appendix D.4 and the official training hook).
-            ``by_epoch=True`` (the default) counts in epochs, False in iterations.
+            ``by_epoch=True`` (the default) counts in epochs, False in iterations. Only r is spread over training.
         **plan: The settings of the plan.
 
     Raises:
         ValueError: For unknown settings, for a model without a decoder that an adapter knows, for settings that do not
-            fit the decoder, and when an epoch ends in which nothing was pruned although the plan says so.
+            fit the decoder, and for a training that ends before pruning begins.
+        RuntimeError: When an epoch of validation or test ends in which nothing was pruned although the plan says so.
     """
 
     priority = 'LOW'
@@ -36,7 +39,21 @@ class KeyPruningHook(Hook):
 
     def __init__(self, train: dict | None = None, **plan: Any) -> None:
         self.plan = self.plan_type.from_dict(plan)
-        self.train = None if train is None else TrainingSchedule(**train)
+        self.train = None if train is None else TrainingSchedule.from_dict(train)
+        if self.train is not None and getattr(self.plan, 'q', 0):
+            raise ValueError(f'{self.plan.title}: q={self.plan.q} cannot be trained with: the losses need all queries')
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks before hours of training that the plan fits the model, and that some of it will be pruned."""
+        if self.train is None:
+            return
+        model = _unwrap(runner.model)
+        adapters.attach(model, self.plan)
+        adapters.detach(model)
+        if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
+            raise ValueError(
+                f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins'
+            )
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Attaches the plan."""
@@ -77,10 +94,11 @@ class KeyPruningHook(Hook):
         checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
 
 
+@dataclass(frozen=True)
 class TrainingSchedule:
     """How much of a plan is pruned in an iteration; see `heated`.
 
-    Args:
+    Attributes:
         warmup: Units of training without pruning.
         heating: Units over which pruning grows to the full plan.
         by_epoch: Units are epochs; otherwise iterations.
@@ -89,12 +107,26 @@ class TrainingSchedule:
         ValueError: If a number is negative.
     """
 
-    def __init__(self, warmup: float = 1, heating: float = 2, by_epoch: bool = True) -> None:
-        if warmup < 0 or heating < 0:
-            raise ValueError(f'warmup={warmup} and heating={heating} must not be negative')
-        self.warmup = warmup
-        self.heating = heating
-        self.by_epoch = by_epoch
+    warmup: float = 1
+    heating: float = 2
+    by_epoch: bool = True
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.heating < 0:
+            raise ValueError(f'warmup={self.warmup} and heating={self.heating} must not be negative')
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainingSchedule:
+        """A schedule from a config.
+
+        Raises:
+            ValueError: If a setting is unknown.
+        """
+        valid = [field.name for field in fields(cls)]
+        unknown = sorted(set(data) - set(valid))
+        if unknown:
+            raise ValueError(f'train: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        return cls(**data)
 
     def share(self, iteration: int, iterations_per_epoch: int) -> float:
         """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""
