@@ -45,7 +45,7 @@ class KeyPruner(Protocol):
 
     Attributes:
         kept: With ``record=True``, one [B, N_k] int64 per layer of the last forward pass: the original ids of the keys
-            which that layer attends to.
+            which that layer attends to; -1 fills up samples that keep fewer than others.
         has_pruned: Whether anything was removed since the pruner was made.
     """
 
@@ -142,7 +142,8 @@ class TgGBCKeyPruner:
         else:
             index, surplus = keep_important(importance, keys.key.shape[1] - self._left[0], keys.attention_mask), None
         if self.record:
-            self.kept.append(compose(self.kept[-1], index))
+            ids = compose(self.kept[-1], index)
+            self.kept.append(ids if surplus is None else ids.masked_fill(surplus, -1))
         keys = keys.select(index)
         return keys if surplus is None else keys._replace(padding_mask=keys.padding_mask | surplus)
 

@@ -34,7 +34,7 @@ class KeyPlan:
 
     def __post_init__(self) -> None:
         if isinstance(self.r, Sequence) and not isinstance(self.r, str):
-            object.__setattr__(self, 'r', tuple(self.r))
+            object.__setattr__(self, 'r', without_trailing_zeros(self.r))
         amounts = self.r if isinstance(self.r, tuple) else (self.r,)
         for amount in amounts:
             self._check_amount(amount)
@@ -102,10 +102,10 @@ class KeyPlan:
         """
         self.check(num_layers)
         if isinstance(self.r, tuple):
-            counts = tuple(int(amount * num_keys) if self.is_share else amount for amount in self.r)
+            counts = tuple(share_of(amount, num_keys) if self.is_share else amount for amount in self.r)
             counts = (counts + (0,) * num_layers)[:num_layers]
         else:
-            total = int(self.r * num_keys) if self.is_share else self.r
+            total = share_of(self.r, num_keys) if self.is_share else self.r
             counts = split_over_layers(total, self.n, num_layers)
         return self.limited(counts, num_keys)
 
@@ -169,6 +169,17 @@ class KeyPlan:
             parts = [_number(part) for part in value.split('+')] if name == 'r' else [_number(value)]
             values[name] = parts[0] if len(parts) == 1 else parts
         return cls.from_dict(values)
+
+
+def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float, ...]:
+    """The amounts up to the last layer that prunes; at least one."""
+    used = max((i for i, amount in enumerate(amounts) if amount), default=0)
+    return tuple(amounts[: used + 1])
+
+
+def share_of(share: float, num_keys: int) -> int:
+    """`share` of `num_keys`, rounded down; 0.29 of 100 is 29, whatever binary fractions say."""
+    return int(share * num_keys + 1e-9)
 
 
 def _number(text: str) -> int | float | str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.layers.attention import Keys
+from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.models.petr import PETR3DDecoder
 from mmprune3d.pruning.plan import TgGBCPlan
 
@@ -89,6 +90,101 @@ def test_a_wrapped_model_is_unwrapped(detector: Detector) -> None:
 def test_an_unknown_setting_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match='unknown setting ratio; valid are r, n, k, activation'):
         hook(r=20, ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ('train', 'message'),
+    [
+        (dict(warm=3), 'train: unknown setting warm; valid are warmup, heating, by_epoch'),
+        (dict(warmup=-1), 'warmup=-1 and heating=2 must not be negative'),
+        (dict(heating=-1, by_epoch=False), 'warmup=1 and heating=-1 must not be negative'),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_is_none_is_refused(train: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hook(r=20, train=train)
+
+
+def test_queries_cannot_be_pruned_while_training() -> None:
+    with pytest.raises(ValueError, match='q=3 cannot be trained with'):
+        hook(r=20, q=3, train=dict(warmup=1))
+
+
+def runner_at(model: nn.Module, iteration: int, max_iters: int = 60, per_epoch: int = 10) -> SimpleNamespace:
+    return SimpleNamespace(model=model, iter=iteration, max_iters=max_iters, train_dataloader=range(per_epoch))
+
+
+@pytest.mark.parametrize(
+    ('train', 'warmup', 'heating'),
+    [
+        (dict(warmup=7, heating=5, by_epoch=False), 7, 5),
+        (dict(warmup=1, heating=2), 10, 20),
+        (dict(), 10, 20),
+        (dict(warmup=0.5, heating=0), 5, 0),
+        (dict(warmup=0, heating=0), 0, 0),
+        (dict(warmup=0, heating=13, by_epoch=False), 0, 13),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(('r', 'n'), [(20, 2), (13, 1), (0.7, 2), ([9, 4], None)], ids=str)
+def test_every_iteration_prunes_what_the_official_hook_would(
+    detector: Detector, train: dict, warmup: int, heating: int, r: object, n: int | None
+) -> None:
+    """A function of the iteration alone: asked in any order, by a hook that has seen nothing before, as on resuming."""
+    for iteration in torch.randperm(45, generator=torch.Generator().manual_seed(0)).tolist():
+        i = iteration + 1  # as the official hook counts
+        grown = 0 if i <= warmup else min((i - warmup) / heating, 1) if heating else 1
+        if isinstance(r, list):
+            removed = [int(grown * amount) for amount in r]
+        else:
+            total = int(grown * r) if isinstance(r, int) else int(grown * r * 30)
+            step = total // n // 2 * 2
+            removed = [step] * (n - 1) + [total - step * (n - 1)]
+        pruning, runner = hook(r=r, n=n, train=train), runner_at(detector, iteration)
+        pruning.before_train_iter(runner, 0)
+        assert adapters.is_attached(detector) == bool(grown if r == 0.7 else any(removed))
+        if adapters.is_attached(detector):
+            found = detector.decoder.key_pruner.plan.removals(3, 30)
+            assert list(found)[: len(removed)] == removed, i
+        pruning.after_train_iter(runner, 0)
+        assert not adapters.is_attached(detector)
+
+
+def test_without_a_schedule_training_is_left_alone(detector: Detector) -> None:
+    adapters.attach(detector, TgGBCPlan(r=3))
+    pruning = hook(r=20)
+    for step in (pruning.before_train_iter, pruning.after_train_iter):
+        step(runner_at(detector, 50), 0)
+        assert detector.decoder.key_pruner.plan.r == 3
+    pruning.before_train(runner_at(nn.Linear(1, 1), 0))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(n=3, train=dict()), 'valid are 1 to 2'),
+        (dict(train=dict(warmup=6)), '60 iterations of training end before TrainingSchedule.warmup=6'),
+        (dict(train=dict(warmup=60, by_epoch=False)), '60 iterations of training end before'),
+    ],
+    ids=str,
+)
+def test_what_would_fail_late_fails_before_training(detector: Detector, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hook(r=20, **settings).before_train(runner_at(detector, 0))
+
+
+def test_a_schedule_that_begins_in_the_last_iteration_is_accepted(detector: Detector) -> None:
+    hook(r=20, train=dict(warmup=59, by_epoch=False)).before_train(runner_at(detector, 0))
+    assert not adapters.is_attached(detector)
+
+
+def test_a_model_that_prunes_by_itself_is_left_alone(detector: Detector) -> None:
+    detector.decoder.key_pruner = own = make_pruner(TgGBCPlan(r=5), 3)
+    runner = SimpleNamespace(model=detector)
+    with pytest.raises(ValueError, match='the model prunes by itself'):
+        hook(r=20).before_test_epoch(runner)
+    assert detector.decoder.key_pruner is own
 
 
 def test_a_model_without_keys_is_refused() -> None:

@@ -1,21 +1,34 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from mmprune3d.pruning import tggbc
 from mmprune3d.pruning.schedules import split_over_layers
 from mmprune3d.pruning.tggbc import (
+    BLOCK,
     REMOVED_FIRST,
+    attention_rows,
     confident_queries,
+    fused_key_importance,
     keep_important,
     key_importance,
+    needed_keys,
     query_confidence,
 )
 from tests.reference import load, reference_files
+from tests.test_pruning.choices import assert_same_choice, full_map
+
+B, HEADS, QUERIES, DIM = 2, 3, 6, 8
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def plain_importance(logits: Tensor, attention: Tensor, k: int) -> Tensor:
@@ -35,6 +48,15 @@ def importance_of(logits: Tensor, attention: Tensor, k: int) -> Tensor:
     return key_importance(confidence, rows)
 
 
+def test_the_comparison_of_choices_sees_a_wrong_one() -> None:
+    values = torch.tensor([[0.9, 0.5, 0.5, 0.1]])
+    for right in ([0, 1], [2, 0]):
+        assert_same_choice(torch.tensor([right]), values)
+    for wrong in ([0, 3], [1, 2], [0, 0]):
+        with pytest.raises(AssertionError):
+            assert_same_choice(torch.tensor([wrong]), values)
+
+
 @pytest.mark.parametrize('k', [1, 4, 7])
 def test_importance_equals_the_equations(k: int) -> None:
     generator = torch.Generator().manual_seed(k)
@@ -50,22 +72,146 @@ def test_k_zero_or_too_large_means_all_queries() -> None:
         assert torch.equal(scores, confidence.gather(1, index))
 
 
+def plain_confidence(logits: list[float], activation: str, score: str) -> float:
+    """Eq. 5 and Table 5 for one query."""
+    values = torch.tensor(logits, dtype=torch.float64)
+    if score == 'none':
+        return 1.0
+    if activation == 'softmax':
+        values = (values.exp() / values.exp().sum())[:-1]
+    reduced = {'max': max, 'min': min, 'mean': lambda v: sum(v) / len(v)}[score](values.tolist())
+    return reduced if activation == 'softmax' else float(torch.tensor(reduced).sigmoid())
+
+
+@pytest.mark.parametrize(('activation', 'score'), product(('sigmoid', 'softmax'), ('max', 'mean', 'min', 'none')))
+def test_confidence_of_every_kind(activation: str, score: str) -> None:
+    logits = 3 * random(B, QUERIES, 4)
+    expected = [[plain_confidence(query.tolist(), activation, score) for query in sample] for sample in logits]
+    torch.testing.assert_close(query_confidence(logits, activation, score), torch.tensor(expected))
+
+
 def test_background_of_a_softmax_head_never_counts() -> None:
     logits = torch.tensor([[[0.0, 1.0, 9.0], [2.0, 1.0, -9.0]]])
-    torch.testing.assert_close(query_confidence(logits, 'softmax'), logits.softmax(-1)[..., :2].amax(-1))
+    assert query_confidence(logits, 'softmax').argmax() == 1
+    assert query_confidence(logits, 'sigmoid').argmax() == 0
 
 
-def test_padded_keys_go_first() -> None:
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('keys', [1, 7, 8, 9, 21])
+def test_blockwise_importance_equals_that_of_the_full_map(
+    monkeypatch: pytest.MonkeyPatch, keys: int, dtype: torch.dtype, padded: bool
+) -> None:
+    """Fewer keys than a block, a whole number of blocks, a rest; and the choice, for every number of keys to remove."""
+    monkeypatch.setattr(tggbc, 'BLOCK', 8)
+    query, key = 3 * random(B, HEADS, QUERIES, DIM), random(B, HEADS, keys, DIM, seed=1)
+    query, key = query.to(dtype), key.to(dtype)
+    padding = None
+    if padded:
+        padding = torch.zeros(B, keys, dtype=torch.bool)
+        padding[0, 1::3] = padding[1, -(keys // 2) :] = keys > 1
+    attention, log_sum = full_map(query, key, None if padding is None else padding[:, None])
+    for k in range(1, QUERIES + 1):
+        confidence = random(B, k, seed=k).sigmoid()
+        expected = torch.einsum('bk,bkn->bn', confidence.double(), attention[:, :k]).float()
+        if padding is not None:
+            expected[padding] = REMOVED_FIRST
+        found = fused_key_importance(confidence, query[:, :, :k], key, log_sum[..., :k], padding)
+        rows = attention_rows(query[:, :, :k], key, None if padding is None else padding[:, None])
+        for importance in (found, key_importance(confidence, rows, padding)):
+            assert importance.dtype == torch.float32
+            torch.testing.assert_close(importance, expected, atol=1e-6, rtol=1e-5)
+            for remove in range(keys):
+                assert_same_choice(keep_important(importance, remove), expected)
+
+
+def test_the_last_block_may_be_short() -> None:
+    keys = BLOCK + 5
+    query, key = random(1, 1, 2, DIM), random(1, 1, keys, DIM, seed=1)
+    attention, log_sum = full_map(query, key)
+    found = fused_key_importance(torch.ones(1, 2), query, key, log_sum)
+    torch.testing.assert_close(found, attention.sum(1).float(), atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_does_not_coarsen_importance(dtype: torch.dtype) -> None:
+    query, key = 3 * random(B, HEADS, QUERIES, DIM), random(B, HEADS, 20, DIM, seed=1)
+    confidence, log_sum = torch.rand(B, QUERIES), full_map(query, key)[1]
+
+    def both() -> list[Tensor]:
+        rows = attention_rows(query, key)
+        return [fused_key_importance(confidence, query, key, log_sum), key_importance(confidence, rows)]
+
+    with torch.autocast('cpu', dtype=dtype):
+        under_autocast = both()
+    for found, expected in zip(under_autocast, both(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_padded_keys_that_attract_attention_go_first(fused: bool) -> None:
+    """Keys without an image may have scores far beyond what the softmax saw."""
+    query, key = torch.full((1, 1, 2, DIM), 30.0), random(1, 1, 5, DIM)
+    key[:, :, 3:] = 30.0
+    padding = torch.tensor([[False, False, False, True, True]])
+    log_sum = full_map(query, key, padding[:, None])[1]
+    confidence = torch.tensor([[1.0, 0.0]])
+    if fused:
+        importance = fused_key_importance(confidence, query, key, log_sum, padding)
+    else:
+        importance = key_importance(confidence, attention_rows(query, key, padding[:, None]), padding)
+    assert torch.equal(importance == REMOVED_FIRST, padding)
+    assert importance.isfinite().all()
+    assert set(keep_important(importance, 2)[0].tolist()) == {0, 1, 2}
+
+
+def test_padding_is_removed_before_keys_without_attention() -> None:
     padding = torch.tensor([[False, True, False, True], [False, False, False, True]])
-    importance = key_importance(torch.ones(2, 1), torch.full((2, 1, 4), 0.25), padding)
+    importance = key_importance(torch.zeros(2, 1), torch.full((2, 1, 4), 0.25), padding)
     assert torch.equal(importance == REMOVED_FIRST, padding)
     assert set(keep_important(importance, 2)[0].tolist()) == {0, 2}
+
+
+def test_a_query_that_may_attend_to_nothing_counts_nothing() -> None:
+    query, key = random(1, 2, 2, DIM), random(1, 2, 4, DIM, seed=1)
+    forbidden = torch.tensor([[[False, False, True, False], [True, True, True, True]]])
+    rows = attention_rows(query, key, forbidden)
+    torch.testing.assert_close(rows.sum(-1), torch.tensor([[1.0, 0.0]]))
+    assert (rows[forbidden] == 0).all()
+    assert key_importance(torch.ones(1, 2), rows).isfinite().all()
 
 
 @pytest.mark.parametrize('remove', [-1, 6, 7])
 def test_removing_all_keys_is_refused(remove: int) -> None:
     with pytest.raises(ValueError, match='valid are 0 to 5'):
         keep_important(torch.rand(1, 6), remove)
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_every_query_keeps_its_best_key(seed: int) -> None:
+    """Against loops: the best allowed keys stay, the remaining places go to the most important keys."""
+    keys, queries, batch = 12, 5, 3
+    importance = random(batch, keys, seed=seed).sigmoid()
+    forbidden = random(batch, queries, keys, seed=seed + 100) > -0.8
+    forbidden[0] = True  # nobody may attend to anything
+    forbidden[1, 0] = True
+    padding = random(batch, keys, seed=seed + 200) > 1
+    importance[padding] = REMOVED_FIRST
+    needs = []
+    for b in range(batch):
+        reachable = [[j for j in range(keys) if not (row[j] or padding[b, j])] for row in forbidden[b]]
+        needs.append({max(mine, key=lambda j, b=b: importance[b, j]) for mine in reachable if mine})
+    needed = needed_keys(importance, forbidden)
+    assert [set(row.nonzero().flatten().tolist()) for row in needed] == needs
+    for remove in (0, 3, 8, keys - 1):
+        kept = keep_important(importance, remove, forbidden)
+        assert kept.shape[1] == max(keys - remove, *map(len, needs))
+        for b, mine in enumerate(needs):
+            others = sorted(set(range(keys)) - mine, key=lambda j, b=b: -importance[b, j])
+            expected = mine | set(others[: kept.shape[1] - len(mine)])
+            worth = sorted(float(importance[b, j]) for j in expected)
+            assert mine <= set(kept[b].tolist())
+            assert sorted(importance[b, kept[b]].tolist()) == pytest.approx(worth)
 
 
 @pytest.mark.reference
