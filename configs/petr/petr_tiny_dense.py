@@ -3,7 +3,7 @@ _base_ = ['./petr_tiny.py']
 
 model = dict(aux_only=True)
 train_dataloader = dict(batch_size=8)
-max_epochs = 20
+max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs + 1)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
