@@ -1,25 +1,66 @@
 """Where a plan goes in models written by others.
 
-An adapter is a module with `find(model)`, `attach(model, plan)`, `detach(model)` and the like for one family of
-models; the functions here choose the family. Attaching twice is the same as attaching once, detaching leaves the model
-as it was.
+An adapter knows one family of models (see `Family`); the functions here choose the family. Attaching twice is the same
+as attaching once, detaching leaves the model as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from mmprune3d.pruning.plan import KeyPlan
 
 from . import petr
+from .mmdet_detr import HookedConditionalDETR, HookedDETR
+from .projects_petr import HookedPETR
 
-FAMILIES: tuple[ModuleType, ...] = (petr,)
+
+class Family(Protocol):
+    """What an adapter provides: a module with these functions, or a class with these class methods.
+
+    Attributes:
+        LOOKS_FOR: What `find` looks for, in words.
+        STAGES: Stage -> attribute of the model that holds it, for tables of times; the decoder is known anyway.
+    """
+
+    LOOKS_FOR: str
+    STAGES: Mapping[str, str]
+
+    def find(self, model: nn.Module) -> nn.Module | None:
+        """The decoder whose keys can be pruned, or None if the model is of another family."""
+
+    def attach(self, model: nn.Module, plan: KeyPlan) -> None:
+        """Makes the model prune from its next forward pass on; a plan attached before is replaced.
+
+        Raises:
+            ValueError: If the plan does not fit; the model is then as it was.
+        """
+
+    def detach(self, model: nn.Module) -> None:
+        """Makes the model what it was before `attach`, bit for bit; nothing where no plan is attached."""
+
+    def is_attached(self, model: nn.Module) -> bool:
+        """Whether a plan is attached."""
+
+    def has_pruned(self, model: nn.Module) -> bool:
+        """Whether anything was removed since `attach`."""
+
+    def kept_keys(self, model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
+        """Original ids [B, keys] that each decoder layer attends to during `call`, with or without a plan attached."""
 
 
-def family_of(model: nn.Module) -> ModuleType:
+FAMILIES: list[Family] = [petr, HookedDETR, HookedConditionalDETR, HookedPETR]
+
+
+def register(family: Family) -> None:
+    """Makes `attach` and the others know a family of models, before those that they know already."""
+    FAMILIES.insert(0, family)
+
+
+def family_of(model: nn.Module) -> Family:
     """The adapter that knows `model`.
 
     Raises:
@@ -57,8 +98,10 @@ def check_pruned(model: nn.Module, plan: KeyPlan) -> None:
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:
-    """Disjoint parts of `model` for time and FLOP tables: backbone, neck, decoder."""
-    return family_of(model).stages(model)
+    """Disjoint parts of `model` for time and FLOP tables: backbone, neck, encoder, decoder, as far as it has them."""
+    family = family_of(model)
+    found = {name: getattr(model, attribute, None) for name, attribute in family.STAGES.items()}
+    return {**{name: module for name, module in found.items() if module is not None}, 'decoder': family.find(model)}
 
 
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:

@@ -49,12 +49,6 @@ def has_pruned(model: nn.Module) -> bool:
     return find(model).key_pruner.has_pruned
 
 
-def stages(model: nn.Module) -> dict[str, nn.Module]:
-    """Image backbone, neck and decoder, as far as the model has them."""
-    found = {name: getattr(model, attribute, None) for name, attribute in STAGES.items()}
-    return {**{name: module for name, module in found.items() if module is not None}, 'decoder': find(model)}
-
-
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
     """Original ids [B, keys] that each decoder layer attends to during `call`, with or without a pruner attached."""
     decoder = find(model)

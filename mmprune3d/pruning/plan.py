@@ -89,7 +89,9 @@ class KeyPlan:
         """The plan with `share` (0..1) of its removals."""
         amounts = self.r if isinstance(self.r, tuple) else (self.r,)
         scaled = tuple(amount * share if self.is_share else int(amount * share) for amount in amounts)
-        return replace(self, r=scaled if isinstance(self.r, tuple) else scaled[0])
+        if isinstance(self.r, tuple):
+            return replace(self, r=scaled, n=None)  # amounts may have become 0 at the end
+        return replace(self, r=scaled[0])
 
     def removals(self, num_layers: int, num_keys: int) -> tuple[int, ...]:
         """Keys removed after each of `num_layers` decoder layers of `num_keys` valid keys.

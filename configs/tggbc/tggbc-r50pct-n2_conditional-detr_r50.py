@@ -1,0 +1,3 @@
+_base_ = 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py'
+custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
+custom_hooks = [dict(type='TgGBCHook', r=0.5, n=2, k=175, t=500)]

@@ -1,0 +1,266 @@
+"""Key pruning in decoders written by others, by hooks on their layers.
+
+No class is replaced, no forward copied. A hook before each decoder layer passes the keys that are left instead of those
+that the decoder passes, and a hook after it asks the pruner which ones the next layer needs. What remains to be known
+about a family of decoders is a subclass of :class:`HookedDecoder`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmprune3d.layers.attention import Keys
+from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan
+from mmprune3d.pruning.selection import once_per_tensor
+
+from .fused_attention import FusedStandIn, bool_mask
+
+MARK = 'mmprune3d_hooks'
+"""Attribute of a decoder that has a plan attached."""
+
+
+class HookedDecoder(ABC):
+    """A plan at work in one decoder, and, by its class methods, the adapter of a family (see `adapters.Family`).
+
+    The decoder has ``layers`` that run one after the other, each exactly once. Their first argument and their output
+    are the queries; others are called ``key`` and, where they exist, ``value``, ``key_pos``, ``key_padding_mask`` and
+    `mask_argument`.
+
+    A plan that removes nothing changes nothing at all. One that removes something also lets the cross-attention run in
+    a fused kernel; outputs of layers before the first removal are then equal within rounding.
+
+    Args:
+        model: One in which `find` finds a decoder.
+        plan: What to remove. Queries cannot be removed: the decoders stack the outputs of their layers.
+        record: Keep the original ids of the keys; see ``KeyPruner.kept``.
+
+    Raises:
+        ValueError: If the plan does not fit the decoder or its head.
+    """
+
+    LOOKS_FOR: ClassVar[str]
+    """What `fits` looks for, for the message about a model that no adapter knows."""
+    STAGES: ClassVar[Mapping[str, str]] = {}
+    """Stage -> attribute of the model that holds it, for tables of times; the decoder is known anyway."""
+    batch_first: ClassVar[bool] = True
+    """Whether the decoder's tensors are [B, N, C] rather than [N, B, C]."""
+    mask_argument: ClassVar[str] = 'cross_attn_mask'
+    """The layers' argument for the mask of the cross-attention, [N_q, N_k] or [B * heads, N_q, N_k]."""
+
+    def __init__(self, model: nn.Module, plan: KeyPlan, record: bool = False) -> None:
+        self.owner = self.owner_in(model)
+        self.decoder = self.decoder_of(self.owner)
+        self.layers = list(self.decoder.layers)
+        self.stand_ins = [self.stand_in(layer) for layer in self.layers]
+        self.plan = plan
+        self._check_plan()
+        self.pruner = make_pruner(plan, len(self.layers), record)
+        self._handles: list[Any] = []
+        self._keys: Keys | None = None
+        self._pruned = False
+
+    # What a family says.
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, module: nn.Module) -> bool:
+        """Whether `module` is the one that holds both the decoder and the head of a detector of this family."""
+
+    @staticmethod
+    @abstractmethod
+    def decoder_of(owner: nn.Module) -> nn.Module:
+        """The decoder in a module that `fits`."""
+
+    @abstractmethod
+    def stand_in(self, layer: nn.Module) -> FusedStandIn:
+        """A fused stand-in for the cross-attention of a decoder layer."""
+
+    @abstractmethod
+    def normed(self, output: Tensor) -> Tensor:
+        """The output of a layer as the head sees it, [B, N_q, C]."""
+
+    @abstractmethod
+    def logits(self, layer: int, query: Tensor) -> Tensor:
+        """The head's classification [B, N_q, classes] of what `normed` gives, of decoder layer `layer`."""
+
+    @property
+    @abstractmethod
+    def activation(self) -> str:
+        """'sigmoid' or 'softmax' (with the background in the last column): what turns the logits into scores."""
+
+    def cross_mask(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The mask of the cross-attention among the arguments of a layer."""
+        return arguments.get(self.mask_argument)
+
+    def with_cross_mask(self, arguments: Mapping[str, Any], mask: Tensor) -> dict[str, Any]:
+        """The arguments with another mask."""
+        return {**arguments, self.mask_argument: mask}
+
+    # The adapter.
+
+    @classmethod
+    def owner_in(cls, model: nn.Module) -> nn.Module | None:
+        """The first module of `model` that `fits`."""
+        return next((module for module in model.modules() if cls.fits(module)), None)
+
+    @classmethod
+    def find(cls, model: nn.Module) -> nn.Module | None:
+        """The decoder whose keys can be pruned, or None."""
+        owner = cls.owner_in(model)
+        return None if owner is None else cls.decoder_of(owner)
+
+    @classmethod
+    def attach(cls, model: nn.Module, plan: KeyPlan) -> None:
+        """Makes the decoder prune by `plan`; a plan attached before is replaced, unless this one is refused."""
+        hooked = cls(model, plan)
+        cls.detach(model)
+        setattr(hooked.decoder, MARK, hooked)
+        if plan.removes:
+            hooked.install()
+
+    @classmethod
+    def detach(cls, model: nn.Module) -> None:
+        """Takes everything off; the model is then bit for bit what it was."""
+        hooked = cls._attached(model)
+        if hooked is not None:
+            hooked.remove()
+            delattr(hooked.decoder, MARK)
+
+    @classmethod
+    def is_attached(cls, model: nn.Module) -> bool:
+        """Whether a plan is attached."""
+        return cls._attached(model) is not None
+
+    @classmethod
+    def has_pruned(cls, model: nn.Module) -> bool:
+        """Whether anything was removed since `attach`."""
+        return cls._attached(model).pruner.has_pruned
+
+    @classmethod
+    def kept_keys(cls, model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
+        """Original ids [B, keys] that each layer attends to during `call`, with or without a plan attached."""
+        attached = cls._attached(model)
+        recorder = cls(model, TgGBCPlan(r=0) if attached is None else attached.plan, record=True)
+        was_installed = attached is not None and attached.remove()
+        recorder.install()
+        try:
+            call()
+        finally:
+            recorder.remove()
+            if was_installed:
+                attached.install()
+        return recorder.pruner.kept
+
+    @classmethod
+    def _attached(cls, model: nn.Module) -> HookedDecoder | None:
+        return getattr(cls.find(model), MARK, None)
+
+    # The work.
+
+    def install(self) -> None:
+        """Puts hooks on the layers and fused kernels into their cross-attention."""
+        for layer, stand_in in zip(self.layers, self.stand_ins, strict=True):
+            stand_in.install()
+            self._handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
+            self._handles.append(layer.register_forward_hook(self._after_layer))
+
+    def remove(self) -> bool:
+        """The opposite of `install`; returns whether it was installed."""
+        was_installed = bool(self._handles)
+        for handle in self._handles:
+            handle.remove()
+        for stand_in in self.stand_ins if was_installed else ():
+            stand_in.remove()
+        self._handles, self._keys = [], None
+        return was_installed
+
+    def _check_plan(self) -> None:
+        title, plan = self.plan.title, self.plan
+        if getattr(plan, 'q', 0):
+            raise ValueError(
+                f'{title}: q={plan.q} removes queries, but {type(self.decoder).__name__} needs the same queries in all '
+                'layers; leave q out'
+            )
+        scores = isinstance(plan, TgGBCPlan) and plan.removes and plan.score != 'none'
+        if scores and plan.activation != self.activation:
+            raise ValueError(
+                f'{title}: activation={plan.activation!r} does not fit the head of {type(self.owner).__name__}, which '
+                f'is trained with {self.activation}: set activation={self.activation!r}'
+            )
+
+    def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        index = self.layers.index(layer)
+        names = list(inspect.signature(layer.forward).parameters) if len(args) > 1 else []
+        arguments = {**dict(zip(names[1:], args[1:])), **kwargs}
+        if index == 0:
+            self._keys, self._pruned = self._read(arguments), False
+        self.stand_ins[index].armed = index < len(self.layers) - 1
+        return (args[:1], self._write(arguments)) if self._pruned else (args, kwargs)
+
+    def _after_layer(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
+        index, keys = self.layers.index(layer), self._keys
+        if index == len(self.layers) - 1:
+            self._keys = None
+            return
+        with torch.no_grad():
+            query = self.normed(output)
+        record = self.stand_ins[index].take_record(keys)
+        self._keys = self.pruner(index, query, keys, record, self.logits).keys
+        self._pruned |= self._keys is not keys
+
+    def _read(self, arguments: Mapping[str, Any]) -> Keys:
+        """The keys that the decoder passes, batch-first."""
+        if arguments.get('key') is None:
+            raise ValueError(f'{type(self.decoder).__name__} passes no `key` to its layers')
+        turned = once_per_tensor(self._turned)
+        key = turned(arguments['key'])
+        value = key if arguments.get('value') is None else turned(arguments['value'])
+        padding = bool_mask(arguments.get('key_padding_mask'))
+        if padding is not None and not padding.any():
+            padding = None
+        mask = mask_per_sample(self.cross_mask(arguments), len(key))
+        return Keys(key, value, padding, mask, turned(arguments.get('key_pos')))
+
+    def _write(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a layer with the keys that are left; what the decoder does not pass stays away."""
+        keys, turned = self._keys, once_per_tensor(self._turned)
+        left = {'key': keys.key, 'value': keys.value, 'key_pos': keys.key_pos}
+        left = {name: turned(tensor) for name, tensor in left.items() if arguments.get(name) is not None}
+        arguments = {**arguments, **left}
+        if arguments.get('key_padding_mask') is not None:
+            arguments['key_padding_mask'] = keys.padding_mask
+        if keys.attention_mask is None:
+            return arguments
+        heads = self.stand_ins[0].attention.num_heads
+        return self.with_cross_mask(arguments, keys.attention_mask.repeat_interleave(heads, dim=0))
+
+    def _turned(self, tokens: Tensor) -> Tensor:
+        """Between the decoder's layout and batch-first, in either direction."""
+        return tokens if self.batch_first else tokens.transpose(0, 1)
+
+
+def mask_per_sample(mask: Tensor | None, batch: int) -> Tensor | None:
+    """A mask [N_q, N_k] or [B * heads, N_q, N_k] as [B, N_q, N_k] bool.
+
+    Raises:
+        ValueError: If the heads of a sample have different masks: keys are removed for all heads at once.
+    """
+    mask = bool_mask(mask)
+    if mask is None or mask.dim() == 2:
+        return None if mask is None else mask.expand(batch, -1, -1)
+    mask = mask.unflatten(0, (batch, -1))
+    if (mask != mask[:, :1]).any():
+        raise ValueError('cross-attention masks that differ between heads cannot be pruned')
+    return mask[:, 0]
+
+
+def activation_of(head: nn.Module) -> str:
+    """How a head of mmdet turns logits into scores, by its classification loss."""
+    return 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
