@@ -175,7 +175,7 @@ class KeyPlan:
 
 def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float, ...]:
     """The amounts up to the last layer that prunes; at least one."""
-    used = max((i for i, amount in enumerate(amounts) if amount), default=0)
+    used = max((i for i, amount in enumerate(amounts) if amount != 0), default=0)
     return tuple(amounts[: used + 1])
 
 

@@ -262,3 +262,9 @@ def test_tome_merges_half_of_a_layers_keys_at_most(r: Any, n: int | None, num_ke
 
 def test_tome_may_merge_exactly_half() -> None:
     assert ToMePlan(r=[50, 25, 12]).keys_per_layer(100, 6) == (100, 50, 25, 13, 13, 13)
+
+
+def test_trailing_zeros_of_a_list_mean_nothing() -> None:
+    assert TgGBCPlan(r=[6, 0, 4, 0, 0, 0]) == TgGBCPlan(r=[6, 0, 4], n=3)
+    assert TgGBCPlan(r=[9, 4]).scaled(0.2) == TgGBCPlan(r=[1])
+    assert TgGBCPlan(r=0.29, n=1).removals(2, 100) == (29, 0)
