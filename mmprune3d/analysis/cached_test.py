@@ -20,6 +20,7 @@ from mmprune3d import adapters
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
+from .key_attention import mean_attention_kept
 from .nuscenes_subset import quick_evaluation
 
 MEMORY_LIMIT = 4 * 2**30
@@ -229,6 +230,18 @@ class CachedTest:
         """
         with self._replaying():
             return self._figures(plan, 'baseline' if plan is None else str(plan))
+
+    def attention_kept(self, samples: int, share: float) -> Tensor | None:
+        """See `key_attention.mean_attention_kept`, over `samples` batches spread over the test."""
+        chosen = set(evenly_spaced(len(self.replay), min(samples, len(self.replay))))
+
+        def calls() -> Iterator[Callable[[], object]]:
+            for position, batch in enumerate(self.replay):
+                if position in chosen:
+                    yield lambda batch=batch: self.model.test_step(batch)
+
+        with self._replaying():
+            return mean_attention_kept(self.model, calls(), share)
 
     def close(self) -> None:
         """Lets the features go and makes the evaluation what it was."""

@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.curves import draw_curves
 
+from . import key_attention
 from . import report as reports
 from .cached_test import CachedTest
 from .study_parts import PARTS, Decoder, Part, choose_parts
@@ -27,6 +29,9 @@ from .upgrade import prepare, read_config
 TITLE = 'Accuracy of key pruning'
 SHOWN = ('mAP', 'NDS')
 """Figures that are plotted, and whose change the table shows."""
+LISTENED = 16
+"""Samples, spread over the test set, in which the attention of the layers is compared."""
+KEPT_SHARE = 0.5
 SETTINGS = ('r', 'n', 'k', 'score', 'seed')
 
 
@@ -150,6 +155,7 @@ class KeyStudy:
             plans = dict.fromkeys(plan for part in parts.values() for plan in part.plans)
             for number, plan in enumerate(plans, 1):
                 print(f'{number}/{len(plans)} {_line(self.setting(plan))}', flush=True)
+            self.listen()
         finally:
             if 'test' in self.__dict__:
                 self.test.close()
@@ -158,6 +164,13 @@ class KeyStudy:
         text = '\n'.join(self.markdown(parts))
         (self.out / 'study.md').write_text(text)
         return text
+
+    def listen(self) -> None:
+        """Measures where the layers of the unpruned decoder look, if that is not known yet."""
+        if 'attention_kept' not in self.record.data:
+            table = self.test.attention_kept(LISTENED, KEPT_SHARE)
+            self.record.data['attention_kept'] = None if table is None else table.tolist()
+            self.record.save()
 
     def draw(self, part: Part, path: Path) -> None:
         """The plot of a part; impossible settings are left out."""
@@ -179,6 +192,9 @@ class KeyStudy:
         yield from ('', ', '.join(f'{name} {value}' for name, value in env.items()), '')
         for name, part in parts.items():
             yield from (f'## {part.title}', '', *self._table(part), '', f'![{part.title}]({name}.png)', '')
+        table = self.record.data.get('attention_kept')
+        if table is not None:
+            yield from key_attention.markdown(torch.tensor(table), KEPT_SHARE, LISTENED)
 
     def _table(self, part: Part) -> Iterator[str]:
         names = [name for name in self.baseline if name not in ('plan', 'keys', 'seconds')]
