@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study'), help='folder for tables and plots')
     parser.add_argument('--samples', type=int, help='test samples, evenly spaced; all if not given')
     parser.add_argument(
-        '--parts', default='r,n,k,score,tome,random', help='what to study (default: %(default)s, everything)'
+        '--parts', default='r,n,k,score,tome,random,place', help='what to study (default: %(default)s, everything)'
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'

@@ -228,7 +228,8 @@ def _cell(plan: KeyPlan | None, name: str, num_keys: int) -> str:
     if value is None:
         return '-'
     if name == 'r':
-        return f'{value} ({100 * value / num_keys:.1f} %)'
+        total = sum(value) if isinstance(value, list) else value
+        return f'{value} ({100 * total / num_keys:.1f} %)'
     if name == 'k':
         return str(value or 'all')
     return str(value)

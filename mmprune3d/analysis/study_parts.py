@@ -140,6 +140,16 @@ def random_part(decoder: Decoder) -> Part:
     return Part('Guided and random removal; n = 2, k = 175', PERCENT, curves)
 
 
+def place_part(decoder: Decoder) -> Part:
+    """Everything removed after one layer, by its own attention or at random: which layers know what later ones need."""
+    curves = []
+    for label, plan in (('tgGBC', partial(TgGBCPlan, k=175)), ('random', RandomPlan)):
+        amounts = [[0] * layer + [decoder.removing(0.7)] for layer in range(len(decoder.layer_counts(4)))]
+        points = tuple((str(len(amount)), (plan(r=amount),)) for amount in amounts)
+        curves.append(Curve(label, points))
+    return Part('All removed after one layer; r = 70 %, k = 175', 'the layer', tuple(curves))
+
+
 PARTS: dict[str, Callable[[Decoder], Part]] = {
     'r': removal_part,
     'n': layers_part,
@@ -147,6 +157,7 @@ PARTS: dict[str, Callable[[Decoder], Part]] = {
     'score': score_part,
     'tome': merging_part,
     'random': random_part,
+    'place': place_part,
 }
 """Name on the command line -> part."""
 

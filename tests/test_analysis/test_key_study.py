@@ -103,7 +103,9 @@ def test_study_writes_table_figures_and_plot(study: Path) -> None:
     assert [setting['plan']['r'] for setting in data['settings'][1:]] == [60, 120, 168, 210, 228]
     assert all({'mAP', 'NDS', 'keys'} < set(setting) for setting in data['settings'])
     assert {'device', 'dtype', 'threads', 'torch'} <= set(data['env'])
-    rows = [line for line in (study / 'study.md').read_text().splitlines() if line.startswith('| ')]
+    table, attention = (study / 'study.md').read_text().split('## Do later layers')
+    assert [line for line in attention.splitlines() if line.startswith('| 5 |')]
+    rows = [line for line in table.splitlines() if line.startswith('| ')]
     assert rows[1].startswith('| baseline | -') and len(rows) == 2 + 5
     assert rows[2].startswith('| tgGBC | 60 (25.0 %) | 2 | 175 | max |')
     assert cv2.imread(str(study / 'r.png')).shape[1] > 1000
@@ -123,6 +125,9 @@ def test_settings_that_are_not_possible_are_listed_and_not_run(
         def evaluate(self, plan: KeyPlan) -> dict[str, float]:
             plan.removals(6, 240)
             return {'mAP': 0.45, 'NDS': 0.35}
+
+        def attention_kept(self, samples: int, share: float) -> None:
+            return None
 
     monkeypatch.setattr(key_study, 'CachedTest', Fake)
     monkeypatch.setattr(key_study.Runner, 'from_cfg', lambda config: None)

@@ -80,7 +80,7 @@ def test_tiny_trains_and_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     keys = []
     model.pts_bbox_head.transformer.decoder.layers[0].register_forward_pre_hook(
-        lambda _, inputs: keys.append(inputs[1].content.shape)
+        lambda _, inputs: keys.append(inputs[1].key.shape)
     )
     with torch.no_grad():
         found = model.eval()(**model.data_preprocessor(data, training=False), mode='predict')
