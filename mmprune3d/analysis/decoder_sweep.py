@@ -74,7 +74,9 @@ def plot(result: dict[str, Any], folder: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True, sharey=True)
-    top = 1.12 * max(result['baseline'], *(p['ms'] for points in result['points'].values() for p in points))
+    everything = [point for points in result['points'].values() for point in points]
+    top = 1.12 * max(result['baseline'], *(point['ms'] for point in everything))
+    most = 1.12 * max(point['gflops'] for point in everything)
     for axis, (setting, points) in zip(axes, result['points'].items(), strict=True):
         values = [point['value'] for point in points]
         axis.plot(values, [point['ms'] for point in points], 'o-', color='#1f6f8b', label='time')
@@ -82,7 +84,7 @@ def plot(result: dict[str, Any], folder: Path) -> Path:
         axis.set(xlabel=LABELS[setting], ylim=(0, top))
         flops = axis.twinx()
         flops.plot(values, [point['gflops'] for point in points], 's:', color='#d1603d', label='operations (Eq. 23)')
-        flops.set_ylim(0)
+        flops.set_ylim(0, most)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel('decoder and heads (ms)')
     flops.set_ylabel('cross-attention (GFLOPs)')
