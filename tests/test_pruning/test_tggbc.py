@@ -243,4 +243,4 @@ def test_peaked_attention_has_no_denormal_weights() -> None:
     expected = key_importance(confidence, scores.softmax(-1).mean(1))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     real = expected > 1e-25
-    assert torch.equal(found[real].argsort(), expected[real].argsort())
+    torch.testing.assert_close(found[real].log(), expected[real].log(), atol=1e-3, rtol=0)
