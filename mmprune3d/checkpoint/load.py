@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mmengine.dist import get_rank
@@ -21,6 +21,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from .mismatch import CheckpointMismatchError, explain, parse_error
 
 HEADLINE = 'The model and loaded state dict do not match exactly'
+PREPARERS: list[Callable[[nn.Module, Mapping[str, Tensor]], None]] = []
+"""Called with model and state dict before loading: what makes room for things that only pruned models have."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ def load_state_dict(
         CheckpointMismatchError: (a RuntimeError) If a shape differs, if no key at all fits, or, with `strict`, if keys
             are missing or unexpected. Tensors that fit have been loaded by then.
     """
+    for prepare in PREPARERS:
+        prepare(module.module if is_model_wrapper(module) else module, state_dict)
     report = _Report()
     _load(module, dict(state_dict), getattr(state_dict, '_metadata', None) or {}, '', report)
     missing = [key for key in report.missing if 'num_batches_tracked' not in key]

@@ -1,6 +1,11 @@
 """When things are removed: hooks, loops, runners and optimizer wrappers for mmengine."""
 
+from mmprune3d.adapters.learned_queries import restore
+from mmprune3d.checkpoint.load import PREPARERS
+
 from . import hooks, optimizers
 from .apply import prune_as_configured
+
+PREPARERS.append(restore)
 
 __all__ = ['hooks', 'optimizers', 'prune_as_configured']

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from .schedules import check_layers, split_over_layers
+from .settings import Plan
 
 if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
@@ -16,7 +17,7 @@ Amount = int | float | Sequence[int] | Sequence[float]
 
 
 @dataclass(frozen=True)
-class KeyPlan:
+class KeyPlan(Plan):
     """What all methods that remove cross-attention keys between decoder layers have in common.
 
     Attributes:
@@ -25,9 +26,8 @@ class KeyPlan:
         n: Number of decoder layers that prune, counted from the first; None means 2, or the length of `r`.
     """
 
-    method: ClassVar[str]
-    title: ClassVar[str]
-    example: ClassVar[str]
+    purpose: ClassVar[str] = 'what to remove'
+    lists: ClassVar[tuple[str, ...]] = ('r',)
 
     r: Amount
     n: int | None = None
@@ -57,17 +57,6 @@ class KeyPlan:
                 f'{self.title}: r={self.r!r} must be a whole number (keys), a share from 0.0 to below 1.0, '
                 'or a list of one kind, an entry per layer'
             )
-
-    def check_count(self, name: str) -> None:
-        """Raises ValueError if the setting `name` is not a whole number from 0."""
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f'{self.title}: {name}={value!r} must be a whole number, 0 or more')
-
-    def check_choice(self, name: str, valid: Sequence[str]) -> None:
-        """Raises ValueError if the setting `name` is not one of `valid`."""
-        if getattr(self, name) not in valid:
-            raise ValueError(f'{self.title}: {name}={getattr(self, name)!r}; valid are {", ".join(valid)}')
 
     @property
     def is_share(self) -> bool:
@@ -131,47 +120,6 @@ class KeyPlan:
             counts.append(counts[-1] - removed)
         return tuple(counts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, with the method's name: what goes into `checkpoint['meta']['mmprune3d']`."""
-        values = asdict(self)
-        values['r'] = list(self.r) if isinstance(self.r, tuple) else self.r
-        return {'method': self.method, **values}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: If the method is another one, a key is unknown, or `r` is missing.
-        """
-        values = dict(data)
-        method = values.pop('method', cls.method)
-        if method != cls.method:
-            raise ValueError(f'expected a {cls.method} plan, got one of {method!r}')
-        valid = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(valid))
-        if unknown:
-            raise ValueError(f'{cls.title}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
-        if 'r' not in values:
-            raise ValueError(f'{cls.title}: r, what to remove, is missing (example: {cls.example})')
-        return cls(**values)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """A plan from `'r=12000,n=2,k=175'`, `'r=0.5,n=1'` or `'r=8000+4000'` (an amount per layer).
-
-        Raises:
-            ValueError: If an item is not `name=value`, or the values are invalid.
-        """
-        values: dict[str, Any] = {}
-        for item in filter(None, (part.strip() for part in text.split(','))):
-            name, separator, value = (part.strip() for part in item.partition('='))
-            if not separator or not name or not value or name in values:
-                raise ValueError(f'{cls.title}: cannot read {item!r}; write each setting once, as {cls.example}')
-            parts = [_number(part) for part in value.split('+')] if name == 'r' else [_number(value)]
-            values[name] = parts[0] if len(parts) == 1 else parts
-        return cls.from_dict(values)
-
 
 def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float, ...]:
     """The amounts up to the last layer that prunes; at least one."""
@@ -182,15 +130,6 @@ def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float,
 def share_of(share: float, num_keys: int) -> int:
     """`share` of `num_keys`, rounded down; 0.29 of 100 is 29, whatever binary fractions say."""
     return int(share * num_keys + 1e-9)
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 @dataclass(frozen=True)

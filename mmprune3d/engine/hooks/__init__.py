@@ -1,6 +1,7 @@
 """Hooks; registered in mmengine's root registry, so that a bare name works in any scope."""
 
 from .allow_mismatch_hook import AllowShapeMismatchHook
+from .gpq_hook import GPQHook
 from .key_pruning_hook import TgGBCHook, ToMeHook
 
-__all__ = ['AllowShapeMismatchHook', 'TgGBCHook', 'ToMeHook']
+__all__ = ['AllowShapeMismatchHook', 'GPQHook', 'TgGBCHook', 'ToMeHook']

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from mmprune3d.engine.unwrap import unwrap
 
 
 @HOOKS.register_module()
@@ -36,8 +37,7 @@ class AllowShapeMismatchHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Drops the weights that do not fit; `checkpoint` is changed in place."""
         weights = checkpoint.get('state_dict', checkpoint)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in unwrap(runner.model).state_dict().items()}
         for prefix in self.prefixes:
             concerned = [name for name in weights if name.startswith(prefix)]
             if not concerned:

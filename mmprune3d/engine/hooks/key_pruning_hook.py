@@ -7,12 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from mmprune3d import adapters
+from mmprune3d.engine.unwrap import unwrap
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.schedules import heated
 
@@ -47,7 +46,7 @@ class KeyPruningHook(Hook):
         """Checks before hours of training that the plan fits the model, and that some of it will be pruned."""
         if self.train is None:
             return
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         adapters.attach(model, self.plan)
         adapters.detach(model)
         if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
@@ -57,11 +56,11 @@ class KeyPruningHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Attaches the plan."""
-        adapters.attach(_unwrap(runner.model), self.plan)
+        adapters.attach(unwrap(runner.model), self.plan)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Checks that keys were pruned, then detaches."""
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         adapters.check_pruned(model, self.plan)
         adapters.detach(model)
 
@@ -80,14 +79,14 @@ class KeyPruningHook(Hook):
         share = self.train.share(runner.iter, len(runner.train_dataloader))
         plan = self.plan.scaled(share)
         if plan.removes:
-            adapters.attach(_unwrap(runner.model), plan)
+            adapters.attach(unwrap(runner.model), plan)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Detaches: between iterations the model is what it was, so that other hooks may save or evaluate it."""
         if self.train is not None:
-            adapters.detach(_unwrap(runner.model))
+            adapters.detach(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The plan travels with the checkpoint."""
@@ -152,7 +151,3 @@ class ToMeHook(KeyPruningHook):
     """
 
     plan_type = ToMePlan
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -44,6 +44,12 @@ class PETR3DAssigner:
         self.reg_cost = TASK_UTILS.build(reg_cost)
 
     @torch.no_grad()
+    def costs(self, logits: Tensor, codes: Tensor, gt_labels: Tensor, gt_codes: Tensor) -> Tensor:
+        """Costs [N_q, N_gt] of one sample; arguments as for `assign`."""
+        cost = self.cls_cost(InstanceData(scores=logits.float()), InstanceData(labels=gt_labels))
+        cost = cost + self.reg_cost(codes.float(), gt_codes)
+        return torch.nan_to_num(cost, nan=UNUSABLE, posinf=UNUSABLE, neginf=-UNUSABLE)
+
     def assign(self, logits: Tensor, codes: Tensor, gt_labels: Tensor, gt_codes: Tensor) -> tuple[Tensor, Tensor]:
         """Matches one sample.
 
@@ -56,8 +62,6 @@ class PETR3DAssigner:
         Returns:
             Indices of matched queries and of their boxes, both [min(N_q, N_gt)] int64.
         """
-        cost = self.cls_cost(InstanceData(scores=logits.float()), InstanceData(labels=gt_labels))
-        cost = cost + self.reg_cost(codes.float(), gt_codes)
-        cost = torch.nan_to_num(cost, nan=UNUSABLE, posinf=UNUSABLE, neginf=-UNUSABLE)
+        cost = self.costs(logits, codes, gt_labels, gt_codes)
         queries, boxes = linear_sum_assignment(cost.cpu().numpy())
         return gt_labels.new_tensor(queries), gt_labels.new_tensor(boxes)

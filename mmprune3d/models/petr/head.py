@@ -18,6 +18,7 @@ from mmengine.model.weight_init import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmprune3d.layers.query_embedding import PrunableEmbedding
 from mmprune3d.pruning.selection import gather_tokens
 
 from .denoising import DenoisingBatch, DenoisingQueries
@@ -124,7 +125,7 @@ class PETR3DHead(BaseModule):
         self.reg_branches = nn.ModuleList(reg_branches * repeat)
         self.adapt_pos3d = conv_mlp(width * 3 // 2, width * 4, width)
         self.position_encoder = conv_mlp(depth_num * 3, width * 4, width)
-        self.reference_points = nn.Embedding(num_query, 3)
+        self.reference_points = PrunableEmbedding(num_query, 3)
         self.query_embedding = nn.Sequential(nn.Linear(width * 3 // 2, width), nn.ReLU(), nn.Linear(width, width))
 
     def init_weights(self) -> None:
@@ -135,7 +136,7 @@ class PETR3DHead(BaseModule):
             nn.init.constant_(branch[-1].bias, bias_init_with_prob(0.01))
 
     def learned_points(self) -> Tensor:
-        """Reference points of the learned queries, [N_q, 3] in 0..1 of the detection range."""
+        """Reference points of the learned queries that are left, [N_q, 3] in 0..1 of the detection range."""
         return self.reference_points.weight
 
     def class_logits(self, layer: int, query: Tensor) -> Tensor:

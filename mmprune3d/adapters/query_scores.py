@@ -1,0 +1,95 @@
+"""What a detector's head says of its learned queries while it trains: the scores by which GPQ removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune3d.pruning.gpq import GPQPlan, cost_scores, query_scores
+
+from .learned_queries import LearnedQueries
+
+
+class QueryScorer:
+    """Listens to the head, and for ``criterion='cost'`` to the assigner, in training steps.
+
+    Validation, and forward passes without gradients, do not count. Between `start` and `stop` there is a forward hook
+    on the head; nothing else of the model changes.
+
+    Args:
+        queries: Of the detector.
+        plan: Says which scores.
+
+    Raises:
+        ValueError: If the costs are asked for, but the assigner is of an unknown kind.
+    """
+
+    def __init__(self, queries: LearnedQueries, plan: GPQPlan) -> None:
+        self.queries = queries
+        self.plan = plan
+        self._scores: list[Tensor] = []
+        self._costs: list[Tensor] = []
+        self._samples = 0
+        self._undo: list[Callable[[], object]] = []
+        if plan.criterion == 'cost':
+            self._listener()
+
+    def start(self) -> None:
+        """Begins to listen."""
+        self._undo.append(self.queries.head.register_forward_hook(self._heard).remove)
+        if self.plan.criterion == 'cost':
+            name, listener = self._listener()
+            setattr(self.queries.assigner, name, listener)
+            self._undo.append(lambda: delattr(self.queries.assigner, name))
+
+    def stop(self) -> None:
+        """Takes everything off."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+
+    def take(self) -> Tensor:
+        """Scores [samples, N_q] float64, on the CPU, of the forward passes since they were taken last.
+
+        Costs are those of the last forward pass.
+        """
+        heard = [cost_scores(self._costs[-self._samples :])] if self._costs else self._scores
+        self._scores, self._costs = [], []
+        return torch.cat(heard) if heard else torch.zeros(0, self.queries.embedding.num_kept, dtype=torch.float64)
+
+    def _heard(self, head: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not (head.training and torch.is_grad_enabled()):
+            return
+        logits = self.queries.learned_logits(outputs)
+        self._samples = len(logits)
+        if self.plan.criterion != 'cost':
+            self._scores.append(query_scores(logits, self.plan.score, self.queries.activation).cpu())
+
+    def _listener(self) -> tuple[str, Callable[..., Any]]:
+        """Which method of the assigner to replace, and what by. Layers are matched one after the other, the last one last."""
+        assigner = self.queries.assigner
+        if hasattr(assigner, 'costs'):  # ours
+            original = assigner.costs
+
+            def costs(*args: Any, **kwargs: Any) -> Tensor:
+                self._costs.append(original(*args, **kwargs).cpu())
+                return self._costs[-1]
+
+            return 'costs', costs
+        if hasattr(assigner, 'match_costs'):  # mmdet's HungarianAssigner
+            assign = assigner.assign
+
+            def assign_and_tell(pred_instances: Any, gt_instances: Any, img_meta: Any = None, **kwargs: Any) -> Any:
+                with torch.no_grad():
+                    parts = (cost(pred_instances, gt_instances, img_meta) for cost in assigner.match_costs)
+                    self._costs.append(sum(parts).cpu())
+                return assign(pred_instances, gt_instances, img_meta, **kwargs)
+
+            return 'assign', assign_and_tell
+        raise ValueError(
+            f"GPQ: criterion='cost' needs an assigner with `costs` (PETR3DAssigner) or `match_costs` (HungarianAssigner "
+            f'of mmdet), found {type(assigner).__name__}; valid here are lowest, highest and random'
+        )

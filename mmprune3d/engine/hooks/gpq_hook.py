@@ -1,0 +1,171 @@
+"""Gradual query pruning as three lines in a config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import all_reduce, broadcast, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.adapters.query_scores import QueryScorer
+from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.pruning.gpq import GPQPlan, RemovalSchedule, ScoreSums, choose_victims
+
+STATE = 'gpq'
+"""Key of a checkpoint under which the hook keeps what it needs to go on."""
+HISTORY = 'gpq_history.jsonl'
+"""File in the work folder with a line per removal."""
+
+
+@HOOKS.register_module()
+class GPQHook(Hook):
+    """GPQ: removes queries one after the other while the detector is trained or fine-tuned (paper section 3.2).
+
+    Lifecycle: `before_run` makes the embedding of the queries prunable, before EMAHook copies the model; `before_train`
+    fixes the schedule; after every iteration the scores of the queries are added up over all processes, and when the
+    schedule says so, the worst queries go. The forward pass works on those that are left, in training, validation and
+    test, with or without this hook. `tools/compact.py` makes a small checkpoint for the unmodified detector.
+
+    The state of the scores is part of every checkpoint: a run that was killed goes on as if it had not been. The work
+    folder gets ``gpq_history.jsonl``, with a line per removal: ``iter`` (done by then), ``removed`` (ids in order) and
+    ``scores`` (mean of the interval by id; of the queries that were left before).
+
+    Args:
+        **plan: Settings of ``GPQPlan``: target, epochs, interval and so on.
+
+    Raises:
+        ValueError: For unknown settings, a model without learned queries that an adapter knows, a schedule that does not
+            fit the training, or a resumed checkpoint of another plan.
+        RuntimeError: When an interval ends without scores.
+    """
+
+    # Before EMAHook copies or averages the model; before CheckpointHook.
+    priority = 'HIGH'
+
+    def __init__(self, **plan: Any) -> None:
+        self.plan = GPQPlan.from_dict(plan)
+        self._resumed: dict[str, Any] | None = None
+        self._removed_rows: Tensor | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Makes the queries prunable; nothing changes yet."""
+        self.queries: LearnedQueries = learned_queries(unwrap(runner.model))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keeps the state of a run that is resumed.
+
+        Raises:
+            ValueError: If that run had no or another plan.
+        """
+        if not runner._resume:
+            return
+        plan = checkpoint.get('meta', {}).get('mmprune3d', {}).get(GPQPlan.method)
+        if STATE not in checkpoint or plan is None:
+            raise ValueError(
+                'GPQ: the resumed run had no GPQHook; to prune its result, use load_from instead of resume'
+            )
+        if GPQPlan.from_dict(plan) != self.plan:
+            raise ValueError(f'GPQ: the resumed run has the plan {plan}, the config {self.plan.to_dict()}')
+        self._resumed = checkpoint[STATE]
+
+    def before_train(self, runner: Runner) -> None:
+        """Fixes the schedule and begins to listen to the head."""
+        embedding = self.queries.embedding
+        self.queries.limit_results()
+        if self._resumed is None:
+            self.first_count = embedding.num_kept
+            self.sums = ScoreSums.zeros(embedding.num_kept)
+        else:
+            self.first_count = self._resumed['first_count']
+            self.sums = ScoreSums.zeros(embedding.num_kept).plus(self._resumed['sums'])
+        self.schedule = self.plan.schedule(self.first_count, len(runner.train_dataloader))
+        self._check_length(runner, self.schedule)
+        self.history = Path(runner.work_dir) / HISTORY
+        if is_main_process():
+            _keep_lines_until(self.history, runner.iter)
+        self.scorer = QueryScorer(self.queries, self.plan)
+        self.scorer.start()
+        runner.logger.info(f'GPQ: {embedding.num_kept} queries, {self.plan.target} in the end; {self.schedule}')
+
+    def _check_length(self, runner: Runner, schedule: RemovalSchedule) -> None:
+        if schedule.end > runner.max_iters:
+            raise ValueError(
+                f'GPQ: the last query would go after {schedule.end} iterations, but training has {runner.max_iters} '
+                f'({len(runner.train_dataloader)} per epoch): lower epochs or interval, or raise per_step'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Remembers the rows that are gone."""
+        self._removed_rows = self.queries.embedding.removed_rows()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Adds up the scores; removes what is due."""
+        embedding = self.queries.embedding
+        embedding.put_back(self._removed_rows)
+        batch = ScoreSums.zeros(embedding.num_kept).add(self.scorer.take()).packed()
+        all_reduce(batch)
+        self.sums = self.sums.plus(batch)
+        due = self.schedule.removed_after(runner.iter + 1) - (self.first_count - embedding.num_kept)
+        if due > 0:
+            self._remove(runner, due)
+        runner.message_hub.update_scalar('train/num_queries', embedding.num_kept)
+
+    def _remove(self, runner: Runner, count: int) -> None:
+        embedding, scores = self.queries.embedding, self.sums.mean()
+        before = embedding.kept.cpu()
+        victims = before[choose_victims(scores, count, self.plan.criterion, self.plan.seed)]
+        broadcast(victims)  # sums of floats may differ in the last digit between processes
+        embedding.remove(victims)
+        for copy in _averaged_models(runner):
+            learned_queries(copy).embedding.follow(embedding)
+        self.queries.limit_results()
+        self.sums = ScoreSums.zeros(embedding.num_kept)
+        if is_main_process():
+            line = dict(
+                iter=runner.iter + 1,
+                removed=victims.tolist(),
+                scores={id_: round(score, 6) for id_, score in zip(before.tolist(), scores.tolist(), strict=True)},
+            )
+            with self.history.open('a') as file:
+                file.write(json.dumps(line) + '\n')
+        if embedding.num_kept == self.first_count - self.schedule.total:
+            runner.logger.info(f'GPQ: {embedding.num_kept} queries are left after {runner.iter + 1} iterations')
+
+    def after_train(self, runner: Runner) -> None:
+        """Stops listening."""
+        self.scorer.stop()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Lets the head ask for no more results than the queries give."""
+        self.queries.limit_results()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """The same."""
+        self.queries.limit_results()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The plan, and what a resumed run needs."""
+        checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
+        checkpoint[STATE] = {'first_count': self.first_count, 'sums': self.sums.packed()}
+
+
+def _averaged_models(runner: Runner) -> list[nn.Module]:
+    """Copies of the model that hooks keep, as EMAHook does."""
+    return [hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model')]
+
+
+def _keep_lines_until(path: Path, iteration: int) -> None:
+    """Drops what a run wrote after the checkpoint from which it is resumed; an incomplete last line too."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith('}')]
+    kept = [line for line in lines if json.loads(line)['iter'] <= iteration]
+    path.write_text(''.join(f'{line}\n' for line in kept))

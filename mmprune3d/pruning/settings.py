@@ -1,0 +1,90 @@
+"""What all pruning plans have in common: settings that are checked, parsed from text and stored as plain types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:  # Python 3.10 has no Self
+    from typing import Self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pruning decision as data.
+
+    Attributes:
+        method: Stem of the method.
+        title: Its name, which begins every message.
+        example: Settings as one would type them.
+        purpose: What the one setting without a default says.
+        lists: Settings that may be a list, written with ``+`` in text.
+    """
+
+    method: ClassVar[str]
+    title: ClassVar[str]
+    example: ClassVar[str]
+    purpose: ClassVar[str]
+    lists: ClassVar[tuple[str, ...]] = ()
+
+    def check_count(self, name: str, least: int = 0) -> None:
+        """Raises ValueError if the setting `name` is not a whole number from `least`."""
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f'{self.title}: {name}={value!r} must be a whole number, {least} or more')
+
+    def check_choice(self, name: str, valid: Sequence[str]) -> None:
+        """Raises ValueError if the setting `name` is not one of `valid`."""
+        if getattr(self, name) not in valid:
+            raise ValueError(f'{self.title}: {name}={getattr(self, name)!r}; valid are {", ".join(valid)}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, with the method's name: what goes into `checkpoint['meta']['mmprune3d']`."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {'method': self.method, **values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If the method is another one, a setting is unknown, or one without a default is missing.
+        """
+        values = dict(data)
+        method = values.pop('method', cls.method)
+        if method != cls.method:
+            raise ValueError(f'expected a {cls.method} plan, got one of {method!r}')
+        valid = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(valid))
+        if unknown:
+            raise ValueError(f'{cls.title}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise ValueError(f'{cls.title}: {field.name}, {cls.purpose}, is missing (example: {cls.example})')
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A plan from text such as `'r=12000,n=2,k=175'`; lists are written `'r=8000+4000'`.
+
+        Raises:
+            ValueError: If an item is not `name=value`, or the values are invalid.
+        """
+        values: dict[str, Any] = {}
+        for item in filter(None, (part.strip() for part in text.split(','))):
+            name, separator, value = (part.strip() for part in item.partition('='))
+            if not separator or not name or not value or name in values:
+                raise ValueError(f'{cls.title}: cannot read {item!r}; write each setting once, as {cls.example}')
+            parts = [_number(part) for part in value.split('+')] if name in cls.lists else [_number(value)]
+            values[name] = parts[0] if len(parts) == 1 else parts
+        return cls.from_dict(values)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
