@@ -57,6 +57,7 @@ class LearnedQueries(ABC):
         """Whether `module` holds the queries of a detector of this family."""
         return any(isinstance(getattr(module, name, None), nn.Embedding) for name in cls.NAMES)
 
+    @abstractmethod
     def _check(self) -> None:
         """Raises ValueError for what `fits`, but cannot be pruned."""
 
@@ -191,7 +192,8 @@ class DetectorQueries(LearnedQueries):
     def _check(self) -> None:
         if getattr(self.owner, 'as_two_stage', False):
             raise ValueError(
-                f'{type(self.owner).__name__} takes its queries from the encoder (as_two_stage); GPQ prunes learned ones'
+                f'{type(self.owner).__name__} takes its queries from the encoder (as_two_stage); GPQ prunes '
+                'learned ones'
             )
 
     @property

@@ -69,7 +69,7 @@ class QueryScorer:
             self._scores.append(query_scores(logits, self.plan.score, self.queries.activation).cpu())
 
     def _listener(self) -> tuple[str, Callable[..., Any]]:
-        """Which method of the assigner to replace, and what by. Layers are matched one after the other, the last one last."""
+        """Which method of the assigner to replace, and what by; the last decoder layer is matched last."""
         assigner = self.queries.assigner
         if hasattr(assigner, 'costs'):  # ours
             original = assigner.costs
@@ -90,6 +90,6 @@ class QueryScorer:
 
             return 'assign', assign_and_tell
         raise ValueError(
-            f"GPQ: criterion='cost' needs an assigner with `costs` (PETR3DAssigner) or `match_costs` (HungarianAssigner "
-            f'of mmdet), found {type(assigner).__name__}; valid here are lowest, highest and random'
+            "GPQ: criterion='cost' needs an assigner with `costs` (PETR3DAssigner) or `match_costs` (mmdet's "
+            f'HungarianAssigner), found {type(assigner).__name__}; valid here are lowest, highest and random'
         )

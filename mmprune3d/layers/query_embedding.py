@@ -1,8 +1,8 @@
 """An embedding of learned queries that can lose rows, without losing its parameter.
 
-The weight in the state dict, the optimizer and the gradient keeps all rows; what the detector reads as `weight` are the
-rows that are left. So optimizers, EMA, process groups and resuming see the parameter that they have always seen, and the
-forward pass works on fewer queries.
+The weight in the state dict, the optimizer and the gradient keeps all rows; what the detector reads as `weight` are
+the rows that are left. So optimizers, EMA, process groups and resuming see the parameter that they have always seen,
+and the forward pass works on fewer queries.
 """
 
 from __future__ import annotations

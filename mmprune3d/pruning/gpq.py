@@ -70,9 +70,7 @@ class GPQPlan(Plan):
         if self.interval is not None:
             self.check_count('interval', 1)
             if self.epochs is not None:
-                raise ValueError(
-                    f'{self.title}: interval={self.interval} and epochs={self.epochs}: give one of the two'
-                )
+                raise ValueError(f'{self.title}: interval={self.interval}, epochs={self.epochs}: give one of the two')
         elif self.epochs is None:
             object.__setattr__(self, 'epochs', 6)
         if self.epochs is not None and not (isinstance(self.epochs, (int, float)) and self.epochs > 0):
@@ -81,8 +79,8 @@ class GPQPlan(Plan):
     def schedule(self, num_queries: int, iterations_per_epoch: int) -> RemovalSchedule:
         """When queries go in a training that starts with `num_queries`.
 
-        With `epochs`, the interval is rounded down, as in the authors' configs (6 x 3516 iterations for 600 queries: one
-        every 35 iterations), so that the last removal comes a little before the end.
+        With `epochs`, the interval is rounded down, as in the authors' configs (6 x 3516 iterations for 600 queries:
+        one every 35 iterations), so that the last removal comes a little before the end.
 
         Raises:
             ValueError: If there is nothing to remove, or no iteration to remove it in.
@@ -220,8 +218,8 @@ def choose_victims(scores: Tensor, count: int, criterion: str = 'lowest', seed: 
     Args:
         scores: [N_q], the mean score of every query that is left.
         count: How many to remove, 1 <= count < N_q.
-        criterion: 'lowest' and 'cost' (whose scores are negative costs) remove the lowest scores, 'highest' the highest,
-            'random' any.
+        criterion: 'lowest' and 'cost' (whose scores are negative costs) remove the lowest scores, 'highest' the
+            highest, 'random' any.
         seed: Of 'random'; the same seed and number of queries give the same choice.
 
     Returns:

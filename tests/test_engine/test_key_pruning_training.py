@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,44 +12,19 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS, METRICS
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mmprune3d import adapters
-from tests.test_models.test_petr.small import batch, detector_config
+
+from .blink import training_config
 
 KEYS, QUERIES, GROUPS = 24, 12, 2
 ITERATIONS, WARMUP, HEATING, R = 7, 2, 3, 14
 SCHEDULE = [0, 0, 4, 9, 14, 14, 14]  # int(step / 3 * 14)
 SPLIT = {0: (24, 24, 24), 4: (24, 22, 20), 9: (24, 20, 15), 14: (24, 18, 10)}  # even on the first layer
-
-
-@DATASETS.register_module()
-class BlinkDataset(Dataset):
-    metainfo = dict(classes=('car', 'truck', 'bus', 'cone'))
-
-    def __init__(self, num: int) -> None:
-        self.data = batch(num, boxes=(5, 2, 3))
-
-    def __len__(self) -> int:
-        return len(self.data['data_samples'])
-
-    def __getitem__(self, index: int) -> dict:
-        images, samples = self.data['inputs']['img'], self.data['data_samples']
-        return dict(inputs=dict(img=images[index]), data_samples=copy.deepcopy(samples[index]))
-
-
-@METRICS.register_module()
-class BlinkMetric(BaseMetric):
-    def process(self, data_batch: Any, data_samples: list) -> None:
-        self.results.append(len(data_samples))
-
-    def compute_metrics(self, results: list) -> dict:
-        return dict(samples=sum(results))
 
 
 @dataclass
@@ -122,38 +96,9 @@ class PowerCutHook(Hook):
 
 
 def config(work_dir: Path, samples: int = 2 * ITERATIONS, **changes: Any) -> Config:
-    loader = dict(
-        batch_size=2,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(type='BlinkDataset', num=samples),
-        collate_fn=dict(type='pseudo_collate'),
-    )
     pruning = dict(type='TgGBCHook', r=R, n=2, k=5, train=dict(warmup=WARMUP, heating=HEATING, by_epoch=False))
-    settings = dict(
-        default_scope='mmdet3d',
-        work_dir=str(work_dir),
-        model=detector_config({'denoising': {'groups': GROUPS}}),
-        train_dataloader=loader,
-        val_dataloader=loader | dict(dataset=dict(type='BlinkDataset', num=2)),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=100),
-        val_cfg=dict(),
-        val_evaluator=dict(type='BlinkMetric'),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
-        custom_hooks=[pruning, dict(type='DiaryHook'), dict(type='PowerCutHook')],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
-        randomness=dict(seed=0),
-        log_level='ERROR',
-    )
-    return Config({**settings, **changes})
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runner, '_log_env', lambda *_: None)  # asks compilers for their versions
-        patch.setattr(Config, 'pretty_text', property(repr))  # formats the config anew for every checkpoint
-        yield
+    hooks = [pruning, dict(type='DiaryHook'), dict(type='PowerCutHook')]
+    return training_config(work_dir, ITERATIONS, samples, GROUPS, **{'custom_hooks': hooks, **changes})
 
 
 def train(work_dir: Path, stop: int | None = None, **changes: Any) -> Diary:

@@ -2,6 +2,7 @@
 
 from .allow_mismatch_hook import AllowShapeMismatchHook
 from .gpq_hook import GPQHook
+from .iteration_seed_hook import IterationSeedHook
 from .key_pruning_hook import TgGBCHook, ToMeHook
 
-__all__ = ['AllowShapeMismatchHook', 'GPQHook', 'TgGBCHook', 'ToMeHook']
+__all__ = ['AllowShapeMismatchHook', 'GPQHook', 'IterationSeedHook', 'TgGBCHook', 'ToMeHook']

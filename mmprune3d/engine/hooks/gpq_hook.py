@@ -40,8 +40,8 @@ class GPQHook(Hook):
         **plan: Settings of ``GPQPlan``: target, epochs, interval and so on.
 
     Raises:
-        ValueError: For unknown settings, a model without learned queries that an adapter knows, a schedule that does not
-            fit the training, or a resumed checkpoint of another plan.
+        ValueError: For unknown settings, a model without learned queries that an adapter knows, a schedule that does
+            not fit the training, or a resumed checkpoint of another plan.
         RuntimeError: When an interval ends without scores.
     """
 
@@ -67,9 +67,7 @@ class GPQHook(Hook):
             return
         plan = checkpoint.get('meta', {}).get('mmprune3d', {}).get(GPQPlan.method)
         if STATE not in checkpoint or plan is None:
-            raise ValueError(
-                'GPQ: the resumed run had no GPQHook; to prune its result, use load_from instead of resume'
-            )
+            raise ValueError('GPQ: the resumed run had no GPQHook; to prune its result, use load_from, not resume')
         if GPQPlan.from_dict(plan) != self.plan:
             raise ValueError(f'GPQ: the resumed run has the plan {plan}, the config {self.plan.to_dict()}')
         self._resumed = checkpoint[STATE]

@@ -1,0 +1,368 @@
+"""A tiny PETR trained with GPQHook: against the authors' loop, killed and resumed, averaged, in two processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import Tensor
+
+from mmprune3d.adapters.learned_queries import learned_queries
+from mmprune3d.engine.unwrap import unwrap
+from tests.test_models.test_petr.small import batch, build, detector_config
+
+from .blink import training_config
+
+QUERIES, GROUPS, ITERATIONS = 12, 2, 13
+GPQ = dict(type='GPQHook', target=7, interval=2)
+LEFT = [12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 7, 7]
+"""Queries after each iteration."""
+FORK = multiprocessing.get_context('fork')
+
+
+class Logbook:
+    """What happened in the last run in this process, by iteration."""
+
+    logits: dict[int, Tensor]
+    kept: dict[int, list[int]]
+    averaged: dict[int, list[int]]
+    rows: dict[int, Tensor]
+    gradients: dict[int, Tensor]
+
+
+LOG = Logbook()
+
+
+@HOOKS.register_module()
+class LogbookHook(Hook):
+    """Comes after GPQHook and EMAHook."""
+
+    priority = 'LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        for name in Logbook.__annotations__:
+            setattr(LOG, name, {})
+        self.model = unwrap(runner.model)
+        self.points = self.model.pts_bbox_head.reference_points
+        self.model.pts_bbox_head.register_forward_hook(self._heard)
+        self.points.all_rows.register_hook(self._arrived)  # they are gone when an iteration ends
+
+    def _heard(self, head: Any, inputs: Any, outputs: Any) -> None:
+        if head.training:
+            self.outputs = outputs['all_cls_scores'][-1].detach()
+
+    def _arrived(self, gradient: Tensor) -> None:
+        self.gradient = gradient.clone()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        LOG.logits[runner.iter] = self.outputs
+        LOG.kept[runner.iter] = self.points.kept.tolist()
+        LOG.rows[runner.iter] = self.points.all_rows.detach().clone()
+        LOG.gradients[runner.iter] = self.gradient
+        for hook in runner.hooks:
+            if hasattr(hook, 'ema_model'):
+                LOG.averaged[runner.iter] = hook.ema_model.module.pts_bbox_head.reference_points.kept.tolist()
+
+
+@HOOKS.register_module()
+class SigKillHook(Hook):
+    """Ends the process, as a full machine or an impatient colleague does, at a point of an iteration.
+
+    Among the hooks of that moment its place is the ``priority`` of the config.
+    """
+
+    def __init__(self, iteration: int, point: str) -> None:
+        self.iteration, self.point = iteration, point
+
+    def _die(self, point: str, runner: Runner) -> None:
+        if (self.point, self.iteration) == (point, runner.iter):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._die('before', runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._die('after', runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._die('saving', runner)
+
+
+def config(work_dir: Path, hooks: tuple[dict, ...] = (), gpq: dict = GPQ, **changes: Any) -> Config:
+    custom = [gpq, dict(type='IterationSeedHook'), dict(type='EMAHook', momentum=0.1), dict(type='LogbookHook'), *hooks]
+    name = f'run-{len(list(work_dir.iterdir()))}'
+    return training_config(
+        work_dir, ITERATIONS, 2 * ITERATIONS, GROUPS, **{'custom_hooks': custom, 'experiment_name': name, **changes}
+    )
+
+
+def train(work_dir: Path, *hooks: dict, **changes: Any) -> Runner:
+    runner = Runner.from_cfg(config(work_dir, hooks, **changes))
+    runner.train()
+    return runner
+
+
+def in_process(target: Callable, *args: Any, **kwargs: Any) -> int:
+    """Exit code of a process of its own; negative for a signal."""
+    process = FORK.Process(target=target, args=args, kwargs=kwargs)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def checkpoint(work_dir: Path, iteration: int = ITERATIONS) -> dict:
+    return torch.load(work_dir / f'iter_{iteration}.pth', weights_only=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict]]:
+    """An uninterrupted run: its folder and its logbook."""
+    work_dir = tmp_path_factory.mktemp('whole')
+    train(work_dir)
+    return work_dir, {name: dict(getattr(LOG, name)) for name in Logbook.__annotations__}
+
+
+def test_queries_go_as_in_the_authors_loop(whole):
+    """Every logit that the head gave for learned queries, fed to the loop as it is published."""
+    alive, records = list(range(QUERIES)), []
+    for iteration in range(ITERATIONS):
+        logits = whole[1]['logits'][iteration]
+        denoising = GROUPS * max(5, 2) if iteration % 3 == 0 else logits.shape[1] - len(alive)
+        assert logits.shape[1] - denoising == len(alive)  # the forward pass really has that few
+        records.append(logits[:, denoising:].max(-1)[0].mean(0))
+        if (iteration + 1) % 2 == 0 and len(alive) > 7:
+            del alive[torch.stack(records).mean(0).argmin().item()]
+            records = []
+        assert whole[1]['kept'][iteration] == alive
+        assert len(alive) == LEFT[iteration]
+
+
+def test_rows_that_are_gone_stay_as_they_were_and_have_no_gradient(whole):
+    log = whole[1]
+    for iteration in range(1, ITERATIONS):
+        gone = sorted(set(range(QUERIES)) - set(log['kept'][iteration - 1]))
+        stayed = log['kept'][iteration - 1]
+        assert torch.equal(log['rows'][iteration][gone], log['rows'][iteration - 1][gone])
+        assert (log['rows'][iteration][stayed] != log['rows'][iteration - 1][stayed]).all()
+        assert not log['gradients'][iteration][gone].any()
+        assert log['gradients'][iteration][stayed].any(1).all()
+
+
+def test_the_average_has_the_same_queries(whole):
+    assert whole[1]['averaged'] == whole[1]['kept']
+    saved = checkpoint(whole[0])
+    name = 'pts_bbox_head.reference_points.removal_rank'
+    assert torch.equal(saved['state_dict'][name], saved['ema_state_dict'][f'module.{name}'])
+
+
+@pytest.mark.parametrize('ema', [dict(update_buffers=True), dict(begin_iter=6), dict(interval=3)], ids=str)
+def test_other_averages_have_the_same_queries(tmp_path, ema):
+    train(tmp_path, custom_hooks=[GPQ, dict(type='EMAHook', **ema), dict(type='LogbookHook')])
+    assert LOG.averaged == LOG.kept and [len(kept) for kept in LOG.kept.values()] == LEFT
+
+
+def test_the_history_says_what_went_and_why(whole):
+    lines = [json.loads(line) for line in (whole[0] / 'gpq_history.jsonl').read_text().splitlines()]
+    assert [line['iter'] for line in lines] == [2, 4, 6, 8, 10]
+    alive = set(range(QUERIES))
+    for line in lines:
+        assert set(map(int, line['scores'])) == alive
+        (victim,) = line['removed']
+        assert line['scores'][str(victim)] == min(line['scores'].values())
+        alive.remove(victim)
+    assert sorted(alive) == whole[1]['kept'][ITERATIONS - 1]
+
+
+POINTS = [
+    ('before', 0, 0),  # before anything is saved
+    ('before', 3, 0),
+    ('after', 3, 0),  # the optimizer has stepped, no query has gone
+    ('after', 3, 45),  # a query has gone, the average does not know
+    ('after', 4, 95),  # after saving, in the middle of an interval
+    ('saving', 7, 99),  # while the checkpoint of an iteration with a removal is made
+    ('after', 9, 60),  # the last removal
+    ('after', 11, 60),
+]
+
+
+@pytest.mark.parametrize('point, iteration, priority', POINTS, ids=str)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, point, iteration, priority):
+    killer = dict(type='SigKillHook', point=point, iteration=iteration, priority=priority)
+    assert in_process(train, tmp_path, killer) == -signal.SIGKILL
+    assert not (tmp_path / f'iter_{ITERATIONS}.pth').exists()
+    train(tmp_path, resume=True)
+    for i, kept in LOG.kept.items():
+        assert kept == whole[1]['kept'][i]
+    ours, theirs = checkpoint(tmp_path), checkpoint(whole[0])
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'gpq', 'param_schedulers'):
+        assert_same(ours.get(part), theirs.get(part), part)
+    assert (tmp_path / 'gpq_history.jsonl').read_text() == (whole[0] / 'gpq_history.jsonl').read_text()
+
+
+def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    """Bit for bit."""
+    if isinstance(theirs, Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs), where
+        for key in theirs:
+            assert_same(ours[key], theirs[key], f'{where}.{key}')
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for i, pair in enumerate(zip(ours, theirs)):
+            assert_same(*pair, f'{where}.{i}')
+    else:
+        assert ours == theirs, where
+
+
+def test_a_checkpoint_of_any_moment_loads_into_the_original_model(whole):
+    for iteration in (1, 2, 7, ITERATIONS):
+        model = build(detector_config())
+        load_checkpoint(model, str(whole[0] / f'iter_{iteration}.pth'), strict=True)
+        assert model.pts_bbox_head.reference_points.kept.tolist() == whole[1]['kept'][iteration - 1]
+        data = model.data_preprocessor(batch(), False)
+        assert model(**data, mode='tensor')['all_cls_scores'].shape[2] == LEFT[iteration - 1]
+
+
+def test_validation_in_between_and_testing_afterwards(whole, tmp_path):
+    loop = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=3)
+    train(tmp_path, train_cfg=loop)
+    assert_same(checkpoint(tmp_path)['state_dict'], checkpoint(whole[0])['state_dict'], 'state_dict')
+    loader = config(tmp_path).val_dataloader
+    for hooks in ([GPQ], []):  # with and without the hook in the config
+        tested = Runner.from_cfg(
+            config(
+                tmp_path,
+                custom_hooks=hooks,
+                load_from=str(whole[0] / 'iter_6.pth'),
+                test_dataloader=loader,
+                test_cfg=dict(),
+                test_evaluator=dict(type='BlinkMetric'),
+            )
+        )
+        assert tested.test() == {'samples': 2}
+        assert tested.model.pts_bbox_head.reference_points.num_kept == LEFT[5]
+
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        dict(type='BFloat16OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+        dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), accumulative_counts=3),
+    ],
+    ids=lambda wrapper: wrapper['type'],
+)
+def test_half_precision_and_accumulated_gradients(tmp_path, wrapper):
+    train(tmp_path, optim_wrapper=wrapper)
+    assert [len(kept) for kept in LOG.kept.values()] == LEFT
+    lines = [json.loads(line) for line in (tmp_path / 'gpq_history.jsonl').read_text().splitlines()]
+    for line in lines:
+        assert line['scores'][str(line['removed'][0])] == min(line['scores'].values())
+    assert np.isfinite(list(LOG.rows[ITERATIONS - 1].flatten())).all()
+
+
+@pytest.mark.parametrize('criterion', ['highest', 'cost', 'random'])
+def test_the_ablations(tmp_path, criterion):
+    train(tmp_path, gpq={**GPQ, 'criterion': criterion})
+    lines = [json.loads(line) for line in (tmp_path / 'gpq_history.jsonl').read_text().splitlines()]
+    ranks = [sorted(line['scores'], key=line['scores'].get).index(str(line['removed'][0])) for line in lines]
+    if criterion == 'random':
+        assert set(ranks) != {0}
+    else:
+        assert ranks == ([0] * 5 if criterion == 'cost' else [11, 10, 9, 8, 7])
+    if criterion == 'cost':
+        assert all(score < 0 for score in lines[0]['scores'].values())
+
+
+def test_all_at_once_and_from_a_pruned_checkpoint(whole, tmp_path):
+    gpq = dict(type='GPQHook', target=4, interval=5, per_step='all', score='probability')
+    train(tmp_path, gpq=gpq, load_from=str(whole[0] / f'iter_{ITERATIONS}.pth'))
+    assert [len(kept) for kept in LOG.kept.values()] == [7] * 4 + [4] * 9
+    model = build(detector_config())
+    load_checkpoint(model, str(tmp_path / f'iter_{ITERATIONS}.pth'))
+    assert model.pts_bbox_head.reference_points.removal_rank.max() == 8
+
+
+@pytest.mark.parametrize(
+    'gpq, message',
+    [
+        (dict(target=12, interval=1), 'target=12 of 12 queries; valid are 1 to 11'),
+        (dict(target=7, interval=3), 'the last query would go after 15 iterations, but training has 13'),
+        (dict(target=7), 'the last query would go after 75 iterations, but training has 13'),
+    ],
+)
+def test_what_would_fail_late_fails_before_training(tmp_path, gpq, message):
+    LOG.kept = {}
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, gpq=dict(type='GPQHook', **gpq))
+    assert LOG.kept == {} and not list(tmp_path.glob('*.pth'))
+
+
+def test_a_head_that_never_runs_is_an_error(tmp_path):
+    model = detector_config(aux_head=None)
+    init_default_scope('mmdet3d')
+    runner = Runner.from_cfg(config(tmp_path, model=model, custom_hooks=[GPQ]))
+    queries = learned_queries(runner.model)
+    runner.model.pts_bbox_head.loss = lambda *args: {'loss': queries.embedding.weight.sum()}
+    with pytest.raises(RuntimeError, match='no query has a score'):
+        runner.train()
+
+
+def test_resuming_with_another_plan_or_without_one_is_refused(whole, tmp_path):
+    for source, gpq, message in (
+        (whole[0], {**GPQ, 'target': 5}, 'the resumed run has the plan'),
+        (tmp_path, GPQ, 'the resumed run had no GPQHook; to prune its result, use load_from'),
+    ):
+        if source is tmp_path:
+            train(tmp_path, custom_hooks=[], train_cfg=dict(type='IterBasedTrainLoop', max_iters=2, val_interval=9))
+        latest = sorted(source.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime)[-1]
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, gpq=gpq, resume=True, load_from=str(latest))
+
+
+def rank_main(rank: int, work_dir: Path, results: Any) -> None:
+    """One of two processes with different data."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1')
+    torch.distributed.init_process_group('gloo', f'file://{work_dir}/rendezvous', rank=rank, world_size=2)
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    settings = config(
+        work_dir, launcher='pytorch', model_wrapper_cfg=wrapper, experiment_name='two', gpq={**GPQ, 'interval': 1}
+    )
+    settings.train_dataloader.dataset.num = 4 * ITERATIONS
+    Runner.from_cfg(settings).train()
+    learned = {i: logits[:, -12:].double().max(-1).values for i, logits in LOG.logits.items()}
+    results.put((rank, dict(LOG.kept), {i: scores.tolist() for i, scores in learned.items()}))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_different_data_remove_the_same_queries(tmp_path):
+    results = FORK.Queue()
+    processes = [FORK.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = {rank: (kept, scores) for rank, kept, scores in (results.get(timeout=300) for _ in processes)}
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert found[0][0] == found[1][0]
+
+    alive, local = list(range(QUERIES)), set()
+    for iteration in range(5):
+        scores = [torch.tensor(found[rank][1][iteration])[:, -len(alive) :] for rank in range(2)]
+        local |= {tuple(part.mean(0).argmin().item() for part in scores)}
+        del alive[torch.cat(scores).mean(0).argmin().item()]
+        assert found[0][0][iteration] == alive
+    assert any(one != other for one, other in local)  # alone, the processes would have chosen differently
