@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument('config', type=Path, help='config of a PETR3D detector')
     parser.add_argument('out', type=Path, help='checkpoint to write, for load_from')
     parser.add_argument('--checkpoint', help='start from these weights')
+    parser.add_argument('--only', nargs='+', metavar='PREFIX', help='... of which only those whose names begin so')
     parser.add_argument('--data-root', help='instead of the one in the config')
     parser.add_argument('--frames', type=int, default=48, help='training frames that lend cameras and features')
     parser.add_argument('--steps', type=int, default=1500, help='optimizer steps')
@@ -23,19 +24,23 @@ def main() -> None:
     import torch
     from mmengine.config import Config
     from mmengine.runner import Runner
+    from mmengine.runner.checkpoint import load_state_dict
 
     import mmprune3d  # noqa: F401
     from mmprune3d.models.petr.alignment import align
     from mmprune3d.ops.cameras import lidar2img_of
 
     config = Config.fromfile(args.config)
-    config.update(work_dir=str(args.out.parent), load_from=args.checkpoint, randomness=dict(seed=args.seed))
+    config.update(work_dir=str(args.out.parent), randomness=dict(seed=args.seed))
     config.train_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     if args.data_root:
         config.train_dataloader.dataset.data_root = args.data_root
     runner = Runner.from_cfg(config)
     runner.model.init_weights()
-    runner.load_or_resume()
+    if args.checkpoint:
+        weights = torch.load(args.checkpoint, map_location='cpu', weights_only=True)['state_dict']
+        prefixes = tuple(args.only or [''])
+        load_state_dict(runner.model, {name: value for name, value in weights.items() if name.startswith(prefixes)})
     model, matrices, features = runner.model.eval(), [], []
     loader = iter(runner.build_dataloader(config.train_dataloader))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 python tools/benchmark.py decoder --rows streampetr_vov_1600x640 --repeats 7 --json out.json
 python tools/benchmark.py sweep --rows streampetr_vov_1600x640 --plots work_dirs/sweep
+python tools/benchmark.py queries --rows petr_800x320 --queries 900 150
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ def parse_args() -> argparse.Namespace:
     for name, text in (
         ('decoder', 'decoder and heads of the detectors of the tgGBC paper, six ways'),
         ('sweep', 'time against r, n and k, with plots'),
+        ('queries', 'decoders of the GPQ paper with fewer queries, in PyTorch and ONNX Runtime on the CPU'),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument('--rows', nargs='+', metavar='NAME', help='rows of the table; all if left out')
         command.add_argument('--repeats', type=int, default=5, help='timed rounds; the median counts')
-        command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-        command.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32')
         command.add_argument('--threads', type=int, help="CPU threads; torch's own choice if left out")
         command.add_argument('--json', type=Path, help='write the figures here')
+        if name == 'queries':
+            command.add_argument('--queries', nargs='+', type=int, default=(900, 300, 150), help='numbers of queries')
+            command.set_defaults(device='cpu', dtype='float32')
+            continue
+        command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+        command.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32')
         if name == 'sweep':
             command.add_argument('--plots', type=Path, default=Path('work_dirs/sweep'), help='folder for the plots')
     return parser.parse_args()
@@ -36,29 +42,31 @@ def main() -> None:
     args = parse_args()
     import torch
 
-    from mmprune3d.analysis import decoder_benchmark, decoder_sweep
+    from mmprune3d.analysis import decoder_benchmark, decoder_sweep, query_benchmark
     from mmprune3d.analysis.report import environment
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = args.rows or list(decoder_benchmark.ROWS)
-    unknown = sorted(set(rows) - set(decoder_benchmark.ROWS))
+    module = {'decoder': decoder_benchmark, 'sweep': decoder_sweep, 'queries': query_benchmark}[args.command]
+    rows = args.rows or list(module.ROWS)
+    unknown = sorted(set(rows) - set(module.ROWS))
     if unknown:
-        raise SystemExit(f'error: no row {", ".join(unknown)}; valid are {", ".join(decoder_benchmark.ROWS)}')
+        raise SystemExit(f'error: no row {", ".join(unknown)}; valid are {", ".join(module.ROWS)}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise SystemExit('error: --device cuda, but torch sees no GPU')
-    run = decoder_benchmark.measure if args.command == 'decoder' else decoder_sweep.measure
+    env = environment(batch_size=1, dtype=args.dtype, device=args.device)
+    if args.command == 'queries':
+        options, env = {'queries': args.queries}, env | query_benchmark.versions()
+    else:
+        options = {'device': args.device, 'dtype': getattr(torch, args.dtype)}
     results = []
     for row in rows:
-        results.append(run(row, args.repeats, args.device, getattr(torch, args.dtype)))
+        results.append(module.measure(row, args.repeats, **options))
         print(f'{row}: done', flush=True)
-    env = environment(batch_size=1, dtype=args.dtype, device=args.device)
     if args.json:
         args.json.write_text(json.dumps({'rows': results, 'env': env}, indent=2) + '\n')
-    if args.command == 'decoder':
-        print(decoder_benchmark.markdown(results))
-    else:
-        print(decoder_sweep.markdown(results))
+    print(module.markdown(results))
+    if args.command == 'sweep':
         print('Plots:', *(decoder_sweep.plot(result, args.plots) for result in results))
     print(', '.join(f'{name} {value}' for name, value in env.items()))
 

@@ -28,6 +28,7 @@ class PETR3D(Base3DDetector):
         aux_head: Config of a dense head that helps training and does not exist at test, or None.
         aux_only: Train the backbone and the neck by the dense head alone, which costs a fraction of a full step:
             monocular pre-training, with which official PETR starts as well.
+        freeze_images: Leave backbone and neck as they are and train the head alone, at a fraction of the cost.
         channels_last: Keep images and convolution weights with channels innermost, which suits bfloat16 on CPUs and
             half precision on GPUs. Results and checkpoints are the same.
         train_cfg: None; only there because mmdet3d's ``init_model`` passes it to every detector.
@@ -44,6 +45,7 @@ class PETR3D(Base3DDetector):
         use_grid_mask: bool = False,
         aux_head: dict | None = None,
         aux_only: bool = False,
+        freeze_images: bool = False,
         channels_last: bool = False,
         train_cfg: None = None,
         test_cfg: None = None,
@@ -55,7 +57,10 @@ class PETR3D(Base3DDetector):
             raise ValueError('PETR3D has no train_cfg and test_cfg; matching and decoding are set in pts_bbox_head')
         if aux_only and aux_head is None:
             raise ValueError('aux_only=True trains by the auxiliary head alone, but aux_head is None')
+        if freeze_images and aux_head is not None:
+            raise ValueError('freeze_images=True leaves nothing for aux_head to train; set aux_head=None')
         self.aux_only = aux_only
+        self.freeze_images = freeze_images
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = None if img_neck is None else MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
@@ -63,6 +68,20 @@ class PETR3D(Base3DDetector):
         self.aux_head = None if aux_head is None else MODELS.build(aux_head)
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
         self.img_backbone.to(memory_format=self.image_format)
+        if freeze_images:
+            self._image_modules.requires_grad_(False)
+
+    @property
+    def _image_modules(self) -> nn.ModuleList:
+        """What turns images into features."""
+        return nn.ModuleList(module for module in (self.img_backbone, self.img_neck) if module is not None)
+
+    def train(self, mode: bool = True) -> PETR3D:
+        """As usual; a frozen backbone and neck stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_images:
+            self._image_modules.eval()
+        return self
 
     def extract_feat(self, imgs: Tensor) -> list[Tensor]:
         """Image features.
@@ -74,9 +93,10 @@ class PETR3D(Base3DDetector):
             Per level [B, cameras, channels, H / stride, W / stride].
         """
         images = self.grid_mask(imgs.flatten(0, 1))
-        feats = self.img_backbone(images.contiguous(memory_format=self.image_format))
-        if self.img_neck is not None:
-            feats = self.img_neck(feats)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_images):
+            feats = self.img_backbone(images.contiguous(memory_format=self.image_format))
+            if self.img_neck is not None:
+                feats = self.img_neck(feats)
         return [level.unflatten(0, imgs.shape[:2]) for level in feats]
 
     def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:

@@ -1,0 +1,175 @@
+"""The evidence for GPQ on synthetic data: trainings with many and few queries, pruning between them, ablations.
+
+Every training is a command of its own and goes on where it stopped; the table is made of what is there. Which trainings
+there are, and what the paper says of each, is `RUNS`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from .accuracy import evaluate, summarize
+from .compact import compact
+from .finetune import LR_FACTOR, shortened
+from .upgrade import prepare
+
+MANY, FEW, FEWER = 300, 100, 50
+"""N, N / 3 and N / 6."""
+SCRATCH_EPOCHS, TUNED_EPOCHS = 5, 1
+PRUNED = 0.7
+"""Share of fine-tuning in which queries go."""
+PRUNED_FROM_SCRATCH = 0.5
+"""The same for GPQ-t."""
+ONE_SHOT_INTERVAL = 48
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the study.
+
+    Attributes:
+        title: For the table.
+        queries: At its start.
+        start: The training whose result it starts from; None for the aligned, untrained head.
+        gpq: Settings of GPQHook, or None.
+        paper: What the paper says of this row.
+    """
+
+    title: str
+    queries: int
+    start: str | None = None
+    gpq: dict[str, Any] | None = field(default=None, hash=False)
+    paper: str = ''
+
+    @property
+    def epochs(self) -> int:
+        """Length of the training."""
+        return SCRATCH_EPOCHS if self.start is None else TUNED_EPOCHS
+
+    @property
+    def final(self) -> int:
+        """Queries at its end."""
+        return self.queries if self.gpq is None else self.gpq['target']
+
+
+def _tuned(title: str, target: int, paper: str = '', **gpq: Any) -> Training:
+    settings = {'target': target, **({} if 'interval' in gpq else {'epochs': PRUNED * TUNED_EPOCHS}), **gpq}
+    return Training(title, MANY, 'scratch-300', settings, paper)
+
+
+RUNS: dict[str, Training] = {
+    'scratch-300': Training('N from scratch', MANY, paper='31.74 (PETR, 900)'),
+    'scratch-100': Training('N/3 from scratch', FEW, paper='below 900 and below GPQ (Table 2)'),
+    'scratch-50': Training('N/6 from scratch', FEWER, paper='28.37 (PETR, 150)'),
+    'tuned-300': Training('N, fine-tuned unpruned (control)', MANY, 'scratch-300', paper='not in the paper'),
+    'gpq-100': _tuned('GPQ, N to N/3', FEW, '32.85 (PETR, 900 to 300)'),
+    'gpq-50': _tuned('GPQ, N to N/6', FEWER, '30.52 (PETR, 900 to 150)'),
+    'gpq-t-100': Training(
+        'GPQ-t, N to N/3 from scratch',
+        MANY,
+        gpq={'target': FEW, 'epochs': PRUNED_FROM_SCRATCH * SCRATCH_EPOCHS},
+        paper='as good as GPQ (Table 7)',
+    ),
+    'highest-100': _tuned('highest scores first', FEW, 'noticeably worse (Table 5)', criterion='highest'),
+    'cost-100': _tuned('highest costs first', FEW, 'between (Table 5)', criterion='cost'),
+    'random-100': _tuned('random', FEW, 'not in the paper', criterion='random'),
+    'one-shot-100': _tuned(
+        'all at once', FEW, 'significantly worse (Table 5)', interval=ONE_SHOT_INTERVAL, per_step='all'
+    ),
+}
+"""Name -> training."""
+
+
+def training_config(base: Config, run: Training, name: str, seed: int, out: Path) -> Config:
+    """The config of a training.
+
+    Args:
+        base: Of the detector with N queries.
+        run: Which.
+        name: Its name in `RUNS`.
+        seed: Of weights, data order and noise.
+        out: Folder of the study; ``start.pth`` in it is the aligned, untrained detector.
+    """
+    config = shortened(base, run.epochs)
+    work_dir = folder(out, name, seed)
+    config.model.pts_bbox_head.num_query = run.queries
+    config.train_cfg.val_interval = run.epochs + 1
+    if run.start is not None:
+        config.optim_wrapper.optimizer.lr *= LR_FACTOR
+    hooks = [dict(type='IterationSeedHook', seed=seed)]
+    hooks += [] if run.gpq is None else [dict(type='GPQHook', **run.gpq)]
+    config.custom_hooks = hooks
+    config.randomness = dict(seed=seed)
+    config.work_dir = str(work_dir)
+    config.resume = (work_dir / 'last_checkpoint').is_file()
+    config.load_from = None if config.resume else str(work_dir / 'start.pth')
+    return config
+
+
+def write_start(run: Training, name: str, seed: int, out: Path) -> None:
+    """Writes the weights that a training starts from into its folder.
+
+    The aligned detector is untrained: its reference points are left out, so that each training draws its own.
+
+    Raises:
+        FileNotFoundError: If they are not there yet.
+    """
+    source = out / 'start.pth' if run.start is None else folder(out, run.start, seed) / 'final.pth'
+    if not source.is_file():
+        raise FileNotFoundError(f'{source} is missing: {run.start or "tools/align_positions.py"} comes first')
+    weights = torch.load(source, map_location='cpu', weights_only=True)['state_dict']
+    if run.start is None:
+        weights = {key: value for key, value in weights.items() if 'reference_points' not in key}
+    target = folder(out, name, seed) / 'start.pth'
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({'state_dict': weights, 'meta': {}}, target)
+
+
+def folder(out: Path, name: str, seed: int) -> Path:
+    """Where a training keeps its files."""
+    return out / f'{name}-seed{seed}'
+
+
+def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Trains, compacts and tests, unless that was done.
+
+    Returns:
+        What ``result.json`` holds: settings and figures.
+
+    Raises:
+        FileNotFoundError: If what it starts from is not there.
+        ValueError: If the name is unknown.
+    """
+    if name not in RUNS:
+        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    run, where = RUNS[name], folder(out, name, seed)
+    if (where / 'result.json').is_file():
+        return json.loads((where / 'result.json').read_text())
+    write_start(run, name, seed, out)
+    config = training_config(base, run, name, seed, out)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    last = torch.load((where / 'last_checkpoint').read_text().strip(), map_location='cpu', weights_only=True)
+    if run.gpq is not None:
+        small = compact(config, last, (run.final,))[0]
+        config, last = small.config, small.checkpoint
+    torch.save({'state_dict': last['state_dict'], 'meta': {}}, where / 'final.pth')
+    config.dump(where / 'final.py')
+    tested = Runner.from_cfg(prepare(config, where / 'final.pth', where / 'test'))
+    result = {
+        'name': name,
+        'seed': seed,
+        'queries': run.final,
+        'iterations': runner.max_iters,
+        'gpq': run.gpq,
+        **summarize(evaluate(tested, name)),
+    }
+    (where / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+    return result

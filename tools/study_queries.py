@@ -1,0 +1,63 @@
+"""GPQ on synthetic data: one training of the study, or the table of those that are there.
+
+    python tools/study_queries.py train gpq-100 --seed 0
+    python tools/study_queries.py table
+
+Trainings that start from another one need it first: scratch-300 comes before everything but scratch-100, scratch-50 and
+gpq-t-100.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'gpq' / 'petr_tiny_study.py'
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    train = commands.add_parser('train', help='run trainings, one after the other')
+    train.add_argument('names', nargs='+', help='names of trainings; a wrong one lists the valid ones')
+    train.add_argument('--seed', type=int, default=0)
+    table = commands.add_parser('table', help='accuracy and decoder times of what was trained')
+    table.add_argument('--repeats', type=int, default=20, help='timed rounds; the median counts')
+    for command in (train, table):
+        command.add_argument('--config', type=Path, default=CONFIG, help='detector with N queries')
+        command.add_argument('--out', type=Path, default=Path('work_dirs/gpq'), help='folder of the study')
+        command.add_argument('--threads', type=int, help='CPU threads')
+        command.add_argument(
+            '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='of the config'
+        )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains or tabulates."""
+    args = parse_args()
+    import torch
+    from mmengine.config import Config
+
+    import mmprune3d  # noqa: F401
+    from mmprune3d.analysis import query_study
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    base = Config.fromfile(args.config)
+    base.merge_from_dict(args.cfg_options)
+    try:
+        if args.command == 'table':
+            print(query_study.table(base, args.out, args.repeats))
+        else:
+            for name in args.names:
+                print(query_study.run_training(base, name, args.seed, args.out))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
+if __name__ == '__main__':
+    main()
