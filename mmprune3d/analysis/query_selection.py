@@ -1,0 +1,132 @@
+"""How often each learned query is among a detector's final results (GPQ paper, section 1.1 and Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune3d.adapters.learned_queries import LearnedQueries
+
+
+@torch.no_grad()
+def best_pairs(logits: Tensor, limit: int, activation: str = 'sigmoid') -> tuple[Tensor, Tensor]:
+    """Which queries the final results come from, when the best `limit` of them are taken, as heads without NMS do.
+
+    Args:
+        logits: [B, N_q, classes] of the last decoder layer.
+        limit: Results per sample; there are fewer if there are not as many candidates.
+        activation: 'sigmoid': every pair of query and class is a candidate. 'softmax': every query is one, with its
+            best class other than the background, which is the last column.
+
+    Returns:
+        Queries [B, k] int64, as indices into `logits`, and scores [B, k] in 0..1, best first.
+    """
+    logits = logits.float()
+    if activation == 'softmax':
+        candidates, classes = logits.softmax(-1)[..., :-1].max(-1).values, 1
+    else:
+        candidates, classes = logits.sigmoid().flatten(1), logits.shape[-1]
+    scores, index = candidates.topk(min(limit, candidates.shape[1]), dim=1)
+    return index.div(classes, rounding_mode='floor'), scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How often queries were among the results of some samples.
+
+    Attributes:
+        results: [N_q] int64, results that came from each query. A query with several classes among the results of a
+            sample counts as often.
+        confident: [N_q] int64, those of them whose score reached the threshold.
+        samples: Over how many samples.
+        per_sample: Results of a sample, k.
+    """
+
+    results: Tensor
+    confident: Tensor
+    samples: int = 0
+    per_sample: int = 0
+
+    @classmethod
+    def zeros(cls, num_queries: int) -> Selection:
+        """Before the first sample."""
+        return cls(*torch.zeros(2, num_queries, dtype=torch.int64))
+
+    def add(self, query: Tensor, scores: Tensor, threshold: float) -> Selection:
+        """With more samples.
+
+        Args:
+            query: [B, k], see `best_pairs`.
+            scores: [B, k].
+            threshold: Lowest score of a confident result.
+        """
+        size = len(self.results)
+        return replace(
+            self,
+            results=self.results + query.flatten().bincount(minlength=size).cpu(),
+            confident=self.confident + query[scores >= threshold].bincount(minlength=size).cpu(),
+            samples=self.samples + len(query),
+            per_sample=query.shape[1],
+        )
+
+
+def inequality(counts: Tensor) -> dict[str, float]:
+    """How unequal queries are, in three numbers.
+
+    Args:
+        counts: [N_q], how often each was selected.
+
+    Returns:
+        ``never``: share of the queries that were never selected. ``half``: the smallest share of the queries that half
+        of all selections fall on; 0.5 if all are equal. ``gini``: Gini coefficient, 0 if all are equal and towards 1 if
+        one query gets everything. Without any selection, ``half`` and ``gini`` are those of equal queries.
+    """
+    ascending = counts.double().sort().values
+    size, total = len(counts), float(counts.sum())
+    never = float((counts == 0).double().mean())
+    if not total:
+        return {'never': never, 'half': 0.5, 'gini': 0.0}
+    places = torch.arange(1, size + 1, dtype=torch.float64)
+    gini = float((2 * places - size - 1) @ ascending) / (size * total)
+    half = int((ascending.flip(0).cumsum(0) < total / 2).sum()) + 1
+    return {'never': never, 'half': half / size, 'gini': gini}
+
+
+class SelectionCounter:
+    """Counts while a detector is tested.
+
+    Args:
+        queries: Of the detector.
+        threshold: Lowest score of a confident result.
+
+    Attributes:
+        selection: What was counted so far.
+    """
+
+    def __init__(self, queries: LearnedQueries, threshold: float) -> None:
+        self.queries = queries
+        self.threshold = threshold
+        self.selection = Selection.zeros(queries.embedding.num_kept)
+        queries.limit_results()
+        holder, name = queries.results
+        found = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+        self.limit = queries.embedding.num_kept if found is None else found
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listens to the head inside of a ``with``."""
+        handle = self.queries.head.register_forward_hook(self._heard)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _heard(self, head: nn.Module, inputs: Sequence[Any], outputs: Any) -> None:
+        logits = self.queries.learned_logits(outputs)
+        found = best_pairs(logits, self.limit, self.queries.activation)
+        self.selection = self.selection.add(*found, self.threshold)
