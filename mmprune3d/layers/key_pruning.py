@@ -4,13 +4,13 @@ A decoder, or the adapter of one, makes a pruner by `make_pruner` and asks it af
 
     kept = pruner(layer, query, keys, record, score_fn)
 
-and goes on with ``kept.keys``, and with the queries ``kept.queries`` if that is not None.
+and goes on with ``kept.keys``, and with ``kept.reduce(queries)`` if that is not None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmprune3d.pruning import tome
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.pruning.selection import compose, keep_highest
+from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
 from mmprune3d.pruning.tggbc import confident_queries, keep_important, needed_keys, query_confidence
 
 from .attention import AttentionRecord, Keys
@@ -28,16 +28,20 @@ ScoreFunction = Callable[[int, Tensor], Tensor]
 """(layer, normed queries [B, N_q, C]) -> logits [B, N_q, classes] of that layer's classification branch."""
 
 
+Reduce = Callable[[Tensor], Tensor]
+"""From what belongs to all queries, [B, N_q, C], to the same of those that are left: chosen or merged ones."""
+
+
 class Kept(NamedTuple):
     """What the next layer works on.
 
     Attributes:
         keys: Its keys.
-        queries: [B, N] indices of the queries that stay, or None for all.
+        reduce: What becomes of the queries, or None if all stay.
     """
 
     keys: Keys
-    queries: Tensor | None = None
+    reduce: Reduce | None = None
 
 
 class KeyPruner(Protocol):
@@ -111,7 +115,7 @@ class TgGBCKeyPruner:
         else:
             self.kept += self.kept[-1:]
         self.has_pruned = True
-        return Kept(keys, keep_highest(confidence, num - lost) if lost else None)
+        return Kept(keys, partial(gather_tokens, index=keep_highest(confidence, num - lost)) if lost else None)
 
     def _begin(self, keys: Keys) -> None:
         """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
@@ -169,10 +173,11 @@ class ToMeKeyPruner:
     """Merges the keys that are most alike, by ToMe's matching, after each of the first n layers.
 
     Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike,
-    weighted by the number of keys that each one stands for.
+    weighted by the number of keys that each one stands for. Queries are merged in the same way, by their projections,
+    with their positions and reference points.
 
     Args:
-        plan: How many keys, over how many layers.
+        plan: How many keys and queries, over how many layers.
         num_layers: Layers of the decoder.
         record: Keep ids in `kept`; a merged key has the id of its destination.
     """
@@ -184,25 +189,39 @@ class ToMeKeyPruner:
         self.record = record
         self.kept: list[Tensor] = []
         self.has_pruned = False
+        self.query_removals = plan.query_removals(num_layers)
         self._size: Tensor | None = None
+        self._query_size: Tensor | None = None
 
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
         """See `KeyPruner`.
 
         Raises:
-            ValueError: If a layer would lose more than half of its keys, or if keys are padded.
+            ValueError: If a layer would lose more than half of its keys or queries, or if keys are masked.
         """
         if keys.padding_mask is not None or keys.attention_mask is not None:
             raise ValueError('ToMe knows no masks: a padded key would be merged into one that carries an image')
         batch, num = keys.key.shape[:2]
         if layer == 0:
-            self._size = None
+            self._size = self._query_size = None
             self._removals = self.plan.removals(self.num_layers, num)
             self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
+        if self._removals[layer] or self.query_removals[layer]:
+            self.has_pruned = True
+        return Kept(self._merge_keys(layer, keys, record), self._merge_queries(layer, record))
+
+    def _merge_queries(self, layer: int, record: AttentionRecord) -> Reduce | None:
+        if not self.query_removals[layer]:
+            return None
+        metric, before = record.query.mean(1), self._query_size
+        matching = tome.bipartite_matching(metric, self.query_removals[layer])
+        self._query_size = tome.merge_tokens(metric[..., :1], matching, before)[1]
+        return lambda tokens: tome.merge_tokens(tokens, matching, before)[0]
+
+    def _merge_keys(self, layer: int, keys: Keys, record: AttentionRecord) -> Keys:
         if not self._removals[layer]:
             self.kept += self.kept[-1:]
-            return Kept(keys)
-        self.has_pruned = True
+            return keys
         matching = tome.bipartite_matching(record.key.mean(1), self._removals[layer])
         before = self._size
         merged = keys.map(lambda tokens: tome.merge_tokens(tokens, matching, before)[0])
@@ -210,7 +229,7 @@ class ToMeKeyPruner:
         if self.record:
             sources, destinations = self.kept[-1][:, ::2], self.kept[-1][:, 1::2]
             self.kept.append(torch.cat((compose(sources, matching.stay), destinations), dim=1))
-        return Kept(merged)
+        return merged
 
 
 PRUNERS: dict[str, type[KeyPruner]] = {TgGBCPlan.method: TgGBCKeyPruner, ToMePlan.method: ToMeKeyPruner}

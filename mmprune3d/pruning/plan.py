@@ -133,7 +133,31 @@ def share_of(share: float, num_keys: int) -> int:
 
 
 @dataclass(frozen=True)
-class TgGBCPlan(KeyPlan):
+class KeyAndQueryPlan(KeyPlan):
+    """Plans that can also remove queries between decoder layers.
+
+    Attributes:
+        q: Queries removed in total over the `n` layers.
+    """
+
+    q: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_count('q')
+
+    @property
+    def removes(self) -> bool:
+        """Whether the plan removes any key or query."""
+        return super().removes or bool(self.q and self.n)
+
+    def query_removals(self, num_layers: int) -> tuple[int, ...]:
+        """Queries removed after each of `num_layers` decoder layers."""
+        return split_over_layers(self.q, self.n, num_layers)
+
+
+@dataclass(frozen=True)
+class TgGBCPlan(KeyAndQueryPlan):
     """How many cross-attention keys tgGBC removes, when, and by which queries (paper section 3.3).
 
     Attributes:
@@ -143,7 +167,7 @@ class TgGBCPlan(KeyPlan):
             out).
         score: 'max', 'mean' or 'min' over classes (Table 5), or 'none': all queries count alike (Eq. 10).
         t: A layer that attends to `t` valid keys or fewer is not followed by pruning (the threshold of appendix D.5).
-        q: Queries removed in total over the `n` layers, the least confident ones first (appendix D.2).
+        q: The least confident queries go first (appendix D.2).
     """
 
     method: ClassVar[str] = 'tggbc'
@@ -156,7 +180,6 @@ class TgGBCPlan(KeyPlan):
     activation: str = 'sigmoid'
     score: str = 'max'
     t: int = 0
-    q: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,15 +187,10 @@ class TgGBCPlan(KeyPlan):
         self.check_choice('score', self.scores)
         if self.k is None:
             object.__setattr__(self, 'k', 0 if self.score == 'none' else 175)
-        for name in ('k', 't', 'q'):
+        for name in ('k', 't'):
             self.check_count(name)
         if self.score == 'none' and (self.k or self.q):
             raise ValueError("tgGBC: score='none' has no confident queries (Eq. 10 sums over all): k and q must be 0")
-
-    @property
-    def removes(self) -> bool:
-        """Whether the plan removes any key or query."""
-        return super().removes or bool(self.q and self.n)
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
         """`counts` without those after layers that attend to `t` keys or fewer."""
@@ -182,16 +200,15 @@ class TgGBCPlan(KeyPlan):
             left -= kept[-1]
         return super().limited(tuple(kept), num_keys)
 
-    def query_removals(self, num_layers: int) -> tuple[int, ...]:
-        """Queries removed after each of `num_layers` decoder layers."""
-        return split_over_layers(self.q, self.n, num_layers)
-
 
 @dataclass(frozen=True)
-class ToMePlan(KeyPlan):
+class ToMePlan(KeyAndQueryPlan):
     """Token merging on cross-attention keys, the method that tgGBC is compared with (paper section 4.3).
 
-    Bipartite matching can merge half of a layer's keys at most.
+    Bipartite matching can merge half of a layer's keys, or queries, at most.
+
+    Attributes:
+        q: Queries are merged like keys: the comparison of the GPQ paper (its section 4.3.3).
     """
 
     method: ClassVar[str] = 'tome'

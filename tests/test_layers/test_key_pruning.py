@@ -10,6 +10,7 @@ from mmprune3d.layers.key_pruning import TgGBCKeyPruner, ToMeKeyPruner, make_pru
 from mmprune3d.models.petr import PETR3DDecoder
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.tggbc import REMOVED_FIRST
+from mmprune3d.pruning.tome import bipartite_matching, merge_tokens
 from tests.test_layers.slow_decoder import Inputs, Spy, decode, run_layer
 from tests.test_pruning.choices import assert_same_choice, full_map
 from tests.test_pruning.test_tome import merge_slowly
@@ -177,9 +178,10 @@ def test_query_pruning(decoder: PETR3DDecoder, branches: nn.ModuleList, settings
     slow = decode(decoder, score_by(branches), plan, data)
     decoder.key_pruner = spy = Spy(TgGBCKeyPruner(plan, LAYERS, record=True))
     decoded = decoder(*data, score_fn=score_by(branches), all_layers=False)
-    order = decoded.ids.sort(1)
+    ids = decoded.reduce(torch.arange(QUERIES)[None, :, None].expand(len(decoded.queries[0]), -1, -1))[..., 0]
+    order = ids.sort(1)
     assert order.values.tolist() == [sample.queries[-1] for sample in slow]
-    assert decoded.ids.shape[1] == QUERIES - plan.q
+    assert ids.shape[1] == QUERIES - plan.q
     outputs = decoded.queries[0].gather(1, order.indices[..., None].expand(-1, -1, WIDTH))
     torch.testing.assert_close(outputs, torch.stack([sample.outputs[-1] for sample in slow]), atol=1e-5, rtol=1e-5)
     assert [list(sample) for sample in zip(*spy.seen(data[1]), strict=True)] == [sample.keys for sample in slow]
@@ -337,3 +339,32 @@ def test_tome_refuses_more_than_half(decoder: PETR3DDecoder) -> None:
     decoder.key_pruner = ToMeKeyPruner(ToMePlan(r=21, n=1), LAYERS)
     with pytest.raises(ValueError, match='cannot merge 21 of 40 keys in one layer; at most 20'):
         decoder(*inputs(2), score_fn=None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('settings', [dict(r=0, q=3, n=1), dict(r=0, q=5, n=2), dict(r=10, q=6, n=2)], ids=str)
+def test_merged_queries(decoder: PETR3DDecoder, settings: dict) -> None:
+    """Layer by layer: the most similar projected queries become their mean, and go on as one."""
+    plan, data = ToMePlan(**settings), inputs(2)
+    decoder.key_pruner = make_pruner(plan, LAYERS)
+    decoded = decoder(*data, score_fn=None, all_layers=False)
+    assert decoded.queries.shape[2] == QUERIES - plan.q
+    content, keys, query_pos = data
+    query, size, key_size, belongs = content, None, None, torch.eye(QUERIES).expand(2, -1, -1)
+    for index, layer in enumerate(decoder.layers):
+        query, record = layer(query, keys, query_pos)
+        removed, merged = plan.removals(LAYERS, keys.key.shape[1])[index], plan.query_removals(LAYERS)[index]
+        if removed:
+            matching, before = bipartite_matching(record.key.mean(1), removed), key_size
+            key_size = merge_tokens(keys.key[..., :1], matching, before)[1]
+            keys = keys.map(lambda tokens, m=matching, s=before: merge_tokens(tokens, m, s)[0])
+        if merged:
+            matching = bipartite_matching(record.query.mean(1), merged)
+            query_pos, belongs = (merge_tokens(tokens, matching, size)[0] for tokens in (query_pos, belongs))
+            query, size = merge_tokens(query, matching, size)
+    torch.testing.assert_close(decoded.queries[-1], torch.nan_to_num(decoder.post_norm(query)))
+    # a reference point of a merged query is the mean of those of its members
+    points = torch.rand(2, QUERIES, 3)
+    torch.testing.assert_close(decoded.reduce(points), belongs @ points)
+    members = belongs > 0
+    assert (members.sum(1) == 1).all() and members.sum() == 2 * QUERIES

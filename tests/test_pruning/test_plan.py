@@ -167,7 +167,7 @@ def test_texts_and_round_trips(text: str, plan: KeyPlan) -> None:
     [
         ('', 'r, what to remove, is missing'),
         ('n=2', 'r, what to remove, is missing'),
-        ('r=100,m=2', 'unknown setting m; valid are r, n, k, activation, score, t, q'),
+        ('r=100,m=2', 'unknown setting m; valid are r, n, q, k, activation, score, t'),
         ('r=100,n', "cannot read 'n'; write each setting once, as r=12000,n=2,k=175"),
         ('r=100,=3', "cannot read '=3'"),
         ('r=100,n=', "cannot read 'n='"),

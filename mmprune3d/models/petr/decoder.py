@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttention
-from mmprune3d.layers.key_pruning import KeyPruner, ScoreFunction, make_pruner
+from mmprune3d.layers.key_pruning import KeyPruner, Reduce, ScoreFunction, make_pruner
 from mmprune3d.pruning.plan import TgGBCPlan
-from mmprune3d.pruning.selection import compose, gather_tokens
 
 
 class Decoded(NamedTuple):
@@ -29,11 +28,17 @@ class Decoded(NamedTuple):
 
     Attributes:
         queries: [layers or 1, B, N_q, C], normed.
-        ids: [B, N_q], which of the original queries these are, or None for all of them.
+        reductions: What has become of the original queries, step by step; nothing if these are all of them.
     """
 
     queries: Tensor
-    ids: Tensor | None = None
+    reductions: tuple[Reduce, ...] = ()
+
+    def reduce(self, tokens: Tensor) -> Tensor:
+        """What belongs to the original queries, [B, N, C], for those that are left, [B, N_q, C]."""
+        for reduction in self.reductions:
+            tokens = reduction(tokens)
+        return tokens
 
 
 class PETR3DDecoderLayer(BaseModule):
@@ -147,7 +152,7 @@ class PETR3DDecoder(BaseModule):
             ValueError: If the pruner removes queries while the outputs of all layers, which would differ in length, are
                 asked for.
         """
-        outputs, ids = [], None
+        outputs, reductions = [], []
         for index, layer in enumerate(self.layers):
             query, record = layer(query, keys, query_pos, self_attn_mask)
             is_last = index == len(self.layers) - 1
@@ -159,13 +164,13 @@ class PETR3DDecoder(BaseModule):
                 outputs.append(normed)
             if prunes:
                 record = record.without_first(num_denoising)
-                keys, chosen = self.key_pruner(index, normed[:, num_denoising:], keys, record, score_fn)
-                if chosen is not None:
+                keys, reduction = self.key_pruner(index, normed[:, num_denoising:], keys, record, score_fn)
+                if reduction is not None:
                     if all_layers:
                         raise ValueError('queries can be pruned only where the last layer alone gives the result')
-                    ids = chosen if ids is None else compose(ids, chosen)
-                    query, query_pos = gather_tokens(query, chosen), gather_tokens(query_pos, chosen)
-        return Decoded(torch.stack(outputs), ids)
+                    reductions.append(reduction)
+                    query, query_pos = reduction(query), reduction(query_pos)
+        return Decoded(torch.stack(outputs), tuple(reductions))
 
 
 @MODELS.register_module()

@@ -19,7 +19,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmprune3d.layers.query_embedding import PrunableEmbedding
-from mmprune3d.pruning.selection import gather_tokens
 
 from .denoising import DenoisingBatch, DenoisingQueries
 from .geometry import canvas_of, image_shapes_of, img2lidar_of
@@ -213,7 +212,7 @@ class PETR3DHead(BaseModule):
         if denoising is not None:
             points = torch.cat((denoising.points, points), dim=1)
         query_pos = self.query_embedding(embed_points(points, self.embed_dims // 2))
-        outputs, ids = self.transformer(
+        decoded = self.transformer(
             memory,
             self.key_positions(img2lidar, mask, canvas, cells),
             query_pos,
@@ -223,7 +222,7 @@ class PETR3DHead(BaseModule):
             num_denoising=0 if denoising is None else denoising.num,
             all_layers=all_layers,
         )
-        points = points if ids is None else gather_tokens(points, ids)
+        outputs, points = decoded.queries, decoded.reduce(points)
         layers = range(self.transformer.num_layers - len(outputs), self.transformer.num_layers)
         return {
             'all_cls_scores': torch.stack([self.class_logits(i, out) for i, out in zip(layers, outputs)]),
