@@ -4,6 +4,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --tggbc auto --max-drop 0.01 --calibrate 100
 
+    python tools/upgrade.py CONFIG CHECKPOINT --gpq target=300,epochs=6 [--tggbc r=12000]
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -21,11 +23,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector, as for mmdet3d tools/test.py')
     parser.add_argument('checkpoint', type=Path, help='its checkpoint')
-    plans = parser.add_mutually_exclusive_group(required=True)
+    plans = parser.add_mutually_exclusive_group()
     plans.add_argument(
         '--tggbc', metavar='r=R,n=N,k=K', help='remove R keys over N layers, by K queries; "auto" looks for R and N'
     )
     plans.add_argument('--tome', metavar='r=R,n=N', help='merge R keys over N layers, to compare with; or "auto"')
+    parser.add_argument(
+        '--gpq',
+        metavar='target=N,epochs=E',
+        help='fine-tune while queries go, until N are left; then keys, if asked for',
+    )
+    parser.add_argument('--epochs', type=int, help="for --gpq: epochs of fine-tuning (default: the config's)")
+    parser.add_argument('--lr-factor', type=float, default=0.5, help="for --gpq: times the config's learning rate")
     parser.add_argument('--max-drop', type=float, help='for auto: largest loss of mAP and NDS (default 0.01, a point)')
     parser.add_argument(
         '--calibrate', type=int, help='for auto: test samples to search on, evenly spaced (default all)'
@@ -43,16 +52,22 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
+    from mmprune3d.analysis.finetune import QueryPruning
     from mmprune3d.analysis.search import parse_plan
     from mmprune3d.analysis.upgrade import run_upgrade
+    from mmprune3d.pruning.gpq import GPQPlan
 
-    method, text = ('tggbc', args.tggbc) if args.tggbc is not None else ('tome', args.tome)
+    methods = {name: text for name, text in (('tggbc', args.tggbc), ('tome', args.tome)) if text is not None}
+    if not (methods or args.gpq):
+        raise SystemExit('error: say what to prune: --gpq, --tggbc or --tome')
     try:
+        plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
         run_upgrade(
             args.config,
             args.checkpoint,
-            parse_plan(method, text, args.max_drop, args.calibrate),
+            plans[0] if plans else None,
             args.out,
+            gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
             overrides=args.cfg_options,
             timed=args.timed,
             repeats=args.repeats,

@@ -245,6 +245,14 @@ def learned_queries(model: nn.Module) -> LearnedQueries:
     raise ValueError(f'{type(model).__name__} has no learned queries that can be pruned. Looked for: {known}')
 
 
+def num_queries(model: nn.Module) -> int | None:
+    """How many learned queries `model` works with, or None if no adapter knows."""
+    try:
+        return learned_queries(model).embedding.num_kept
+    except ValueError:
+        return None
+
+
 def restore(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Prepares a model for a state dict of which queries were removed, so that loading it removes them here too.
 

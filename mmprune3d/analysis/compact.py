@@ -56,7 +56,7 @@ class Compacted:
 def build_model(config: Config) -> nn.Module:
     """The detector of a config, without weights."""
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet3d')):
-        return MODELS.build(config.model)
+        return MODELS.build(copy.deepcopy(config.model))  # DETR's head writes into its config
 
 
 def compact_config(config: Config, queries: LearnedQueries, num_queries: int) -> Config:

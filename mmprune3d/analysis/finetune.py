@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,56 +42,67 @@ def shortened(config: Config, epochs: int) -> Config:
     return config
 
 
-def gpq_config(
-    config: Config,
-    checkpoint: Path,
-    plan: GPQPlan,
-    work_dir: Path,
-    epochs: int | None = None,
-    lr_factor: float = LR_FACTOR,
-) -> Config:
-    """`config`, set up to fine-tune `checkpoint` while queries go; goes on where an earlier run in `work_dir` stopped.
+@dataclass(frozen=True)
+class QueryPruning:
+    """GPQ on a trained detector.
 
-    Raises:
-        ValueError: If the config has no training set, or has a GPQHook already.
-    """
-    if config.get('train_dataloader') is None or config.get('train_cfg') is None:
-        raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
-    if any(hook['type'] == GPQ_HOOK for hook in config.get('custom_hooks') or []):
-        raise ValueError(
-            f'the config has a {GPQ_HOOK} already: train it with tools/train.py, then use tools/compact.py'
-        )
-    config = copy.deepcopy(config) if epochs is None else shortened(config, epochs)
-    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(plan.to_dict(), type=GPQ_HOOK)]
-    config.optim_wrapper.optimizer.lr *= lr_factor
-    config.work_dir = str(work_dir)
-    config.resume = (work_dir / 'last_checkpoint').is_file()
-    # mmengine would resume from load_from, not from the last checkpoint
-    config.load_from = None if config.resume else str(checkpoint)
-    return config
-
-
-def prune_queries(
-    config: Config, checkpoint: Path, plan: GPQPlan, out: Path, epochs: int | None = None, lr_factor: float = LR_FACTOR
-) -> Compacted:
-    """Fine-tunes with GPQ and compacts.
-
-    Args:
-        config: Of the unpruned detector.
-        checkpoint: Its weights.
+    Attributes:
         plan: What to remove.
-        out: Folder; the training runs in ``out/finetune``, and a second call goes on there.
         epochs: Epochs of fine-tuning; None means as many as the config trains.
         lr_factor: Times the learning rate of the config.
-
-    Raises:
-        ValueError: If config or plan do not fit.
     """
-    tuned = gpq_config(config, checkpoint, plan, out / 'finetune', epochs, lr_factor)
-    Runner.from_cfg(copy.deepcopy(tuned)).train()
-    last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
-    data: dict[str, Any] = torch.load(last, map_location='cpu', weights_only=True)
-    small = compact(tuned, data, (plan.target,), TRAINING_STATE)[0]
-    config = copy.deepcopy(config)  # as the user has it, but for the number of queries
-    config.model = small.config.model
-    return Compacted(small.num_queries, config, small.checkpoint)
+
+    plan: GPQPlan
+    epochs: int | None = None
+    lr_factor: float = LR_FACTOR
+
+    def __post_init__(self) -> None:
+        if (self.epochs is not None and self.epochs < 1) or self.lr_factor <= 0:
+            raise ValueError(f'epochs={self.epochs} and lr_factor={self.lr_factor} must be positive')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
+
+    def config(self, config: Config, checkpoint: Path, work_dir: Path) -> Config:
+        """`config`, set up to fine-tune while queries go; it goes on where an earlier run in `work_dir` stopped.
+
+        Raises:
+            ValueError: If the config has no training set, or has a GPQHook already.
+        """
+        if config.get('train_dataloader') is None or config.get('train_cfg') is None:
+            raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
+        if any(hook['type'] == GPQ_HOOK for hook in config.get('custom_hooks') or []):
+            raise ValueError(f'the config has a {GPQ_HOOK} already: use tools/train.py, then tools/compact.py')
+        config = copy.deepcopy(config) if self.epochs is None else shortened(config, self.epochs)
+        hook = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
+        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=GPQ_HOOK, **hook)]
+        config.optim_wrapper.optimizer.lr *= self.lr_factor
+        config.work_dir = str(work_dir)
+        config.resume = (work_dir / 'last_checkpoint').is_file()
+        # with load_from, mmengine would resume from that instead of the last checkpoint
+        config.load_from = None if config.resume else str(checkpoint)
+        return config
+
+    def run(self, config: Config, checkpoint: Path, out: Path) -> Compacted:
+        """Fine-tunes and compacts.
+
+        Args:
+            config: Of the unpruned detector.
+            checkpoint: Its weights.
+            out: Folder; the training runs in ``out/finetune``, and a second call goes on there.
+
+        Returns:
+            The small detector, with the user's config but for the number of queries.
+
+        Raises:
+            ValueError: If config or plan do not fit.
+        """
+        tuned = self.config(config, checkpoint, out / 'finetune')
+        Runner.from_cfg(copy.deepcopy(tuned)).train()
+        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
+        data = torch.load(last, map_location='cpu', weights_only=True)
+        small = compact(tuned, data, (self.plan.target,), TRAINING_STATE)[0]
+        config = copy.deepcopy(config)
+        config.model = small.config.model
+        return Compacted(small.num_queries, config, small.checkpoint)

@@ -50,6 +50,8 @@ def _rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[
         yield _row(f'{name} (GFLOPs)', before, upgraded['gflops_by_stage'][name], 3)
     yield _row('total (GFLOPs)', baseline['gflops'], upgraded['gflops'], 3)
     yield _row('peak memory (MiB)', baseline['peak_mib'], upgraded['peak_mib'], 1)
+    if baseline['queries'] is not None:
+        yield _row('queries', baseline['queries'], upgraded['queries'], 0)
     yield f'| keys per layer | {_counts(baseline["keys"])} | {_counts(upgraded["keys"])} | |'
 
 
@@ -59,9 +61,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [f'# {report["title"]}', '', '| | baseline | upgraded | change |', '|---|---:|---:|---:|']
     lines.extend(_rows(baseline, upgraded))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
+    plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
     lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']
     lines += [
-        f'Accuracy on {report["samples"]["evaluated"]} samples. Plan: `{json.dumps(report["plan"])}`.',
+        f'Accuracy on {report["samples"]["evaluated"]} samples. {" ".join(plans)}',
         '',
         env,
         '',

@@ -27,16 +27,15 @@ def attention(width: int, conditional: bool, cross: bool) -> dict:
     return dict(embed_dims=width, num_heads=4, dropout=0.1, batch_first=True)
 
 
-def build(conditional: bool) -> nn.Module:
-    """The detector, with random weights and biases."""
-    register_all_modules(init_default_scope=False)
+def config(conditional: bool) -> dict:
+    """The detector's config."""
     width = 256 if conditional else 32  # mmdet's sine embedding of the reference points has no other width
     ffn = dict(embed_dims=width, feedforward_channels=48, num_fcs=2, ffn_drop=0.1)
     if conditional:
         head = dict(type='ConditionalDETRHead', loss_cls=dict(type='FocalLoss', use_sigmoid=True))
     else:
         head = dict(type='DETRHead', loss_cls=dict(type='CrossEntropyLoss', class_weight=1.0))
-    config = dict(
+    return dict(
         type='ConditionalDETR' if conditional else 'DETR',
         num_queries=QUERIES,
         backbone=dict(
@@ -56,9 +55,14 @@ def build(conditional: bool) -> nn.Module:
         positional_encoding=dict(num_feats=width // 2, normalize=True),
         bbox_head=dict(num_classes=CLASSES, embed_dims=width, **head),
     )
+
+
+def build(conditional: bool) -> nn.Module:
+    """The detector, with random weights and biases."""
+    register_all_modules(init_default_scope=False)
     torch.manual_seed(SEED)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(config)
+        model = MODELS.build(config(conditional))
     for parameter in model.parameters():
         if parameter.dim() < 4:
             spread = 4 * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.2

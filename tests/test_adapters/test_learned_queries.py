@@ -207,7 +207,7 @@ def test_scores_and_costs_of_mmdet(name):
     for criterion in ('lowest', 'cost'):
         scorer = QueryScorer(learned_queries(model), GPQPlan(target=3, criterion=criterion))
         outputs = []
-        handle = model.bbox_head.register_forward_hook(lambda _, __, found: outputs.append(found))
+        handle = model.bbox_head.register_forward_hook(lambda _, __, found, log=outputs: log.append(found))
         scorer.start()
         model.loss(data.inputs, data.data_samples)
         found = scorer.take()

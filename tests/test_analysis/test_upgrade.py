@@ -150,7 +150,7 @@ def test_the_command_line_says_what_is_valid(folder: Path) -> None:
     command = [sys.executable, tool, CONFIG, folder / 'petr.pth', '--tggbc', 'r=5,m=2']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith('error: tgGBC: unknown setting m; valid are r, n, k, activation, score, t, q')
+    assert result.stderr.strip().endswith('error: tgGBC: unknown setting m; valid are r, n, q, k, activation, score, t')
 
 
 def test_a_plan_that_leaves_no_key_fails_before_anything_is_evaluated(

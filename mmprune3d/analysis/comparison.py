@@ -1,0 +1,135 @@
+"""Baseline and upgraded model side by side: accuracy, time, operations, memory and pictures, in one process."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from torch import nn
+from tqdm import tqdm
+
+from mmprune3d import adapters
+from mmprune3d.adapters.learned_queries import num_queries
+from mmprune3d.pruning.plan import KeyPlan
+from mmprune3d.visualization.upgrade import draw_upgrade
+
+from . import report as reports
+from .accuracy import evaluate, evenly_spaced, summarize
+from .flops import count_flops
+from .latency import StageTimer, medians
+from .memory import peak_memory
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model, and what is pruned while it runs.
+
+    Attributes:
+        model: With its weights.
+        plan: Keys to remove, or None.
+    """
+
+    model: nn.Module
+    plan: KeyPlan | None = None
+
+    def take(self, runner: Runner) -> nn.Module:
+        """Puts itself into the runner, and returns the model."""
+        runner.model = self.model
+        if self.plan is None:
+            adapters.detach(self.model)
+        else:
+            adapters.attach(self.model, self.plan)
+        return self.model
+
+
+class Comparison:
+    """Baseline and upgraded model in one process, on the same samples.
+
+    Args:
+        runner: Built from the prepared config; its checkpoint is loaded here, and its test set is used for both.
+        upgraded: What to compare its model with.
+        timed: How many test batches to time.
+        repeats: How often each is timed.
+    """
+
+    def __init__(self, runner: Runner, upgraded: Variant, timed: int = 8, repeats: int = 3) -> None:
+        runner.load_or_resume()
+        self.runner = runner
+        self.repeats = repeats
+        self.batches = list(islice(runner.test_dataloader, timed))
+        self.variants = {'baseline': Variant(runner.model), 'upgraded': upgraded}
+
+    @torch.no_grad()
+    def predict(self, batch: dict[str, Any]) -> list[Any]:
+        """Predictions for a batch, which stays as it is."""
+        return self.runner.model.test_step(copy.deepcopy(batch))
+
+    def accuracy(self) -> dict[str, dict[str, float]]:
+        """Metrics of both, over the whole test set."""
+        results = {}
+        for name, variant in self.variants.items():
+            variant.take(self.runner)
+            results[name] = summarize(evaluate(self.runner, name))
+        return results
+
+    def latency(self) -> dict[str, dict[str, float]]:
+        """Median milliseconds per stage of both; they alternate, so that a busy machine slows both."""
+        timers, times = {}, {name: [] for name in self.variants}
+        for name, variant in self.variants.items():
+            timers[name] = StageTimer(adapters.stages(variant.take(self.runner).eval()))
+            self.predict(self.batches[0])
+        for batch in tqdm(self.batches * self.repeats, desc='timing', unit='batch'):
+            for name, variant in self.variants.items():
+                model, data = variant.take(self.runner), copy.deepcopy(batch)
+                with torch.no_grad():
+                    times[name].append(timers[name].measure(lambda model=model, data=data: model.test_step(data)))
+        return {name: medians(values) for name, values in times.items()}
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """GFLOPs, peak memory, queries and keys per layer of both, on the first batch."""
+        results, batch = {}, self.batches[0]
+        for name, variant in self.variants.items():
+            model = variant.take(self.runner).eval()
+            flops = count_flops(lambda: self.predict(batch), adapters.stages(model))
+            results[name] = {
+                'gflops': flops.pop('total'),
+                'gflops_by_stage': flops,
+                'peak_mib': peak_memory(lambda: self.predict(batch)),
+                'queries': num_queries(model),
+                'keys': adapters.keys_per_layer(model, lambda: self.predict(batch)),
+            }
+        return results
+
+    def report(self, title: str) -> dict[str, Any]:
+        """Everything measured, as plain types."""
+        plan = self.variants['upgraded'].plan
+        # the quick parts first: a plan that does not fit fails in seconds
+        costs, latency, accuracy = self.costs(), self.latency(), self.accuracy()
+        dtype = str(next(self.runner.model.parameters()).dtype).removeprefix('torch.')
+        batch_size = self.runner.test_dataloader.batch_size
+        return {
+            'title': title,
+            'plan': None if plan is None else plan.to_dict(),
+            **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.variants},
+            'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
+            'env': reports.environment(batch_size, dtype),
+        }
+
+    def pictures(self, folder: Path, count: int) -> list[Path]:
+        """Draws `count` samples spread over the test set, before and after."""
+        dataset, paths = self.runner.test_dataloader.dataset, []
+        collate = self.runner.test_dataloader.collate_fn
+        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
+            batch, found = collate([dataset[index]]), {}
+            for name, variant in self.variants.items():
+                variant.take(self.runner)
+                found[name] = self.predict(batch)[0]
+            kept = [ids[0] for ids in adapters.kept_keys(self.runner.model, lambda batch=batch: self.predict(batch))]
+            paths.append(folder / f'sample_{index:04d}.jpg')
+            draw_upgrade(paths[-1], batch['inputs']['img'][0], found['baseline'], found['upgraded'], kept)
+        return paths
