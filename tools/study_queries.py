@@ -24,15 +24,15 @@ def parse_args() -> argparse.Namespace:
     train = commands.add_parser('train', help='run trainings, one after the other')
     train.add_argument('names', nargs='+', help='names of trainings; a wrong one lists the valid ones')
     train.add_argument('--seed', type=int, default=0)
-    table = commands.add_parser('table', help='accuracy and decoder times of what was trained')
-    table.add_argument('--repeats', type=int, default=20, help='timed rounds; the median counts')
-    for command in (train, table):
-        command.add_argument('--config', type=Path, default=CONFIG, help='detector with N queries')
+    train.add_argument('--config', type=Path, default=CONFIG, help='detector with N queries')
+    train.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'
+    )
+    made = commands.add_parser('table', help='accuracy and decoder times of what was trained')
+    made.add_argument('--repeats', type=int, default=20, help='timed rounds; the median counts')
+    for command in (train, made):
         command.add_argument('--out', type=Path, default=Path('work_dirs/gpq'), help='folder of the study')
         command.add_argument('--threads', type=int, help='CPU threads')
-        command.add_argument(
-            '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='of the config'
-        )
     return parser.parse_args()
 
 
@@ -43,18 +43,19 @@ def main() -> None:
     from mmengine.config import Config
 
     import mmprune3d  # noqa: F401
-    from mmprune3d.analysis import query_study
+    from mmprune3d.analysis.query_study import run_training
+    from mmprune3d.analysis.query_table import table
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    base = Config.fromfile(args.config)
-    base.merge_from_dict(args.cfg_options)
     try:
         if args.command == 'table':
-            print(query_study.table(base, args.out, args.repeats))
+            print(table(args.out, args.repeats))
         else:
+            base = Config.fromfile(args.config)
+            base.merge_from_dict(args.cfg_options)
             for name in args.names:
-                print(query_study.run_training(base, name, args.seed, args.out))
+                print(run_training(base, name, args.seed, args.out))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
