@@ -15,8 +15,10 @@ from mmengine.config import Config
 
 from mmprune3d.analysis import upgrade
 from mmprune3d.analysis.accuracy import summarize
+from mmprune3d.analysis.finetune import QueryPruning, shortened
 from mmprune3d.analysis.search import SearchRequest
-from mmprune3d.analysis.upgrade import prepare, run_upgrade, upgraded_config
+from mmprune3d.analysis.upgrade import prepare, read_config, run_upgrade, upgraded_config
+from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
 from mmprune3d.visualization.upgrade import LEGEND_HEIGHT
 
@@ -159,3 +161,89 @@ def test_a_plan_that_leaves_no_key_fails_before_anything_is_evaluated(
     with pytest.raises(ValueError, match=f'valid are 0 to {KEYS - 1}'):
         run_upgrade(CONFIG, folder / 'petr.pth', TgGBCPlan(r=KEYS, n=1), tmp_path, overrides, 1, 1, 1)
     assert not (tmp_path / 'report.json').exists()
+
+
+GPQ = QueryPruning(GPQPlan(target=298, epochs=1), epochs=1)
+
+
+@pytest.fixture(scope='module')
+def training(overrides: dict[str, Any]) -> dict[str, Any]:
+    return overrides | {
+        'train_dataloader.dataset.data_root': overrides['test_dataloader.dataset.data_root'],
+        'train_dataloader.dataset.pipeline.4.image_size': (64, 160),
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_dataloader.batch_size': 1,
+    }
+
+
+@pytest.fixture(scope='module')
+def queries_and_keys(folder: Path, training: dict[str, Any]) -> Path:
+    """Both methods, on three samples."""
+    plan, out = TgGBCPlan(r=100, n=1, k=40), folder / 'both'
+    run_upgrade(CONFIG, folder / 'petr.pth', plan, out, training, 1, 1, pictures=1, gpq=GPQ)
+    return out
+
+
+def test_queries_and_keys_go_in_one_command(queries_and_keys: Path) -> None:
+    report = json.loads((queries_and_keys / 'report.json').read_text())
+    assert (report['baseline']['queries'], report['upgraded']['queries']) == (300, 298)
+    assert report['upgraded']['keys'] == [KEYS] + [KEYS - 100] * 5
+    assert report['baseline']['keys'] == [KEYS] * 6
+    assert report['gpq']['target'] == 298 and report['gpq']['finetune_epochs'] == 1
+    assert report['plan']['method'] == 'tggbc' and report['title'] == 'petr_tiny: gpq, tggbc'
+    assert '| queries | 300 | 298 | -0.7 % |' in (queries_and_keys / 'report.md').read_text()
+
+    config = Config.fromfile(queries_and_keys / 'upgraded.py')
+    assert config.model.pts_bbox_head.num_query == 298
+    assert [hook['type'] for hook in config.custom_hooks] == ['TgGBCHook']
+    data = torch.load(queries_and_keys / 'upgraded.pth', weights_only=True)
+    assert data['state_dict']['pts_bbox_head.reference_points.weight'].shape == (298, 3)
+    assert set(data['meta']['mmprune3d']) == {'gpq', 'compact', 'tggbc'} and 'optimizer' not in data
+
+
+def test_a_second_call_goes_on_where_fine_tuning_was(
+    folder: Path, queries_and_keys: Path, training: dict[str, Any]
+) -> None:
+    small = GPQ.run(read_config(CONFIG, folder / 'petr.pth', training), folder / 'petr.pth', queries_and_keys)
+    weights = torch.load(queries_and_keys / 'upgraded.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(small.checkpoint['state_dict'][name], value) for name, value in weights.items())
+    logs = [path.read_text() for path in (queries_and_keys / 'finetune').glob('*/*.log')]
+    assert len(logs) == 2
+    assert sum('Epoch(train)' in text for text in logs) == 1  # all was done in the first one
+
+
+def test_fine_tuning_can_be_shortened() -> None:
+    config = Config.fromfile(CONFIG.parents[1] / 'gpq' / 'gpq-q150_conditional-detr_r50.py')
+    short = shortened(config, 4)
+    assert (short.train_cfg.max_epochs, short.param_scheduler[0].end, short.param_scheduler[0].milestones) == (
+        4,
+        4,
+        [3],
+    )
+    assert config.train_cfg.max_epochs == 8
+    iterations = shortened(Config.fromfile(CONFIG), 10).param_scheduler
+    assert iterations[0].end == 150 and iterations[1].T_max == 10
+    with pytest.raises(ValueError, match='trains by iterations'):
+        shortened(Config(dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=5))), 2)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(custom_hooks=[dict(type='GPQHook', target=5)]), 'has a GPQHook already'),
+        (dict(train_dataloader=None), 'nothing to fine-tune with'),
+    ],
+)
+def test_configs_that_cannot_be_fine_tuned(folder: Path, changes: dict, message: str) -> None:
+    config = Config.fromfile(CONFIG)
+    config.merge_from_dict(changes) if 'custom_hooks' in changes else config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        GPQ.config(config, folder / 'petr.pth', folder / 'none')
+
+
+def test_the_command_line_wants_something_to_prune(folder: Path) -> None:
+    tool = CONFIG.parents[2] / 'tools' / 'upgrade.py'
+    command = [sys.executable, tool, CONFIG, folder / 'petr.pth']
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stderr.strip().endswith('error: say what to prune: --gpq, --tggbc or --tome')
