@@ -124,6 +124,10 @@ class RemovalSchedule:
         steps = max(0, iterations - self.begin) // self.interval
         return min(self.total, steps * self.per_step)
 
+    def counts(self, iteration: int) -> bool:
+        """Whether scores of iteration `iteration`, from 0, belong to an interval: from `begin` to `end`."""
+        return self.begin <= iteration < self.end
+
     @property
     def end(self) -> int:
         """Iterations that are done when the last query goes."""

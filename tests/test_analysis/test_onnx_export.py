@@ -179,6 +179,16 @@ def test_shapes_names_and_metadata(pruned: Exported) -> None:
     assert str(ROOT).encode() not in pruned.model.SerializeToString()
 
 
+def test_queries_that_are_gone_are_not_in_the_file() -> None:
+    """As in a checkpoint in the middle of a training with GPQHook; a compact one is an ordinary detector."""
+    head, shapes = small_head(None), shapes_for(1)
+    head.reference_points.remove(torch.tensor([4, 0, 11]))
+    portable = PortableHead(head, shapes)
+    model = export_head(portable, shapes)
+    assert dict(shapes_of(model))['cls_logits'][1] == QUERIES - 3
+    compare(model, portable, shapes)
+
+
 def test_no_topk_is_larger_than_asked_for(pruned: Exported) -> None:
     assert sorted(topk_sizes(pruned.model).values()) == [4, 4, 5, 5, 5, 5, 5, 5, 5]
 

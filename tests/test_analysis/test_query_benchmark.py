@@ -170,6 +170,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert all(value > 0 for by_count in row['ms'].values() for value in by_count.values())
     assert {'torch', 'onnxruntime', 'threads', 'device'} <= set(data['env'])
     printed = capsys.readouterr().out
+    assert benchmark.markdown(data['rows']) in printed
     assert '| row | N_k | | 12 | 1 | less with 1 |' in printed
     assert '| memory | 12 | GFLOPs, plain export |' in printed and '| memory | 1 | ms, lean export |' in printed
 

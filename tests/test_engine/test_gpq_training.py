@@ -274,6 +274,15 @@ def test_half_precision_and_accumulated_gradients(tmp_path, wrapper):
     assert np.isfinite(list(LOG.rows[ITERATIONS - 1].flatten())).all()
 
 
+def test_scores_before_the_first_interval_do_not_count(tmp_path):
+    train(tmp_path, gpq=dict(type='GPQHook', target=10, interval=4, begin=3))
+    first, last = (json.loads(line) for line in (tmp_path / 'gpq_history.jsonl').read_text().splitlines())
+    assert (first['iter'], last['iter']) == (7, 11)
+    heard = [LOG.logits[i][:, -12:].double().max(-1).values for i in range(3, 7)]
+    expected = torch.cat(heard).mean(0).tolist()
+    assert list(first['scores'].values()) == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize('criterion', ['highest', 'cost', 'random'])
 def test_the_ablations(tmp_path, criterion):
     train(tmp_path, gpq={**GPQ, 'criterion': criterion})

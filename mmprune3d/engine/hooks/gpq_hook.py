@@ -88,7 +88,8 @@ class GPQHook(Hook):
         if is_main_process():
             _keep_lines_until(self.history, runner.iter)
         self.scorer = QueryScorer(self.queries, self.plan)
-        self.scorer.start()
+        if runner.iter < self.schedule.end:
+            self.scorer.start()
         runner.logger.info(f'GPQ: {embedding.num_kept} queries, {self.plan.target} in the end; {self.schedule}')
 
     def _check_length(self, runner: Runner, schedule: RemovalSchedule) -> None:
@@ -108,13 +109,16 @@ class GPQHook(Hook):
         """Adds up the scores; removes what is due."""
         embedding = self.queries.embedding
         embedding.put_back(self._removed_rows)
-        batch = ScoreSums.zeros(embedding.num_kept).add(self.scorer.take()).packed()
+        scores = self.scorer.take()
+        runner.message_hub.update_scalar('train/num_queries', embedding.num_kept)
+        if not self.schedule.counts(runner.iter):
+            return
+        batch = ScoreSums.zeros(embedding.num_kept).add(scores).packed()
         all_reduce(batch)
         self.sums = self.sums.plus(batch)
         due = self.schedule.removed_after(runner.iter + 1) - (self.first_count - embedding.num_kept)
         if due > 0:
             self._remove(runner, due)
-        runner.message_hub.update_scalar('train/num_queries', embedding.num_kept)
 
     def _remove(self, runner: Runner, count: int) -> None:
         embedding, scores = self.queries.embedding, self.sums.mean()
@@ -136,6 +140,7 @@ class GPQHook(Hook):
                 file.write(json.dumps(line) + '\n')
         if embedding.num_kept == self.first_count - self.schedule.total:
             runner.logger.info(f'GPQ: {embedding.num_kept} queries are left after {runner.iter + 1} iterations')
+            self.scorer.stop()
 
     def after_train(self, runner: Runner) -> None:
         """Stops listening."""
