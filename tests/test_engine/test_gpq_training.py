@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -13,15 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
+from mmdet3d.apis import init_model
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint
+from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.engine.unwrap import unwrap
+from tests.test_adapters import small_detr
 from tests.test_models.test_petr.small import batch, build, detector_config
 
 from .blink import training_config
@@ -237,6 +244,16 @@ def test_a_checkpoint_of_any_moment_loads_into_the_original_model(whole):
         assert model(**data, mode='tensor')['all_cls_scores'].shape[2] == LEFT[iteration - 1]
 
 
+def test_init_model_with_the_original_config(whole, tmp_path):
+    """It builds no hooks."""
+    settings = config(tmp_path)
+    settings.test_dataloader = settings.val_dataloader
+    model = init_model(settings, str(whole[0] / 'iter_7.pth'), device='cpu')
+    found = model.test_step(batch())
+    assert model.pts_bbox_head.reference_points.num_kept == LEFT[6]
+    assert len(found[0].pred_instances_3d) == 20
+
+
 def test_validation_in_between_and_testing_afterwards(whole, tmp_path):
     loop = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=3)
     train(tmp_path, train_cfg=loop)
@@ -375,3 +392,61 @@ def test_two_processes_with_different_data_remove_the_same_queries(tmp_path):
         del alive[torch.cat(scores).mean(0).argmin().item()]
         assert found[0][0][iteration] == alive
     assert any(one != other for one, other in local)  # alone, the processes would have chosen differently
+
+
+@DATASETS.register_module()
+class BlinkImages(Dataset):
+    """For the small DETRs: images of one size, two boxes each."""
+
+    metainfo = dict(classes=tuple('abcde'))
+
+    def __len__(self) -> int:
+        return 2 * ITERATIONS
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(index)
+        sample = DetDataSample(metainfo=dict(img_shape=(48, 64), ori_shape=(48, 64), scale_factor=(1.0, 1.0)))
+        corners = torch.rand(2, 2, 2, generator=generator).sort(1).values * torch.tensor([63.0, 47.0])
+        labels = torch.randint(0, 5, (2,), generator=generator)
+        sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
+        return dict(inputs=torch.rand(3, 48, 64, generator=generator) * 255, data_samples=sample)
+
+
+@pytest.mark.parametrize('conditional', [False, True], ids=['DETR', 'ConditionalDETR'])
+def test_detrs_of_mmdet(tmp_path, conditional):
+    """Trained, validated while queries go, resumed, tested; the original model has as many results as queries."""
+    register_all_modules(init_default_scope=False)
+    cost = dict(type='FocalLossCost' if conditional else 'ClassificationCost', weight=1.0)
+    costs = [cost, dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'), dict(type='IoUCost', weight=2.0)]
+    model = small_detr.config(conditional) | dict(
+        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=1),
+        train_cfg=dict(assigner=dict(type='HungarianAssigner', match_costs=costs)),
+        test_cfg=dict(max_per_img=12),
+    )
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(type='BlinkImages'),
+        collate_fn=dict(type='pseudo_collate'),
+    )
+    settings = dict(
+        default_scope='mmdet',
+        model=model,
+        train_dataloader=loader,
+        val_dataloader=loader,
+        custom_hooks=[GPQ, dict(type='IterationSeedHook')],
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=5),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4)),
+    )
+    runner = train(tmp_path, **copy.deepcopy(settings))
+    embedding = runner.model.query_embedding
+    assert type(embedding).__name__ == 'PrunableEmbedding' and embedding.num_kept == 7
+    assert runner.model.bbox_head.test_cfg.max_per_img == (12 if conditional else 7)
+
+    again = tmp_path / 'again'
+    again.mkdir()
+    changes = dict(resume=True, load_from=str(tmp_path / 'iter_5.pth'))
+    train(again, **copy.deepcopy(settings), **changes)
+    for part in ('state_dict', 'optimizer', 'gpq'):
+        assert_same(checkpoint(again)[part], checkpoint(tmp_path)[part], part)
