@@ -18,7 +18,7 @@ from tests.test_models.test_petr.small import batch, detector_config
 class BlinkDataset(Dataset):
     metainfo = dict(classes=('car', 'truck', 'bus', 'cone'))
 
-    def __init__(self, num: int) -> None:
+    def __init__(self, num: int, lazy_init: bool = False) -> None:  # init_model asks for laziness
         self.data = batch(num, boxes=(5, 2, 3))
 
     def __len__(self) -> int:
