@@ -41,6 +41,8 @@ class LearnedQueries(ABC):
     """Attributes that may hold the embedding."""
     COUNT: ClassVar[str]
     """Name of the number of queries in the config of the owner."""
+    RESULTS: ClassVar[str]
+    """The same for the number of results per sample."""
 
     def __init__(self, owner: nn.Module, path: str) -> None:
         self.owner = owner
@@ -104,21 +106,32 @@ class LearnedQueries(ABC):
         Args:
             num_queries: How many there are; None means as many as are left.
         """
-        holder, name = self.results
-        present = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-        if present is None:
+        most = self._most_results()
+        if most is None:
             return
-        if not hasattr(self.head, MOST):
-            setattr(self.head, MOST, present)
-        limit = min(getattr(self.head, MOST), self.results_of(num_queries or self.embedding.num_kept))
+        setattr(self.head, MOST, most)
+        holder, name = self.results
+        limit = min(most, self.results_of(num_queries or self.embedding.num_kept))
         if isinstance(holder, Mapping):
             holder[name] = limit
         else:
             setattr(holder, name, limit)
 
+    def _most_results(self) -> int | None:
+        """Results per sample before any query was removed, or None if the head does not say."""
+        holder, name = self.results
+        present = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+        return getattr(self.head, MOST, present)
+
     def config_changes(self, num_queries: int) -> dict[str, Any]:
-        """Settings, by dotted key below ``model``, of the detector with `num_queries` queries."""
-        return {f'{self.path}.{self.COUNT}'.lstrip('.'): num_queries}
+        """Settings, by dotted key below ``model``, of the detector with `num_queries` queries.
+
+        The number of results is among them where queries and classes give fewer.
+        """
+        changes, most = {self.COUNT: num_queries}, self._most_results()
+        if most is not None and most > self.results_of(num_queries):
+            changes[self.RESULTS] = self.results_of(num_queries)
+        return {f'{self.path}.{name}'.lstrip('.'): value for name, value in changes.items()}
 
 
 class HeadQueries(LearnedQueries):
@@ -127,6 +140,7 @@ class HeadQueries(LearnedQueries):
     LOOKS_FOR = 'a head with `cls_branches` and an nn.Embedding `reference_points` or `query_embedding` (PETR, DETR3D)'
     NAMES = ('reference_points', 'query_embedding')
     COUNT = 'num_query'
+    RESULTS = 'bbox_coder.max_num'
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -168,14 +182,6 @@ class HeadQueries(LearnedQueries):
         """A result is a pair of query and class."""
         return num_queries * self.owner.num_classes
 
-    def config_changes(self, num_queries: int) -> dict[str, Any]:
-        """With the number of results, where queries and classes give fewer."""
-        changes = super().config_changes(num_queries)
-        most = getattr(self.head, MOST, getattr(self.owner.bbox_coder, 'max_num', 0))
-        if most > self.results_of(num_queries):
-            changes[f'{self.path}.bbox_coder.max_num'.lstrip('.')] = self.results_of(num_queries)
-        return changes
-
 
 class DetectorQueries(LearnedQueries):
     """Queries in the detector, beside its head, as in mmdet's DETR, ConditionalDETR and their like."""
@@ -183,6 +189,7 @@ class DetectorQueries(LearnedQueries):
     LOOKS_FOR = 'a detector with an nn.Embedding `query_embedding` and a `bbox_head` (DETR, ConditionalDETR of mmdet)'
     NAMES = ('query_embedding',)
     COUNT = 'num_queries'
+    RESULTS = 'test_cfg.max_per_img'
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
@@ -218,14 +225,6 @@ class DetectorQueries(LearnedQueries):
     def results_of(self, num_queries: int) -> int:
         """With a softmax a query gives one result, else one per class."""
         return num_queries if self.activation == 'softmax' else num_queries * self.head.num_classes
-
-    def config_changes(self, num_queries: int) -> dict[str, Any]:
-        """With the number of results, where queries and classes give fewer."""
-        changes = super().config_changes(num_queries)
-        most = getattr(self.head, MOST, (self.head.test_cfg or {}).get('max_per_img', 0))
-        if most > self.results_of(num_queries):
-            changes[f'{self.path}.test_cfg.max_per_img'.lstrip('.')] = self.results_of(num_queries)
-        return changes
 
 
 QUERY_FAMILIES: list[type[LearnedQueries]] = [HeadQueries, DetectorQueries]
