@@ -40,7 +40,7 @@ class LearnedQueries(ABC):
     NAMES: ClassVar[tuple[str, ...]]
     """Attributes that may hold the embedding."""
     COUNT: ClassVar[str]
-    """Name of the number of queries in the config of the owner."""
+    """Name of the number of queries in the config of the owner, and of its attribute if it has one."""
     RESULTS: ClassVar[str]
     """The same for the number of results per sample."""
 
@@ -100,18 +100,23 @@ class LearnedQueries(ABC):
         """Name of the embedding in the detector."""
         return f'{self.path}.{self.name}'.lstrip('.')
 
-    def limit_results(self, num_queries: int | None = None) -> None:
-        """Lets the head ask for no more results than the queries can give; it would fail otherwise.
+    def announce(self, num_queries: int | None = None) -> None:
+        """Tells the detector how many queries there are: some count them by a number that they were built with.
+
+        The head must not ask for more results than the queries can give; it would fail.
 
         Args:
             num_queries: How many there are; None means as many as are left.
         """
+        num_queries = num_queries or self.embedding.num_kept
+        if hasattr(self.owner, self.COUNT):
+            setattr(self.owner, self.COUNT, num_queries)
         most = self._most_results()
         if most is None:
             return
         setattr(self.head, MOST, most)
         holder, name = self.results
-        limit = min(most, self.results_of(num_queries or self.embedding.num_kept))
+        limit = min(most, self.results_of(num_queries))
         if isinstance(holder, Mapping):
             holder[name] = limit
         else:
@@ -265,4 +270,4 @@ def restore(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     for name in prunable_names(state_dict):
         queries = learned_queries(model)
         if queries.key == name:
-            queries.limit_results(int((state_dict[f'{name}.{RANK}'] == 0).sum()))
+            queries.announce(int((state_dict[f'{name}.{RANK}'] == 0).sum()))

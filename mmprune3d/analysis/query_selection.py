@@ -112,7 +112,7 @@ class SelectionCounter:
         self.queries = queries
         self.threshold = threshold
         self.selection = Selection.zeros(queries.embedding.num_kept)
-        queries.limit_results()
+        queries.announce()
         holder, name = queries.results
         found = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
         self.limit = queries.embedding.num_kept if found is None else found

@@ -86,7 +86,7 @@ def test_detr3d_style():
     queries.embedding.remove(GONE)
     kept = queries.embedding.kept
     assert torch.equal(model.pts_bbox_head(features)['all_cls_scores'], before[:, :, kept])
-    queries.limit_results()
+    queries.announce()
     assert model.pts_bbox_head.bbox_coder.max_num == 36
     assert queries.config_changes(9) == {
         'pts_bbox_head.num_query': 9,
@@ -98,15 +98,16 @@ def test_results_are_limited_by_queries_with_a_softmax_and_by_pairs_with_a_sigmo
     detr.bbox_head.test_cfg = ConfigDict(max_per_img=12)
     queries = learned_queries(detr)
     queries.embedding.remove(torch.arange(10))  # two are left
-    queries.limit_results()
+    queries.announce()
     softmax = type(detr).__name__ == 'DETR'
     assert detr.bbox_head.test_cfg.max_per_img == (2 if softmax else 10)
     assert queries.config_changes(2) == {'num_queries': 2, 'test_cfg.max_per_img': 2 if softmax else 10}
     data = small_detr.batch(2)
     found = detr.predict(data.inputs, [with_scale(sample) for sample in data.data_samples])
     assert len(found) == 2
-    queries.limit_results(12)
-    assert detr.bbox_head.test_cfg.max_per_img == 12
+    assert detr.num_queries == 2
+    queries.announce(12)
+    assert detr.bbox_head.test_cfg.max_per_img == 12 and detr.num_queries == 12
 
 
 def with_scale(sample):

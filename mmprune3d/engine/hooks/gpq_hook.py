@@ -75,7 +75,7 @@ class GPQHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Fixes the schedule and begins to listen to the head."""
         embedding = self.queries.embedding
-        self.queries.limit_results()
+        self.queries.announce()
         if self._resumed is None:
             self.first_count = embedding.num_kept
             self.sums = ScoreSums.zeros(embedding.num_kept)
@@ -128,7 +128,7 @@ class GPQHook(Hook):
         embedding.remove(victims)
         for copy in _averaged_models(runner):
             learned_queries(copy).embedding.follow(embedding)
-        self.queries.limit_results()
+        self.queries.announce()
         self.sums = ScoreSums.zeros(embedding.num_kept)
         if is_main_process():
             line = dict(
@@ -147,12 +147,12 @@ class GPQHook(Hook):
         self.scorer.stop()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Lets the head ask for no more results than the queries give."""
-        self.queries.limit_results()
+        """Tells the detector how many queries it has."""
+        self.queries.announce()
 
     def before_test_epoch(self, runner: Runner) -> None:
         """The same."""
-        self.queries.limit_results()
+        self.queries.announce()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The plan, and what a resumed run needs."""
