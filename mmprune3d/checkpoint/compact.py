@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mmprune3d.pruning.gpq import RANK
+
 TRAINING_STATE = ('optimizer', 'param_schedulers', 'message_hub')
 """Parts of a checkpoint that only resuming needs."""
 HOOK_STATE = 'gpq'
 """What GPQHook keeps; it has nothing more to do."""
-RANK = 'removal_rank'
 AVERAGED = 'module.'
 """Prefix of names in the state dict of an averaged model."""
 

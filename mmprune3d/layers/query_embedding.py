@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune3d.pruning.gpq import kept_ids
-
-RANK = 'removal_rank'
-"""Name of the buffer in state dicts."""
+from mmprune3d.pruning.gpq import RANK, kept_ids
 
 
 class PrunableEmbedding(nn.Embedding):

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from .settings import Plan
 
+RANK = 'removal_rank'
+"""Name, in state dicts, of the buffer beside an embedding that says which rows are gone, and in which order."""
+
 
 @dataclass(frozen=True)
 class GPQPlan(Plan):

@@ -219,6 +219,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, point,
     assert (tmp_path / 'gpq_history.jsonl').read_text() == (whole[0] / 'gpq_history.jsonl').read_text()
 
 
+def test_epochs_that_are_killed_begin_again(tmp_path):
+    """Four epochs of four shuffled iterations; mmengine resumes at the beginning of an epoch."""
+    settings = config(tmp_path)
+    loader = {**settings.train_dataloader, 'sampler': dict(type='DefaultSampler', shuffle=True)}
+    loader['dataset'] = dict(type='BlinkDataset', num=8)
+    changes = dict(
+        train_dataloader=loader,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=9),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        gpq=dict(type='GPQHook', target=7, epochs=3.5),  # one query after every second iteration
+    )
+    folders = [tmp_path / name for name in ('whole', 'killed')]
+    for folder in folders:
+        folder.mkdir()
+    train(folders[0], **changes)
+    expected = dict(LOG.kept)
+    assert [len(kept) for kept in expected.values()] == [12, 11, 11, 10, 10, 9, 9, 8, 8, 7] + [7] * 6
+    killer = dict(type='SigKillHook', point='after', iteration=6, priority=60)
+    assert in_process(train, folders[1], killer, **changes) == -signal.SIGKILL
+    train(folders[1], resume=True, **changes)
+    assert LOG.kept == {i: kept for i, kept in expected.items() if i >= 4}
+    ours, theirs = (torch.load(folder / 'epoch_4.pth', weights_only=True) for folder in reversed(folders))
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'gpq'):
+        assert_same(ours[part], theirs[part], part)
+
+
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
     """Bit for bit."""
     if isinstance(theirs, Tensor):
