@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,12 @@ class GPQHook(Hook):
         self.queries.announce()
         if self._resumed is None:
             self.first_count = embedding.num_kept
+            self.schedule = self.plan.schedule(self.first_count, len(runner.train_dataloader))
             self.sums = ScoreSums.zeros(embedding.num_kept)
         else:
             self.first_count = self._resumed['first_count']
+            self.schedule = RemovalSchedule(**self._resumed['schedule'])
             self.sums = ScoreSums.zeros(embedding.num_kept).plus(self._resumed['sums'])
-        self.schedule = self.plan.schedule(self.first_count, len(runner.train_dataloader))
         self._check_length(runner, self.schedule)
         self.history = Path(runner.work_dir) / HISTORY
         if is_main_process():
@@ -157,7 +159,11 @@ class GPQHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The plan, and what a resumed run needs."""
         checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
-        checkpoint[STATE] = {'first_count': self.first_count, 'sums': self.sums.packed()}
+        checkpoint[STATE] = {
+            'first_count': self.first_count,
+            'schedule': asdict(self.schedule),
+            'sums': self.sums.packed(),
+        }
 
 
 def _averaged_models(runner: Runner) -> list[nn.Module]:
