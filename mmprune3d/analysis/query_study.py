@@ -20,8 +20,8 @@ from .compact import compact
 from .finetune import LR_FACTOR, shortened
 from .upgrade import prepare
 
-MANY, FEW, FEWER = 300, 100, 50
-"""N, N / 3 and N / 6."""
+MANY, MOST, FEW, FEWER = 300, 200, 100, 50
+"""N, 2 N / 3, N / 3 and N / 6."""
 SCRATCH_EPOCHS, TUNED_EPOCHS = 5, 1
 PRUNED = 0.7
 """Share of fine-tuning in which queries go."""
@@ -40,6 +40,7 @@ class Training:
         start: The training whose result it starts from; None for the aligned, untrained head.
         gpq: Settings of GPQHook, or None.
         paper: What the paper says of this row.
+        tuned: Epochs of fine-tuning, if it starts from a result.
     """
 
     title: str
@@ -47,11 +48,12 @@ class Training:
     start: str | None = None
     gpq: dict[str, Any] | None = field(default=None, hash=False)
     paper: str = ''
+    tuned: int = TUNED_EPOCHS
 
     @property
     def epochs(self) -> int:
         """Length of the training."""
-        return SCRATCH_EPOCHS if self.start is None else TUNED_EPOCHS
+        return SCRATCH_EPOCHS if self.start is None else self.tuned
 
     @property
     def final(self) -> int:
@@ -59,9 +61,9 @@ class Training:
         return self.queries if self.gpq is None else self.gpq['target']
 
 
-def _tuned(title: str, target: int, paper: str = '', **gpq: Any) -> Training:
+def _tuned(title: str, target: int, paper: str = '', tuned: int = TUNED_EPOCHS, **gpq: Any) -> Training:
     settings = {'target': target, **({} if 'interval' in gpq else {'epochs': PRUNED * TUNED_EPOCHS}), **gpq}
-    return Training(title, MANY, 'scratch-300', settings, paper)
+    return Training(title, MANY, 'scratch-300', settings, paper, tuned)
 
 
 RUNS: dict[str, Training] = {
@@ -69,7 +71,9 @@ RUNS: dict[str, Training] = {
     'scratch-100': Training('N/3 from scratch', FEW, paper='below 900 and below GPQ (Table 2)'),
     'scratch-50': Training('N/6 from scratch', FEWER, paper='28.37 (PETR, 150)'),
     'tuned-300': Training('N, fine-tuned unpruned (control)', MANY, 'scratch-300', paper='not in the paper'),
+    'gpq-200': _tuned('GPQ, N to 2N/3', MOST, 'not in the paper'),
     'gpq-100': _tuned('GPQ, N to N/3', FEW, '32.85 (PETR, 900 to 300)'),
+    'gpq-100-long': _tuned('the same, fine-tuned for two epochs', FEW, 'not in the paper', tuned=2),
     'gpq-50': _tuned('GPQ, N to N/6', FEWER, '30.52 (PETR, 900 to 150)'),
     'gpq-t-100': Training(
         'GPQ-t, N to N/3 from scratch',
