@@ -99,6 +99,13 @@ def decoder_times(out: Path, found: Iterable[Mapping[str, Any]], repeats: int) -
     return {name: medians(values)['decoder'] for name, values in times.items()}
 
 
+def objects_per_sample(runner: Runner) -> float:
+    """Mean number of annotated boxes of a test sample: what queries are there for."""
+    dataset = runner.test_dataloader.dataset
+    counts = [len(dataset.get_data_info(index)['eval_ann_info']['gt_labels_3d']) for index in range(len(dataset))]
+    return mean(counts)
+
+
 def pruned_step(model: nn.Module, plan: KeyPlan, batch: dict[str, Any]) -> None:
     """One test step with a plan attached."""
     adapters.attach(model, plan)
@@ -120,6 +127,7 @@ def table(out: Path, repeats: int = 20) -> str:
     """
     found = results(out)
     times = decoder_times(out, found, repeats)
+    objects = objects_per_sample(tester(out, found[0]['name'], found[0]['seed']))
     env = reports.environment(1, 'float32')
     names = list(dict.fromkeys(result['name'] for result in found))
     lines = [
@@ -134,8 +142,9 @@ def table(out: Path, repeats: int = 20) -> str:
             f'| {training.title} (`{name}`) | {rows[0]["queries"]} | {rows[0]["iterations"]} | '
             f'{_by_seed(rows, "mAP")} | {_by_seed(rows, "NDS")} | {time:.1f} | {training.paper} |'
         )
-    lines += ['', ', '.join(f'{key} {value}' for key, value in env.items())]
-    (out / 'table.json').write_text(json.dumps({'results': found, 'decoder_ms': times, 'env': env}, indent=2) + '\n')
+    lines += ['', f'{objects:.1f} objects per sample', '', ', '.join(f'{key} {value}' for key, value in env.items())]
+    data = {'results': found, 'decoder_ms': times, 'objects_per_sample': objects, 'env': env}
+    (out / 'table.json').write_text(json.dumps(data, indent=2) + '\n')
     (out / 'table.md').write_text('\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
