@@ -93,7 +93,7 @@ def test_a_config_that_prunes_already_is_refused(folder: Path) -> None:
 
 def test_token_merging_gets_its_own_hook() -> None:
     config = upgraded_config(Config.fromfile(CONFIG), ToMePlan(r=20, n=1))
-    assert config.custom_hooks[-1] == {'type': 'ToMeHook', 'r': 20, 'n': 1}
+    assert config.custom_hooks[-1] == {'type': 'ToMeHook', 'r': 20, 'n': 1, 'q': 0}
 
 
 def test_a_search_comes_before_the_upgrade_and_is_reported(
@@ -168,13 +168,20 @@ GPQ = QueryPruning(GPQPlan(target=298, epochs=1), epochs=1)
 
 @pytest.fixture(scope='module')
 def training(overrides: dict[str, Any]) -> dict[str, Any]:
-    return overrides | {
-        'train_dataloader.dataset.data_root': overrides['test_dataloader.dataset.data_root'],
-        'train_dataloader.dataset.pipeline.4.image_size': (64, 160),
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'train_dataloader.batch_size': 1,
+    validation = {
+        name.replace('test_', 'val_', 1): value for name, value in overrides.items() if name.startswith('test_')
     }
+    return (
+        overrides
+        | validation
+        | {
+            'train_dataloader.dataset.data_root': overrides['test_dataloader.dataset.data_root'],
+            'train_dataloader.dataset.pipeline.4.image_size': (64, 160),
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.batch_size': 1,
+        }
+    )
 
 
 @pytest.fixture(scope='module')

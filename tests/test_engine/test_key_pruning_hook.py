@@ -88,7 +88,7 @@ def test_a_wrapped_model_is_unwrapped(detector: Detector) -> None:
 
 
 def test_an_unknown_setting_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match='unknown setting ratio; valid are r, n, k, activation'):
+    with pytest.raises(ValueError, match='unknown setting ratio; valid are r, n, q, k, activation'):
         hook(r=20, ratio=0.5)
 
 
