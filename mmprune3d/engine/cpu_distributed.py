@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -21,4 +22,11 @@ def join_gloo_group() -> bool:
     if not launched or torch.cuda.is_available() or distributed.is_initialized():
         return False
     distributed.init_process_group('gloo')
+    atexit.register(leave_group)
     return True
+
+
+def leave_group() -> None:
+    """Leaves the process group, if there still is one: gloo threads that outlive the interpreter abort the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

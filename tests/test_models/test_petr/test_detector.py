@@ -315,3 +315,8 @@ def test_the_head_can_be_exported() -> None:
     with torch.no_grad():
         for name, value in wrapped(*inputs).items():
             torch.testing.assert_close(exported[name], value)
+
+
+def test_frozen_images_leave_nothing_to_an_auxiliary_head() -> None:
+    with pytest.raises(ValueError, match='set aux_head=None'):
+        build(detector_config(freeze_images=True, aux_head={'type': 'PETR3DDenseAuxHead'}))
