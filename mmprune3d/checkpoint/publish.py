@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .metadata import with_metadata
+
 KEPT_META = ('epoch', 'iter', 'seed', 'mmprune3d', 'dataset_meta')
 
 
@@ -27,7 +29,8 @@ def half_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             made[identity] = value.half() if value.is_floating_point() else value
             if not torch.isfinite(made[identity]).all():
                 raise ValueError(f'{name} does not fit into float16')
-    return {name: made[value.data_ptr(), value.shape] for name, value in state_dict.items()}
+    halved = {name: made[value.data_ptr(), value.shape] for name, value in state_dict.items()}
+    return with_metadata(halved, state_dict)
 
 
 def publish(source: Path, target: Path, metrics: Mapping[str, Any] | None = None) -> None:

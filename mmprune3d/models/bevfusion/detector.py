@@ -1,0 +1,195 @@
+"""The BEVFusion detector: a camera and a LiDAR stream, each to a bird's-eye-view map, then fuser, backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.models.detectors.base import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from .voxelization import BEVFusion3DVoxelization
+
+MATRICES = {
+    'lidar2img': 'lidar2image',
+    'cam2img': 'camera_intrinsics',
+    'cam2lidar': 'camera2lidar',
+    'img_aug_matrix': 'img_aug_matrix',
+    'lidar_aug_matrix': 'lidar_aug_matrix',
+}
+"""Meta information of a sample -> argument of the view transform."""
+
+_OPTIONAL = ('img_aug_matrix', 'lidar_aug_matrix')
+
+
+@MODELS.register_module()
+class BEVFusion3D(Base3DDetector):
+    """Camera-LiDAR detection in bird's-eye view (MIT BEVFusion, as in mmdet3d's ``projects/BEVFusion``).
+
+    State dicts have the same keys, so that the published checkpoint loads unchanged. A stream may be left out: without
+    `pts_middle_encoder` the detector sees with cameras alone, without `img_backbone` with LiDAR alone. All maps are
+    [B, channels, x, y].
+
+    Inputs are what ``Det3DDataPreprocessor`` makes: ``imgs`` [B, cameras, 3, H, W] and ``points`` (per sample [points,
+    features], x, y, z first, in metres); data samples hold the matrices that `MATRICES` lists (4 x 4; per camera but
+    for ``lidar_aug_matrix``). None of them is changed, so that a batch can be used again.
+
+    Args:
+        data_preprocessor: Config of the data preprocessor; its ``voxelize_cfg`` are the arguments of
+            :class:`~mmprune3d.models.bevfusion.voxelization.BEVFusion3DVoxelization`.
+        pts_voxel_encoder: Config of what turns the points of a voxel into its features. With
+            ``voxelize_reduce=True`` the mean is used and this only exists for the config's sake.
+        pts_middle_encoder: Config of what turns voxels into a map, or None.
+        img_backbone: Config of the image backbone, or None.
+        img_neck: Config of the image neck.
+        view_transform: Config of what lifts image features into a map.
+        fusion_layer: Config of the fuser; with one stream it may be None.
+        pts_backbone: Config of the backbone of the fused map (it comes *after* the fusion, whatever its name says).
+        pts_neck: Config of its neck.
+        bbox_head: Config of the head.
+        train_cfg: None; only there because mmdet3d's ``init_model`` passes it to every detector.
+        test_cfg: None, likewise.
+        init_cfg: Initialisation, as in ``BaseModule``.
+
+    Raises:
+        ValueError: If there is no stream, or two without a fuser, or half a camera stream.
+    """
+
+    def __init__(
+        self,
+        data_preprocessor: dict | None = None,
+        pts_voxel_encoder: dict | None = None,
+        pts_middle_encoder: dict | None = None,
+        img_backbone: dict | None = None,
+        img_neck: dict | None = None,
+        view_transform: dict | None = None,
+        fusion_layer: dict | None = None,
+        pts_backbone: dict | None = None,
+        pts_neck: dict | None = None,
+        bbox_head: dict | None = None,
+        train_cfg: None = None,
+        test_cfg: None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        preprocessor = dict(data_preprocessor or {})  # the caller's config may be built again
+        voxelize_cfg = preprocessor.pop('voxelize_cfg', None)
+        preprocessor.setdefault('type', 'Det3DDataPreprocessor')
+        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
+        _check_streams(img_backbone, view_transform, pts_middle_encoder, fusion_layer, voxelize_cfg)
+        if train_cfg is not None or test_cfg is not None:
+            raise ValueError('BEVFusion3D has no train_cfg and test_cfg; matching and decoding are set in bbox_head')
+        # in the order of the official state dict
+        self.img_backbone = _build(img_backbone)
+        self.img_neck = _build(img_neck)
+        self.view_transform = _build(view_transform)
+        self.pts_voxel_layer = None
+        if pts_middle_encoder is not None:
+            self.pts_voxel_layer = BEVFusion3DVoxelization(**voxelize_cfg)
+        self.pts_voxel_encoder = _build(pts_voxel_encoder)
+        self.pts_middle_encoder = _build(pts_middle_encoder)
+        self.fusion_layer = _build(fusion_layer)
+        self.pts_backbone = _build(pts_backbone)
+        self.pts_neck = _build(pts_neck)
+        self.bbox_head = _build(bbox_head)
+
+    def init_weights(self) -> None:
+        """As configured, child by child: mmengine's walk over the whole logs means, and `nx` are integers."""
+        for child in self.children():
+            if hasattr(child, 'init_weights'):
+                child.init_weights()
+        self._is_init = True
+
+    def extract_img_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
+        """The camera stream's map, [B, channels, x, y]."""
+        imgs = inputs['imgs']
+        feats = self.img_backbone(imgs.flatten(0, 1).contiguous())
+        if self.img_neck is not None:
+            feats = self.img_neck(feats)
+        if not isinstance(feats, Tensor):
+            feats = feats[0]
+        feats = feats.unflatten(0, imgs.shape[:2])
+        return self.view_transform(feats, inputs.get('points'), **camera_matrices(metas, feats.device), metas=metas)
+
+    def extract_pts_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
+        """The LiDAR stream's map, [B, channels, x, y]."""
+        points = inputs['points']
+        feats, coords, counts = self.pts_voxel_layer([cloud.float() for cloud in points])
+        if not self.pts_voxel_layer.voxelize_reduce:
+            feats = self.pts_voxel_encoder(feats, counts, coords)
+        bev = self.pts_middle_encoder(feats, coords, len(points))
+        return bev if self.pts_voxel_layer.axes == 'xyz' else bev.transpose(2, 3)
+
+    def extract_feat(self, batch_inputs_dict: Mapping[str, Any], batch_input_metas: list[dict]) -> list[Tensor]:
+        """The fused map after backbone and neck, per level [B, channels, x, y]."""
+        maps = []
+        if self.img_backbone is not None:
+            maps.append(self.extract_img_feat(batch_inputs_dict, batch_input_metas))
+        if self.pts_middle_encoder is not None:
+            maps.append(self.extract_pts_feat(batch_inputs_dict, batch_input_metas))
+        bev = self.fusion_layer(maps) if self.fusion_layer is not None else maps[0]
+        feats = self.pts_backbone(bev)
+        return feats if self.pts_neck is None else self.pts_neck(feats)
+
+    def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
+        """Losses of the head."""
+        feats = self.extract_feat(batch_inputs_dict, [sample.metainfo for sample in batch_data_samples])
+        return self.bbox_head.loss(feats, batch_data_samples)
+
+    def predict(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> list:
+        """The data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        found = self.bbox_head.predict(self.extract_feat(batch_inputs_dict, metas), metas)
+        return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
+
+    def _forward(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> Any:
+        """Raw outputs of the head."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        return self.bbox_head(self.extract_feat(batch_inputs_dict, metas), metas)
+
+
+def camera_matrices(metas: list[dict], device: torch.device) -> dict[str, Tensor]:
+    """The cameras of a batch as the view transform wants them.
+
+    Raises:
+        KeyError: If a sample's meta information lacks one of `MATRICES` (those of augmentations may be missing).
+    """
+    stacked = {}
+    for key, argument in MATRICES.items():
+        each = []
+        for number, meta in enumerate(metas):
+            if key not in meta and key not in _OPTIONAL:
+                raise KeyError(
+                    f'sample {number} has no {key} in its meta information; BEVFusion3D needs {", ".join(MATRICES)}: '
+                    'add them to meta_keys of Pack3DDetInputs'
+                )
+            default = np.broadcast_to(np.eye(4), (len(meta['lidar2img']), 4, 4) if key == 'img_aug_matrix' else (4, 4))
+            each.append(np.asarray(meta.get(key, default), dtype=np.float32))
+        stacked[argument] = torch.from_numpy(np.stack(each)).to(device)
+    return stacked
+
+
+def _build(config: dict | None) -> nn.Module | None:
+    return None if config is None else MODELS.build(config)
+
+
+def _check_streams(
+    img_backbone: dict | None,
+    view_transform: dict | None,
+    pts_middle_encoder: dict | None,
+    fusion_layer: dict | None,
+    voxelize_cfg: dict | None,
+) -> None:
+    if img_backbone is None and pts_middle_encoder is None:
+        raise ValueError(
+            'BEVFusion3D needs a camera stream (img_backbone), a LiDAR stream (pts_middle_encoder), or both'
+        )
+    if (img_backbone is None) != (view_transform is None):
+        raise ValueError('img_backbone and view_transform belong together: give both, or none')
+    if img_backbone is not None and pts_middle_encoder is not None and fusion_layer is None:
+        raise ValueError('two streams need a fusion_layer, such as dict(type="BEVFusion3DConvFuser", ...)')
+    if pts_middle_encoder is not None and voxelize_cfg is None:
+        raise ValueError('the LiDAR stream needs data_preprocessor=dict(voxelize_cfg=dict(point_cloud_range=..., ...))')

@@ -1,0 +1,171 @@
+"""BEVFusion's view transform: from camera features to a bird's eye view map (lift, splat; arXiv 2008.05711)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from torch import Tensor, nn
+
+from mmprune3d.ops.bev_pool import bev_pool, cell_index
+
+
+def downsampler(channels: int, factor: int) -> nn.Module:
+    """The convolutions after pooling: nothing for factor 1; three 3x3 ones that halve the map for factor 2.
+
+    Raises:
+        ValueError: For any other factor.
+    """
+    if factor not in (1, 2):
+        raise ValueError(f'downsample={factor} must be 1 or 2')
+    if factor == 1:
+        return nn.Identity()
+    layers: list[nn.Module] = []
+    for stride in (1, factor, 1):
+        layers += [nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def constant(values: Tensor) -> nn.Parameter:
+    """A parameter that is never trained: what mmdet3d made of constants, and checkpoints therefore hold."""
+    return nn.Parameter(values, requires_grad=False)
+
+
+@MODELS.register_module()
+class BEVFusion3DLSSTransform(nn.Module):
+    """Lifts image features along their viewing rays and sums them in the cells of the BEV grid.
+
+    The weights are those of mmdet3d's ``LSSTransform``, including the constants `dx`, `bx`, `nx` (cell size, centre of
+    the first cell, number of cells) and `frustum` ([D, h, w, 3]: pixel u and v, depth in metres), which are parameters
+    without gradient there.
+
+    Args:
+        in_channels: Channels of the image features.
+        out_channels: Channels of the BEV map, C.
+        image_size: Height and width of the images in pixels.
+        feature_size: Height and width of the image features, h and w.
+        xbound: Lower limit, upper limit and cell size of the grid in metres.
+        ybound: The same for y.
+        zbound: The same for z. Several cells in z give as many times more channels, and then `downsample` must be 1.
+        dbound: First depth, end (exclusive) and step in metres; D depths.
+        downsample: 1, or 2 for convolutions that halve the map.
+
+    Raises:
+        ValueError: If `downsample` is something else, or the grid is empty.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        feature_size: tuple[int, int],
+        xbound: tuple[float, float, float],
+        ybound: tuple[float, float, float],
+        zbound: tuple[float, float, float],
+        dbound: tuple[float, float, float],
+        downsample: int = 1,
+    ) -> None:
+        super().__init__()
+        bounds = (xbound, ybound, zbound)
+        # Rounded down as in mmdet3d, where 9.6 m in cells of 0.8 m are 11 cells.
+        self.grid_shape = tuple(int((upper - lower) / size) for lower, upper, size in bounds)
+        if min(self.grid_shape) < 1:
+            raise ValueError(f'xbound, ybound, zbound give a grid of {self.grid_shape} cells; each must be 1 or more')
+        self.image_size = tuple(image_size)
+        self.dx = constant(torch.tensor([float(size) for _, _, size in bounds]))
+        self.bx = constant(torch.tensor([lower + size / 2 for lower, _, size in bounds]))
+        self.nx = constant(torch.tensor(self.grid_shape))
+        self.frustum = constant(self._make_frustum(feature_size, dbound))
+        self.depthnet = self._make_depthnet(in_channels, len(self.frustum) + out_channels)
+        self.downsample = downsampler(out_channels, downsample)
+
+    def _make_frustum(self, feature_size: tuple[int, int], dbound: tuple[float, float, float]) -> Tensor:
+        """[D, h, w, 3], the corners' pixels at the corners of the map: u, v in pixels, depth in metres."""
+        (height, width), (h, w) = self.image_size, feature_size
+        depths = torch.arange(*dbound, dtype=torch.float32)
+        axes = (depths, torch.linspace(0, height - 1, h), torch.linspace(0, width - 1, w))
+        d, v, u = torch.meshgrid(*axes, indexing='ij')
+        return torch.stack((u, v, d), dim=-1)
+
+    def _make_depthnet(self, in_channels: int, channels: int) -> nn.Module:
+        return nn.Conv2d(in_channels, channels, 1)
+
+    @torch.no_grad()
+    def geometry(
+        self, camera_intrinsics: Tensor, camera2lidar: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor
+    ) -> Tensor:
+        """Where the frustum is: [B, N, D, h, w, 3] float32, metres in the augmented lidar frame.
+
+        The small matrices are inverted and multiplied in float64. Autocast has no effect.
+
+        Args:
+            camera_intrinsics: [B, N, 4, 4] or [B, N, 3, 3].
+            camera2lidar: [B, N, 4, 4].
+            img_aug_matrix: [B, N, 4, 4], what the augmentation did to (u, v, depth).
+            lidar_aug_matrix: [B, 4, 4], what the augmentation did to the points.
+        """
+        with torch.autocast(self.frustum.device.type, enabled=False):
+            image, lidar = img_aug_matrix.double(), lidar_aug_matrix.double().unsqueeze(1)
+            camera = lidar @ camera2lidar.double()
+            unaugment = image[..., :3, :3].inverse()
+            rays = camera[..., :3, :3] @ camera_intrinsics[..., :3, :3].double().inverse()
+            points = self.frustum.float().flatten(0, 2) - image[..., None, :3, 3].float()
+            points = points @ unaugment.mT.float()
+            points[..., :2] *= points[..., 2:]
+            points = points @ rays.mT.float() + camera[..., None, :3, 3].float()
+        return points.unflatten(2, self.frustum.shape[:3])
+
+    def predict_depth(self, img_feats: Tensor, **inputs: Any) -> Tensor:
+        """Depth logits and context, [B * N, D + C, h, w], of image features [B * N, in_channels, h, w]."""
+        return self.depthnet(img_feats)
+
+    def forward(
+        self,
+        img_feats: Tensor,
+        points: Sequence[Tensor] | None,
+        lidar2image: Tensor,
+        camera_intrinsics: Tensor,
+        camera2lidar: Tensor,
+        img_aug_matrix: Tensor,
+        lidar_aug_matrix: Tensor,
+        metas: Sequence[dict] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Image features to a BEV map.
+
+        Args:
+            img_feats: [B, N, in_channels, h, w].
+            points: Per sample [P, 3 or more], augmented; only read, and only where depth comes from points.
+            lidar2image: [B, N, 4, 4], from points before augmentation to (u d, v d, d) before augmentation.
+            camera_intrinsics: [B, N, 4, 4].
+            camera2lidar: [B, N, 4, 4].
+            img_aug_matrix: [B, N, 4, 4].
+            lidar_aug_matrix: [B, 4, 4].
+            metas: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            [B, nz * C, nx, ny], or half of nx and ny (rounded up) with ``downsample=2``.
+
+        Raises:
+            ValueError: If the features have another size than the frustum.
+        """
+        B, N, _, *size = img_feats.shape
+        D, *expected = self.frustum.shape[:3]
+        if size != expected:
+            raise ValueError(f'image features of {size} do not fit feature_size={expected}')
+        predicted = self.predict_depth(
+            img_feats.flatten(0, 1),
+            points=points,
+            lidar2image=lidar2image,
+            img_aug_matrix=img_aug_matrix,
+            lidar_aug_matrix=lidar_aug_matrix,
+        ).unflatten(0, (B, N))
+        places = self.geometry(camera_intrinsics, camera2lidar, img_aug_matrix, lidar_aug_matrix)
+        cells = cell_index(places, self.bx - self.dx / 2, self.dx, self.grid_shape)
+        bev = bev_pool(predicted[:, :, :D].softmax(dim=2), predicted[:, :, D:], cells, self.grid_shape)
+        return self.downsample(bev)

@@ -1,0 +1,81 @@
+"""The first step of the LiDAR stream: a batch of point clouds as voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.utils import is_list_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmprune3d.ops.voxelize import voxelize
+
+
+class BEVFusion3DVoxelization(nn.Module):
+    """Voxels of a batch; it has no parameters.
+
+    Args:
+        point_cloud_range: Lower limits x, y, z, then upper limits, in metres.
+        voxel_size: Size of a cell along x, y and z, in metres.
+        max_num_points: Points kept in a voxel; -1: all.
+        max_voxels: Voxels kept per sample in training and at test, or one number for both; -1: all.
+        voxelize_reduce: Return the mean of every voxel's points instead of the points.
+        axes: ``'xyz'`` for BEVFusion's encoder, ``'zyx'`` for mmdet3d's own ones.
+
+    Raises:
+        ValueError: If `axes` is neither, or the limits are not six numbers.
+    """
+
+    def __init__(
+        self,
+        point_cloud_range: Sequence[float],
+        voxel_size: Sequence[float],
+        max_num_points: int = -1,
+        max_voxels: int | Sequence[int] = -1,
+        voxelize_reduce: bool = True,
+        axes: str = 'xyz',
+    ) -> None:
+        super().__init__()
+        if axes not in ('xyz', 'zyx'):
+            raise ValueError(f'axes={axes!r}; valid are xyz (BEVFusion3DSparseEncoder) and zyx (encoders of mmdet3d)')
+        if len(point_cloud_range) != 6 or len(voxel_size) != 3:
+            raise ValueError(
+                'point_cloud_range takes six numbers and voxel_size three, got '
+                f'{list(point_cloud_range)} and {list(voxel_size)}'
+            )
+        self.lower = list(point_cloud_range[:3])
+        self.voxel_size = list(voxel_size)
+        spans = torch.tensor(point_cloud_range[3:]) - torch.tensor(self.lower)
+        self.grid = [int(cells) for cells in (spans / torch.tensor(self.voxel_size)).round()]
+        self.max_num_points = max_num_points
+        self.max_voxels = (max_voxels, max_voxels) if isinstance(max_voxels, int) else tuple(max_voxels)
+        self.voxelize_reduce = voxelize_reduce
+        self.axes = axes
+
+    @torch.no_grad()
+    def forward(self, points: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels of all samples, one after the other.
+
+        Args:
+            points: Per sample [points, features], x, y, z first, in metres.
+
+        Returns:
+            Features ([voxels, features], or [voxels, max_num_points, features] unless reduced), coordinates
+            [voxels, 4] int32 (sample, then the cell in the order of `axes`), and points per voxel [voxels] int32.
+
+        Raises:
+            ValueError: If `points` is not a list of tensors.
+        """
+        if not is_list_of(points, Tensor):
+            raise ValueError('point clouds come as a list of tensors, one per sample')
+        most = self.max_voxels[0 if self.training else 1]
+        each = [voxelize(cloud, self.lower, self.voxel_size, self.grid, self.max_num_points, most) for cloud in points]
+        coords = [voxels.coords if self.axes == 'xyz' else voxels.coords.flip(1) for voxels in each]
+        coords = [F.pad(cells, (1, 0), value=sample) for sample, cells in enumerate(coords)]
+        if self.voxelize_reduce:
+            feats = [voxels.mean() for voxels in each]
+        else:  # without a limit every sample has as many places as it needs
+            places = max(voxels.points.shape[1] for voxels in each)
+            feats = [F.pad(voxels.points, (0, 0, 0, places - voxels.points.shape[1])) for voxels in each]
+        return torch.cat(feats), torch.cat(coords), torch.cat([voxels.counts for voxels in each])
