@@ -1,5 +1,5 @@
 """Detectors that mmdet3d 1.4's wheel lacks; importing this registers them."""
 
-from . import petr
+from . import bevfusion, petr
 
-__all__ = ['petr']
+__all__ = ['bevfusion', 'petr']

@@ -1,0 +1,91 @@
+"""Boxes as the numbers that the TransFusion head regresses.
+
+A box is (x, y, z of the bottom face, l, w, h, yaw[, vx, vy]) in metres, radians and metres per second, yaw
+counter-clockwise from x. A code is (x, y in cells of the map, z of the centre in metres, log l, log w, log h, sin yaw,
+cos yaw[, vx, vy]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from torch import Tensor
+
+
+@TASK_UTILS.register_module()
+class BEVFusion3DBoxCoder:
+    """From boxes to codes and back.
+
+    Args:
+        pc_range: Where the map begins, x and y in metres; further numbers are ignored.
+        out_size_factor: Voxels per cell of the map.
+        voxel_size: Size of a voxel along x and y in metres; further numbers are ignored.
+        post_center_range: Detections are kept if their bottom centre lies in here (limits included): lower x, y, z,
+            upper x, y, z in metres. None keeps all.
+        score_threshold: Detections are kept if they score more. None and 0 keep all, also those that score 0.
+        code_size: 8, or 10 with velocities.
+
+    Raises:
+        ValueError: If `code_size` is neither, or a range is incomplete.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        out_size_factor: int,
+        voxel_size: Sequence[float],
+        post_center_range: Sequence[float] | None = None,
+        score_threshold: float | None = None,
+        code_size: int = 8,
+    ) -> None:
+        if code_size not in (8, 10):
+            raise ValueError(f'code_size is 8, or 10 with velocities, not {code_size}')
+        if post_center_range is not None and len(post_center_range) != 6:
+            raise ValueError(f'post_center_range is lower x, y, z, upper x, y, z, not {list(post_center_range)}')
+        self.origin = tuple(pc_range[:2])
+        self.cell_size = tuple(out_size_factor * size for size in voxel_size[:2])
+        self.post_center_range = post_center_range
+        self.score_threshold = score_threshold
+        self.code_size = code_size
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes [..., code_size] of boxes [..., 7 or 9]."""
+        x, y, z, length, width, height, yaw = boxes[..., :7].unbind(-1)
+        columns = [
+            (x - self.origin[0]) / self.cell_size[0],
+            (y - self.origin[1]) / self.cell_size[1],
+            z + height * 0.5,
+            length.log(),
+            width.log(),
+            height.log(),
+            yaw.sin(),
+            yaw.cos(),
+        ]
+        codes = torch.stack(columns, dim=-1)
+        return codes if self.code_size == 8 else torch.cat((codes, boxes[..., 7:9]), dim=-1)
+
+    def decode(self, predictions: Mapping[str, Tensor]) -> Tensor:
+        """Boxes [B, P, 7], or [B, P, 9] if there is ``vel``, of a head's outputs; these stay as they are.
+
+        Args:
+            predictions: ``center`` [B, 2, P], ``height`` [B, 1, P], ``dim`` [B, 3, P], ``rot`` [B, 2, P] (sine,
+                cosine; need not have norm 1) and maybe ``vel`` [B, 2, P].
+        """
+        size = predictions['dim'].exp()
+        x = predictions['center'][:, :1] * self.cell_size[0] + self.origin[0]
+        y = predictions['center'][:, 1:2] * self.cell_size[1] + self.origin[1]
+        bottom = predictions['height'] - size[:, 2:3] * 0.5
+        yaw = torch.atan2(predictions['rot'][:, :1], predictions['rot'][:, 1:2])
+        velocity = [predictions['vel']] if 'vel' in predictions else []
+        return torch.cat((x, y, bottom, size, yaw, *velocity), dim=1).transpose(1, 2)
+
+    def keep(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Which detections, boxes [..., 7+] with scores [...], are worth reporting: bool [...]."""
+        keep = scores > self.score_threshold if self.score_threshold else torch.ones_like(scores, dtype=torch.bool)
+        if self.post_center_range is not None:
+            limits = boxes.new_tensor(self.post_center_range)
+            inside = (boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])
+            keep = keep & inside.all(-1)
+        return keep

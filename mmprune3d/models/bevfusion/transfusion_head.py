@@ -1,0 +1,277 @@
+"""TransFusion's detection head on BEVFusion's fused map (Bai et al., CVPR 2022; Liu et al., ICRA 2023).
+
+The best cells of a class heatmap become object queries, a transformer decoder lets them attend to the whole map, and
+small networks read boxes from them. State dicts are those of mmdet3d's project BEVFusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmdet3d.models.dense_heads.centerpoint_head import SeparateHead
+from mmdet3d.registry import MODELS, TASK_UTILS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from . import transfusion_nms as nms
+from .transfusion_losses import CODE_PARTS, heatmap_loss, layer_losses
+from .transfusion_targets import TargetMaker, Targets
+
+Outputs = tuple[list[dict[str, Tensor]]]
+"""One list per level of the input, of which there is one, with one dict per head, of which there is one."""
+
+
+@MODELS.register_module()
+class BEVFusion3DTransFusionHead(nn.Module):
+    """Detects objects on a map in bird's-eye view.
+
+    Args:
+        bbox_coder: Config of :class:`BEVFusion3DBoxCoder`.
+        decoder_layer: Config of :class:`BEVFusion3DDecoderLayer`.
+        common_heads: Channels and number of convolutions of ``center``, ``height``, ``dim``, ``rot`` and maybe ``vel``.
+        num_proposals: Object queries per sample.
+        auxiliary: Whether every decoder layer is supervised, or only the last.
+        in_channels: Channels of the map.
+        hidden_channel: Channels of the queries.
+        num_classes: Number of classes.
+        num_decoder_layers: Number of decoder layers.
+        nms_kernel_size: Side in cells, odd, of the neighbourhood in which only the best cell becomes a query.
+        bn_momentum: Momentum of all batch norms.
+        num_heatmap_convs: Convolutions of the classification output.
+        conv_cfg: Convolutions of the outputs.
+        norm_cfg: Norms of the outputs.
+        bias: Whether convolutions have a bias; ``'auto'`` where no norm follows.
+        heatmap_bias: Initial bias of both class outputs. None leaves what torch chose, as the official code does; -2.19
+            makes every class improbable at first, which spares short trainings a while.
+        loss_cls: Classification loss of the queries; must have ``use_sigmoid=True``.
+        loss_bbox: Loss of box codes.
+        loss_heatmap: Loss of the dense heatmap.
+        train_cfg: ``assigner``, what :class:`.transfusion_targets.TargetMaker` needs, and maybe ``code_weights`` (of
+            the box code's slots) and ``grid_size`` (see `test_cfg`). None: the head cannot compute losses.
+        test_cfg: ``dataset`` (``'nuScenes'``, ``'Waymo'`` or None; says which classes are small), ``nms_type`` (None,
+            ``'circle'`` or ``'rotate'``), and maybe ``grid_size`` (voxels along x and y) with ``out_size_factor``
+            (voxels per cell), against which the map is checked.
+
+    Raises:
+        ValueError: If a setting is not one of those above.
+    """
+
+    def __init__(
+        self,
+        bbox_coder: dict,
+        decoder_layer: dict,
+        common_heads: Mapping[str, Sequence[int]],
+        num_proposals: int = 128,
+        auxiliary: bool = True,
+        in_channels: int = 384,
+        hidden_channel: int = 128,
+        num_classes: int = 4,
+        num_decoder_layers: int = 3,
+        nms_kernel_size: int = 1,
+        bn_momentum: float = 0.1,
+        num_heatmap_convs: int = 2,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        bias: bool | str = 'auto',
+        heatmap_bias: float | None = None,
+        loss_cls: dict | None = None,
+        loss_bbox: dict | None = None,
+        loss_heatmap: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_proposals = num_proposals
+        self.auxiliary = auxiliary
+        self.num_classes = num_classes
+        self.num_decoder_layers = num_decoder_layers
+        self.nms_kernel_size = nms_kernel_size
+        self.bn_momentum = bn_momentum
+        self.heatmap_bias = heatmap_bias
+        self.train_cfg = train_cfg
+        self.test_cfg = test_cfg or {}
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        self._check(loss_cls, common_heads)
+        self.loss_cls = MODELS.build(loss_cls or {'type': 'mmdet.FocalLoss', 'use_sigmoid': True})
+        self.loss_bbox = MODELS.build(loss_bbox or {'type': 'mmdet.L1Loss', 'loss_weight': 0.25})
+        self.loss_heatmap = MODELS.build(loss_heatmap or {'type': 'mmdet.GaussianFocalLoss'})
+        self.target_maker = self._target_maker()
+
+        self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1, bias=bool(bias))
+        block = ConvModule(hidden_channel, hidden_channel, 3, padding=1, bias=bias, norm_cfg={'type': 'BN2d'})
+        last = nn.Conv2d(hidden_channel, num_classes, 3, padding=1, bias=bool(bias))
+        self.heatmap_head = nn.Sequential(block, last)
+        self.class_encoding = nn.Conv1d(num_classes, hidden_channel, 1)
+        self.decoder = nn.ModuleList(MODELS.build(deepcopy(decoder_layer)) for _ in range(num_decoder_layers))
+        outputs = {**common_heads, 'heatmap': (num_classes, num_heatmap_convs)}
+        conv_cfg, norm_cfg = conv_cfg or {'type': 'Conv1d'}, norm_cfg or {'type': 'BN1d'}
+        self.prediction_heads = nn.ModuleList(
+            SeparateHead(hidden_channel, dict(outputs), conv_cfg=conv_cfg, norm_cfg=norm_cfg, bias=bias)
+            for _ in range(num_decoder_layers)
+        )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draws the decoder's matrices anew and sets what the settings ask for."""
+        for parameter in self.decoder.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.momentum = self.bn_momentum
+        if self.heatmap_bias is not None:
+            for outputs in (self.heatmap_head, *(head.heatmap for head in self.prediction_heads)):
+                nn.init.constant_(outputs[-1].bias, self.heatmap_bias)
+
+    def forward(self, feats: Tensor | Sequence[Tensor], metas: Sequence[dict] | None = None) -> Outputs:
+        """Raw outputs.
+
+        Args:
+            feats: The map [B, in_channels, x, y], or a sequence that holds it alone.
+            metas: Not used.
+
+        Returns:
+            ``([outputs],)`` with ``center`` [B, 2, P] in cells, ``height`` [B, 1, P] (of the centre, metres), ``dim``
+            [B, 3, P] (logarithms of metres), ``rot`` [B, 2, P] (sine, cosine), ``vel`` [B, 2, P], the logits
+            ``heatmap`` [B, classes, P] and ``dense_heatmap`` [B, classes, x, y], ``query_heatmap_score`` [B, classes,
+            num_proposals], and ``query_labels`` [B, num_proposals]. P is `num_proposals`, times the number of layers
+            if `auxiliary`.
+
+        Raises:
+            ValueError: If there are several maps, or the map has another size than ``test_cfg`` says.
+        """
+        if not isinstance(feats, Tensor):
+            if len(feats) != 1:
+                raise ValueError(f'the TransFusion head reads one map, got {len(feats)}')
+            feats = feats[0]
+        self._check_grid(feats, self.test_cfg, 'test_cfg')
+        shared = self.shared_conv(feats)
+        dense_heatmap = self.heatmap_head(shared)
+        cells = shared.flatten(2)
+        cell_pos = cell_centres(shared, self.class_encoding.weight.dtype)
+        index, labels, scores = self._propose(dense_heatmap.detach())
+        one_hot = F.one_hot(labels, self.num_classes).transpose(1, 2).to(cells)
+        query = cells.gather(2, index[:, None].expand(-1, cells.shape[1], -1)) + self.class_encoding(one_hot)
+        layers = self._decode(query, cell_pos[0, index], cells, cell_pos)
+        kept = layers if self.auxiliary else layers[-1:]
+        outputs = {key: torch.cat([layer[key] for layer in kept], dim=-1) for key in kept[0]}
+        outputs |= {'query_heatmap_score': scores, 'dense_heatmap': dense_heatmap, 'query_labels': labels}
+        return ([outputs],)
+
+    def loss(self, batch_feats: Tensor | Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Losses of a batch; data samples carry ``gt_instances_3d`` with ``bboxes_3d`` and ``labels_3d``."""
+        outputs = self(batch_feats, [sample.metainfo for sample in batch_data_samples])
+        return self.loss_by_feat(outputs, [sample.gt_instances_3d for sample in batch_data_samples])
+
+    def get_targets(self, outputs: Outputs, batch_gt_instances_3d: Sequence[InstanceData]) -> Targets:
+        """What the outputs should have been.
+
+        Raises:
+            ValueError: If the head has no ``train_cfg``.
+        """
+        if self.target_maker is None:
+            raise ValueError('the head was built without train_cfg: it has no assigner and no targets')
+        predictions = outputs[0][0]
+        self._check_grid(predictions['dense_heatmap'], self.train_cfg, 'train_cfg')
+        boxes = [instances.bboxes_3d.tensor for instances in batch_gt_instances_3d]
+        labels = [instances.labels_3d for instances in batch_gt_instances_3d]
+        return self.target_maker(predictions, self._num_supervised, boxes, labels)
+
+    def loss_by_feat(self, outputs: Outputs, batch_gt_instances_3d: Sequence[InstanceData]) -> dict[str, Tensor]:
+        """Losses of the heatmap and of every supervised layer, and ``matched_ious``, which is none."""
+        targets, predictions = self.get_targets(outputs, batch_gt_instances_3d), outputs[0][0]
+        by_layer = layer_losses(
+            predictions,
+            targets,
+            self._num_supervised,
+            self.loss_cls,
+            self.loss_bbox,
+            self.train_cfg.get('code_weights'),
+        )
+        loss_heatmap = heatmap_loss(predictions['dense_heatmap'], targets.heatmap, self.loss_heatmap)
+        return {'loss_heatmap': loss_heatmap, **by_layer, 'matched_ious': targets.matched_ious}
+
+    def predict(self, batch_feats: Tensor | Sequence[Tensor], batch_input_metas: Sequence[dict]) -> list[InstanceData]:
+        """Detections of every sample; see :meth:`predict_by_feat`."""
+        return self.predict_by_feat(self(batch_feats, batch_input_metas), batch_input_metas)
+
+    def predict_by_feat(self, outputs: Outputs, metas: Sequence[dict]) -> list[InstanceData]:
+        """Detections: ``bboxes_3d`` (class ``box_type_3d`` of the sample's meta), ``scores_3d`` and ``labels_3d``.
+
+        The last layer decides. A query keeps the class of the heatmap that it came from, and scores the product of that
+        heatmap and its own classification.
+        """
+        outputs = outputs[0][0]
+        parts = [part for part in (*CODE_PARTS, 'heatmap') if part in outputs]
+        last = {part: outputs[part][..., -self.num_proposals :].float() for part in parts}
+        labels = outputs['query_labels']
+        scores = last['heatmap'].sigmoid() * outputs['query_heatmap_score']
+        scores = scores.gather(1, labels[:, None])[:, 0]
+        boxes = self.bbox_coder.decode(last)
+        detections = []
+        for keep, *found, meta in zip(self.bbox_coder.keep(boxes, scores), boxes, scores, labels, metas, strict=True):
+            found = [item[keep] for item in found]
+            survivors = nms.suppress(*found, self.test_cfg)
+            kept_boxes, kept_scores, kept_labels = (item[survivors] for item in found)
+            kept_boxes = meta['box_type_3d'](kept_boxes, box_dim=kept_boxes.shape[-1])
+            detections.append(InstanceData(bboxes_3d=kept_boxes, scores_3d=kept_scores, labels_3d=kept_labels))
+        return detections
+
+    @property
+    def _num_supervised(self) -> int:
+        return self.num_decoder_layers if self.auxiliary else 1
+
+    def _propose(self, dense_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells and classes [B, num_proposals] of the best peaks, and all classes' peaks at these cells."""
+        heatmap = nms.peaks(dense_logits.float().sigmoid(), self.nms_kernel_size, self.test_cfg.get('dataset')).flatten(
+            2
+        )
+        best = heatmap.flatten(1).topk(self.num_proposals).indices
+        index, labels = best % heatmap.shape[2], best // heatmap.shape[2]
+        return index, labels, heatmap.gather(2, index[:, None].expand(-1, self.num_classes, -1))
+
+    def _decode(self, query: Tensor, query_pos: Tensor, cells: Tensor, cell_pos: Tensor) -> list[dict[str, Tensor]]:
+        """The outputs of every layer; each layer takes the centres of the one before as its positions."""
+        layers = []
+        for layer, head in zip(self.decoder, self.prediction_heads, strict=True):
+            query = layer(query, cells, query_pos, cell_pos)
+            outputs = head(query)
+            outputs['center'] = outputs['center'] + query_pos.transpose(1, 2)
+            query_pos = outputs['center'].detach().transpose(1, 2)
+            layers.append(outputs)
+        return layers
+
+    def _target_maker(self) -> TargetMaker | None:
+        if not self.train_cfg:
+            return None
+        return TargetMaker(self.train_cfg, TASK_UTILS.build(self.train_cfg['assigner']), self.bbox_coder)
+
+    def _check(self, loss_cls: dict | None, common_heads: Mapping[str, Sequence[int]]) -> None:
+        nms.check(self.test_cfg, self.num_classes)
+        if loss_cls is not None and not loss_cls.get('use_sigmoid'):
+            raise ValueError(f'loss_cls needs use_sigmoid=True: queries have no background class; got {loss_cls}')
+        if self.nms_kernel_size % 2 == 0:
+            raise ValueError(f'nms_kernel_size is odd, not {self.nms_kernel_size}')
+        if not set(CODE_PARTS[:4]) <= set(common_heads) <= set(CODE_PARTS):
+            raise ValueError(f'common_heads are {", ".join(CODE_PARTS)} (the last optional), not {list(common_heads)}')
+        expected = 10 if 'vel' in common_heads else 8
+        if self.bbox_coder.code_size != expected:
+            raise ValueError(f'code_size is {self.bbox_coder.code_size}, but these common_heads need {expected}')
+
+    def _check_grid(self, feats: Tensor, config: Mapping[str, Any], name: str) -> None:
+        if not config.get('grid_size'):
+            return
+        expected = [size // config['out_size_factor'] for size in config['grid_size'][:2]]
+        if list(feats.shape[-2:]) != expected:
+            raise ValueError(f'{name} has {expected} cells along x and y, the map has {list(feats.shape[-2:])}')
+
+
+def cell_centres(feats: Tensor, dtype: torch.dtype) -> Tensor:
+    """Centres [1, x * y, 2] of the cells of maps [B, C, x, y], in cells; mixed precision would round them."""
+    x, y = (torch.arange(size, device=feats.device, dtype=dtype) + 0.5 for size in feats.shape[-2:])
+    return torch.cartesian_prod(x, y)[None]

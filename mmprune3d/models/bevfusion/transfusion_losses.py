@@ -1,0 +1,56 @@
+"""Losses of TransFusion's head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .transfusion_targets import Targets
+
+CODE_PARTS = ('center', 'height', 'dim', 'rot', 'vel')
+"""Outputs that make up a box code, in its order; the last is optional."""
+
+
+def heatmap_loss(logits: Tensor, target: Tensor, loss: nn.Module) -> Tensor:
+    """Loss of the dense heatmap [B, classes, x, y] per object (a cell that is exactly 1)."""
+    num_objects = max(int(target.eq(1).sum()), 1)
+    return loss(logits.float().sigmoid().clamp(1e-4, 1 - 1e-4), target, avg_factor=num_objects)
+
+
+def layer_losses(
+    predictions: Mapping[str, Tensor],
+    targets: Targets,
+    num_layers: int,
+    loss_cls: nn.Module,
+    loss_bbox: nn.Module,
+    code_weights: Sequence[float] | None,
+) -> dict[str, Tensor]:
+    """``layer_{i}_loss_cls`` and ``layer_{i}_loss_bbox`` of every decoder layer, i = -1 for the last.
+
+    All are divided by the matched proposals of all layers together, those of this process, as published.
+
+    Args:
+        predictions: ``heatmap`` [B, classes, P] and the box codes' parts [B, ., P]; P runs over layers and proposals.
+        targets: Those of the same P proposals.
+        num_layers: Number of layers.
+        loss_cls: Loss of logits.
+        loss_bbox: Loss of box codes.
+        code_weights: Weight of every slot of the box code; None: all 1.
+    """
+    logits = predictions['heatmap'].float().transpose(1, 2)
+    codes = torch.cat([predictions[part] for part in CODE_PARTS if part in predictions], dim=1)
+    codes, num_pos = codes.float().transpose(1, 2), max(targets.num_pos, 1)
+    weights = targets.bbox_weights * codes.new_tensor(code_weights or [1.0])
+    per_layer = logits.shape[1] // num_layers
+    losses = {}
+    for i in range(num_layers):
+        name = f'layer_{-1 if i == num_layers - 1 else i}'
+        of = slice(i * per_layer, (i + 1) * per_layer)
+        flat = logits[:, of].flatten(0, 1), targets.labels[:, of].flatten(), targets.label_weights[:, of].flatten()
+        losses[f'{name}_loss_cls'] = loss_cls(*flat, avg_factor=num_pos)
+        losses[f'{name}_loss_bbox'] = loss_bbox(
+            codes[:, of], targets.bbox_targets[:, of], weights[:, of], avg_factor=num_pos
+        )
+    return losses

@@ -1,0 +1,129 @@
+"""What TransFusion's head should have said.
+
+Boxes are (x, y, z of the bottom face, l, w, h, yaw[, vx, vy]) in metres and radians, maps are [B, classes, x, y].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assigner import BEVFusion3DAssigner, Matching
+from .box_coder import BEVFusion3DBoxCoder
+from .heatmap_targets import heatmap_targets
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of P proposals in each of B samples, those of all supervised decoder layers side by side.
+
+    Attributes:
+        labels: [B, P] int64; the number of classes stands for background.
+        label_weights: [B, P].
+        bbox_targets: [B, P, code_size].
+        bbox_weights: [B, P, code_size], 1 for matched proposals, else 0.
+        ious: [B, P], overlap in 3D with the matched box, 0 for background.
+        num_pos: Matched proposals in the batch, over all layers.
+        matched_ious: Mean overlap of the matched proposals of a sample, averaged over the samples.
+        heatmap: [B, classes, x, y], a Gaussian per object, 1 at its centre.
+    """
+
+    labels: Tensor
+    label_weights: Tensor
+    bbox_targets: Tensor
+    bbox_weights: Tensor
+    ious: Tensor
+    num_pos: int
+    matched_ious: Tensor
+    heatmap: Tensor
+
+
+class TargetMaker:
+    """Makes the targets of a batch.
+
+    Args:
+        train_cfg: ``point_cloud_range`` (lower x, y, z, upper x, y, z in metres), ``voxel_size`` in metres,
+            ``out_size_factor`` (voxels per cell), ``gaussian_overlap``, ``min_radius`` in cells, and ``pos_weight``,
+            the weight of matched proposals in the classification loss (1 unless positive).
+        assigner: Matches proposals and objects.
+        coder: Encodes boxes.
+    """
+
+    def __init__(self, train_cfg: Mapping[str, Any], assigner: BEVFusion3DAssigner, coder: BEVFusion3DBoxCoder) -> None:
+        self.point_cloud_range = train_cfg['point_cloud_range']
+        self.cell_size = [size * train_cfg['out_size_factor'] for size in train_cfg['voxel_size'][:2]]
+        self.gaussian_overlap = train_cfg.get('gaussian_overlap', 0.1)
+        self.min_radius = train_cfg.get('min_radius', 2)
+        self.pos_weight = train_cfg['pos_weight'] if train_cfg.get('pos_weight', -1) > 0 else 1.0
+        self.assigner = assigner
+        self.coder = coder
+
+    @torch.no_grad()
+    def __call__(
+        self, predictions: Mapping[str, Tensor], num_layers: int, gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> Targets:
+        """Targets of a head's outputs; every layer is matched on its own.
+
+        Args:
+            predictions: ``heatmap`` [B, classes, P] (logits) and what :meth:`BEVFusion3DBoxCoder.decode` needs, the
+                proposals of `num_layers` layers one after the other; ``dense_heatmap`` [B, classes, x, y].
+            num_layers: Number of layers.
+            gt_boxes: [N_b, 7 or 9] for each sample; N_b may be 0.
+            gt_labels: [N_b] int64 for each sample; objects with a negative label are ignored.
+        """
+        logits = predictions['heatmap'].detach().float().transpose(1, 2)
+        boxes = self.coder.decode({key: value.detach().float() for key, value in predictions.items()})
+        real = [labels >= 0 for labels in gt_labels]
+        gt_boxes = [sample[keep].to(boxes) for sample, keep in zip(gt_boxes, real, strict=True)]
+        gt_labels = [labels[keep].to(boxes.device) for labels, keep in zip(gt_labels, real, strict=True)]
+        matchings = [
+            self._match(*sample, num_layers) for sample in zip(boxes, logits, gt_boxes, gt_labels, strict=True)
+        ]
+        heatmap = heatmap_targets(
+            gt_boxes,
+            gt_labels,
+            predictions['dense_heatmap'].shape,
+            self.point_cloud_range[:2],
+            self.cell_size,
+            self.gaussian_overlap,
+            self.min_radius,
+        )
+        return self._scatter(matchings, gt_boxes, gt_labels, logits, heatmap)
+
+    def _match(self, boxes: Tensor, logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_layers: int) -> Matching:
+        """The matchings of one sample's layers as one."""
+        per_layer = len(boxes) // num_layers
+        found = [
+            self.assigner.assign(layer_boxes, layer_logits, gt_boxes, gt_labels, self.point_cloud_range)
+            for layer_boxes, layer_logits in zip(boxes.split(per_layer), logits.split(per_layer), strict=True)
+        ]
+        proposal = torch.cat([matching.proposal + i * per_layer for i, matching in enumerate(found)])
+        return Matching(proposal, *(torch.cat(items) for items in list(zip(*found))[1:]))
+
+    def _scatter(
+        self,
+        matchings: list[Matching],
+        gt_boxes: list[Tensor],
+        gt_labels: list[Tensor],
+        logits: Tensor,
+        heatmap: Tensor,
+    ) -> Targets:
+        batch, num_proposals, num_classes = logits.shape
+        labels = logits.new_full((batch, num_proposals), num_classes, dtype=torch.long)
+        label_weights = logits.new_ones(batch, num_proposals)
+        bbox_targets = logits.new_zeros(batch, num_proposals, self.coder.code_size)
+        bbox_weights = torch.zeros_like(bbox_targets)
+        ious = torch.zeros_like(label_weights)
+        for b, (proposal, gt, iou) in enumerate(matchings):
+            labels[b, proposal] = gt_labels[b][gt]
+            label_weights[b, proposal] = self.pos_weight
+            bbox_targets[b, proposal] = self.coder.encode(gt_boxes[b][gt])
+            bbox_weights[b, proposal] = 1.0
+            ious[b, proposal] = iou.clamp(0, 1)
+        counts = [len(matching.proposal) for matching in matchings]
+        matched_ious = (ious.sum(1) / ious.new_tensor(counts).clamp(min=1)).mean()
+        return Targets(labels, label_weights, bbox_targets, bbox_weights, ious, sum(counts), matched_ious, heatmap)
