@@ -23,3 +23,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+load_from = None

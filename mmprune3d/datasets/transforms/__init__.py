@@ -1,5 +1,6 @@
 """Transforms of samples with several cameras; importing this registers them."""
 
+from .cameras import RecordAugmentation
 from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion
 from .world import MultiViewGlobalRotScaleTrans, MultiViewRandomFlip3D
 
@@ -8,4 +9,5 @@ __all__ = [
     'MultiViewImageAug',
     'MultiViewPhotoMetricDistortion',
     'MultiViewRandomFlip3D',
+    'RecordAugmentation',
 ]
