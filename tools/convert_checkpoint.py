@@ -1,8 +1,10 @@
 """Converts published weights into ours.
 
     python tools/convert_checkpoint.py petr_vov_800x320.pth petr_ours.pth --from petr-official
+    python tools/convert_checkpoint.py bevfusion-det.pth bevfusion_ours.pth --from bevfusion-mit
 
 petr-official: megvii-research/PETR.  petr-mmdet3d: projects/PETR of mmdetection3d.
+bevfusion-mit: detectors of mit-han-lab/bevfusion. Those of mmdetection3d's projects/BEVFusion need no conversion.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from pathlib import Path
 
 def main() -> None:
     """Parses and converts."""
-    from mmprune3d.checkpoint.convert import SOURCES, convert_file
+    from mmprune3d.checkpoint.convert import ALL_SOURCES, convert_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', type=Path, help='published checkpoint')
     parser.add_argument('dst', type=Path, help='where to write ours; must not exist')
-    parser.add_argument('--from', dest='source', choices=SOURCES, required=True, help='where the checkpoint comes from')
+    parser.add_argument(
+        '--from', '--source', dest='source', choices=ALL_SOURCES, required=True, help='where the checkpoint comes from'
+    )
     args = parser.parse_args()
     try:
         convert_file(args.src, args.dst, args.source)

@@ -8,6 +8,8 @@ same boxes, bit by bit up to the rounding of the angle.
 
 PETRv2-like heads cannot be converted this way (length and width come from different hidden layers); their box coder
 takes ``convention='petr'`` instead.
+
+BEVFusion has a module of its own, :mod:`mmprune3d.checkpoint.convert_bevfusion`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import convert_bevfusion
+
 CODE_SIZE = 10
 
 # For every slot of ours: the slot of theirs, and its sign.
@@ -29,7 +33,10 @@ _ROWS = {
     'petr-mmdet3d': [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), *_LEGACY_ANGLE, (8, 1), (9, 1)],
 }
 SOURCES = tuple(_ROWS)
-"""What can be converted: the official repository (mmdet3d 0.17), and mmdet3d's ``projects/PETR``."""
+"""What can be converted of PETR: the official repository (mmdet3d 0.17), and mmdet3d's ``projects/PETR``."""
+
+ALL_SOURCES = (*SOURCES, convert_bevfusion.SOURCE)
+"""Whatever can be converted."""
 
 CLASSES = (
     'car',
@@ -69,22 +76,25 @@ _KNOWN = re.compile(
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights of a published PETR as weights of ``PETR3D``.
+    """Weights of a published PETR as weights of ``PETR3D``, of a published BEVFusion as weights of ``BEVFusion3D``.
 
     Args:
-        state_dict: All weights of the detector (``img_backbone.*``, ``img_neck.*``, ``pts_bbox_head.*``). It is not
-            modified; tensors that need no change are shared with the result.
-        source: One of `SOURCES`.
+        state_dict: All weights of the detector (of PETR ``img_backbone.*``, ``img_neck.*``, ``pts_bbox_head.*``). It is
+            not modified; tensors that need no change are shared with the result.
+        source: One of `ALL_SOURCES`.
 
     Returns:
-        The same keys and shapes; rows of the last regression layers and `code_weights` are in our order.
+        Of PETR the same keys and shapes; rows of the last regression layers and `code_weights` are in our order. Of
+        BEVFusion see :func:`~mmprune3d.checkpoint.convert_bevfusion.convert_bevfusion`.
 
     Raises:
         ValueError: If `source` is unknown; if keys do not belong to PETR, or the head is not there (one message lists
             all of them); or if the boxes do not have ten numbers.
     """
+    if source == convert_bevfusion.SOURCE:
+        return convert_bevfusion.convert_bevfusion(state_dict)
     if source not in _ROWS:
-        raise ValueError(f'unknown source {source!r}; valid are {", ".join(SOURCES)}')
+        raise ValueError(f'unknown source {source!r}; valid are {", ".join(ALL_SOURCES)}')
     unknown = [key for key in state_dict if not _KNOWN.fullmatch(key)]
     if unknown:
         listed = '\n  '.join(unknown)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .mismatch import CheckpointMismatchError, explain, parse_error
+from .sparse_layout import with_sparse_versions
 
 HEADLINE = 'The model and loaded state dict do not match exactly'
 PREPARERS: list[Callable[[nn.Module, Mapping[str, Tensor]], None]] = []
@@ -43,7 +44,8 @@ def load_state_dict(
     """Loads weights into a model; replaces the function of the same name in ``mmengine.runner.checkpoint``.
 
     Load pre-hooks and post-hooks, versions in ``state_dict._metadata`` and model wrappers work as in mmengine, and
-    ``num_batches_tracked`` may be missing.
+    ``num_batches_tracked`` may be missing. Weights of sparse convolutions are read in the order that their shapes show,
+    whether or not the state dict still has its ``_metadata``.
 
     Args:
         module: The model, wrapped or not.
@@ -55,10 +57,11 @@ def load_state_dict(
         CheckpointMismatchError: (a RuntimeError) If a shape differs, if no key at all fits, or, with `strict`, if keys
             are missing or unexpected. Tensors that fit have been loaded by then.
     """
+    model = module.module if is_model_wrapper(module) else module
     for prepare in PREPARERS:
-        prepare(module.module if is_model_wrapper(module) else module, state_dict)
+        prepare(model, state_dict)
     report = _Report()
-    _load(module, dict(state_dict), getattr(state_dict, '_metadata', None) or {}, '', report)
+    _load(module, dict(state_dict), with_sparse_versions(model, state_dict), '', report)
     missing = [key for key in report.missing if 'num_batches_tracked' not in key]
     if report.errors:
         raise CheckpointMismatchError(_explain_errors(report.errors))

@@ -252,7 +252,7 @@ class TestInMMEngine:
 
 
 class TestSparseConvolutions:
-    """The layout of spconv 2 is told from that of older ones by a version in the metadata of the state dict."""
+    """The layout of spconv 2 is told from that of older ones by the shapes (more in test_convert_bevfusion)."""
 
     @pytest.fixture
     def layers(self):
@@ -272,7 +272,7 @@ class TestSparseConvolutions:
         load(target, {'0.weight': source[0].weight.detach().permute(1, 2, 3, 4, 0).contiguous()})
         assert torch.equal(source[0].weight, target[0].weight)
 
-    def test_a_lost_version_is_named(self, layers):
+    def test_a_lost_version_does_not_matter(self, layers):
         source, target = layers
-        with pytest.raises(CheckpointMismatchError, match=r'0\.weight: checkpoint \[2, 5, 3, 3, 3\].*\n.*_metadata'):
-            load(target, dict(source.state_dict()))
+        load(target, dict(source.state_dict()))
+        assert torch.equal(source[0].weight, target[0].weight)
