@@ -1,0 +1,76 @@
+"""Points of a voxel to one feature, for any number of points per voxel: mmcv's ``DynamicScatter`` in plain torch.
+
+mmcv 2.1 has this operation for CUDA only. Values, order of voxels and gradients are the same here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ('max', 'mean', 'sum')
+
+
+def dynamic_scatter(features: Tensor, coords: Tensor, reduce: str = 'max') -> tuple[Tensor, Tensor]:
+    """Reduces the features of all points with the same coordinates.
+
+    Args:
+        features: [N, C] of the points.
+        coords: [N, D] integers, the voxel of each point. Points with a negative coordinate lie outside: they are left
+            out, and get no gradient.
+        reduce: One of `REDUCTIONS`. The gradient of a maximum goes to the first point that attains it.
+
+    Returns:
+        Features [M, C] and coordinates [M, D] of the voxels that have points, ordered by coordinates.
+
+    Raises:
+        ValueError: If `reduce` is unknown.
+    """
+    if reduce not in REDUCTIONS:
+        raise ValueError(f'unknown reduction {reduce!r}; valid are {", ".join(REDUCTIONS)}')
+    inside = (coords >= 0).all(dim=1)
+    if not inside.all():
+        features, coords = features[inside], coords[inside]
+    if len(coords) == 0:
+        return features, coords
+    _, voxels, counts = linear_index(coords, coords).unique(return_inverse=True, return_counts=True)
+    found = coords.new_empty(len(counts), coords.shape[1])
+    found[voxels] = coords  # all points of a voxel write the same
+    if reduce == 'max':
+        return features.gather(0, _first_maximum(features, voxels, len(counts))), found
+    total = features.new_zeros(len(counts), features.shape[1]).index_add(0, voxels, features)
+    return (total / counts.to(total)[:, None] if reduce == 'mean' else total), found
+
+
+def voxels_of_points(point_coords: Tensor, voxel_coords: Tensor) -> Tensor:
+    """The row of each point's voxel.
+
+    Args:
+        point_coords: [N, D] integers. The result for a point outside (with a negative coordinate) is an arbitrary row.
+        voxel_coords: [M, D], in the order of `dynamic_scatter`; at least one, and all voxels of the points inside.
+
+    Returns:
+        [N] int64, 0 to M - 1.
+    """
+    rows = torch.searchsorted(linear_index(voxel_coords, voxel_coords), linear_index(point_coords, voxel_coords))
+    return rows.clamp_(max=len(voxel_coords) - 1)
+
+
+def linear_index(coords: Tensor, within: Tensor) -> Tensor:
+    """One number [N] int64 per row of `coords`, in the order of the rows; `within` [M, D] says how large they get."""
+    sizes = (within.amax(dim=0) + 1).tolist()
+    index = coords[:, 0].long()
+    for column, size in zip(coords.unbind(dim=1)[1:], sizes[1:], strict=True):
+        index = index * size + column
+    return index
+
+
+@torch.no_grad()
+def _first_maximum(features: Tensor, voxels: Tensor, num_voxels: int) -> Tensor:
+    """The first point [num_voxels, C] with the largest feature of a voxel."""
+    place = voxels[:, None].expand_as(features)
+    shape = (num_voxels, features.shape[1])
+    largest = features.new_full(shape, float('-inf')).scatter_reduce(0, place, features, 'amax')
+    points = torch.arange(len(features), device=features.device)[:, None]
+    attains = torch.where(features < largest[voxels], len(features), points)
+    return attains.new_full(shape, len(features)).scatter_reduce(0, place, attains, 'amin')
