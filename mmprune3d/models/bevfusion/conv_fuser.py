@@ -34,8 +34,12 @@ class BEVFusion3DConvFuser(nn.Sequential):
             ValueError: If the number of maps, their channels or their grids are not as announced.
         """
         grids = {(item.shape[0], *item.shape[2:]) for item in inputs}
-        if [item.shape[1] for item in inputs] != self.in_channels or len(grids) != 1:
+        widths = [item.shape[1] for item in inputs]
+        # the total is asked of the convolution: removing channels narrows it, and says nothing of the single maps
+        if len(widths) != len(self.in_channels) or sum(widths) != self[0].in_channels or len(grids) != 1:
             got = [tuple(item.shape) for item in inputs]
-            raise ValueError(f'expected maps of {self.in_channels} channels on one grid, got {got}; a modality that is '
-                             'left out is a map of zeros')  # fmt: skip
+            raise ValueError(
+                f'expected {len(self.in_channels)} maps with {self[0].in_channels} channels together on one grid, got '
+                f'{got}; a modality that is left out is a map of zeros'
+            )
         return super().forward(torch.cat(tuple(inputs), dim=1))

@@ -1,0 +1,104 @@
+"""Floating point operations of fusion detectors, sparse convolutions included, as a function of their widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from mmprune3d.layers.slim import is_depthwise, is_sparse_conv, weight_layout
+from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
+from mmprune3d.pruning.channel_selection import Costs
+
+from .flops import count_flops
+
+
+def count_costs(model: nn.Module, call: Callable[[], object]) -> Costs:
+    """FLOPs (a multiply-add counts as two) of one `call`, by weight: what ``('flops', share)`` targets need.
+
+    The operations of a convolution or linear layer are 2 * uses * elements of its weight, and `uses` does not change
+    with its width: output positions (input positions of a transposed convolution), tokens, or the mean number of pairs
+    of sites per kernel cell of a sparse convolution, which depends on the sample. What is left of the total that torch
+    counts (attention, and matrix products of other kinds) is `Costs.fixed`. Element-wise work does not count.
+
+    Args:
+        model: In eval mode.
+        call: Runs the model on one recorded sample.
+
+    Raises:
+        ValueError: For transposed and inverse sparse convolutions, or if no layer ran.
+    """
+    uses: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            uses[name] = uses.get(name, 0.0) + _uses(module, args[0], output)
+
+        return hook
+
+    counted = {n: m for n, m in model.named_modules() if weight_layout(m) is not None or is_depthwise(m)}
+    sparse = {name: module for name, module in counted.items() if is_sparse_conv(module)}
+    handles = [module.register_forward_hook(watch(name)) for name, module in counted.items()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which torch does not count
+    try:
+        spent = count_flops(call, sparse)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+    if not uses:
+        raise ValueError('no convolution or linear layer ran')
+    modules = {f'{name}.weight': counted[name] for name in uses}
+    per_element = {f'{name}.weight': 2 * count for name, count in uses.items()}
+    shapes = {name: tuple(module.weight.shape) for name, module in modules.items()}
+    dense = sum(
+        per_element[f'{name}.weight'] * math.prod(shapes[f'{name}.weight']) for name in uses if name not in sparse
+    )
+    by_torch = spent['total'] * 1e9 - sum(spent[name] * 1e9 for name in sparse)
+    return Costs(per_element, shapes, fixed=float(round(by_torch - dense)))
+
+
+def gflops_by_part(costs: Costs, parts: Mapping[str, Iterable[str]]) -> dict[str, float]:
+    """GFLOPs (1e9) per part of a model, with `rest` (layers of no part, and what belongs to no layer) and `total`.
+
+    Args:
+        costs: Of `count_costs`.
+        parts: Name -> prefixes of modules, for example ``{'camera': ['img_backbone', 'img_neck']}``; they must not
+            overlap.
+    """
+    spent = {name: each * math.prod(costs.shapes[name]) for name, each in costs.per_element.items()}
+    counts = {
+        part: sum(value for name, value in spent.items() if any(name.startswith(f'{prefix}.') for prefix in prefixes))
+        for part, prefixes in parts.items()
+    }
+    total = costs.fixed + sum(spent.values())
+    counts |= {'rest': total - sum(counts.values()), 'total': total}
+    return {name: value / 1e9 for name, value in counts.items()}
+
+
+def _uses(module: nn.Module, value: Any, output: Any) -> float:
+    """Multiply-adds per element of a layer's weight in one call."""
+    if is_sparse_conv(module):
+        return _pairs(module, value) / math.prod(module.kernel_size)
+    if isinstance(module, nn.Linear):
+        return value.numel() / module.in_features
+    if isinstance(module, _ConvTransposeNd):
+        return value.numel() / module.in_channels
+    return output.numel() / module.out_channels
+
+
+def _pairs(module: nn.Module, value: Any) -> int:
+    """Pairs of an input and an output site, over all kernel cells."""
+    if module.transposed or module.inverse:
+        raise ValueError('transposed and inverse sparse convolutions are not counted')
+    where = (value.indices, value.spatial_shape, value.batch_size)
+    if module.subm:
+        book = submanifold_rulebook(*where, module.kernel_size, module.dilation)
+    else:
+        book, _, _ = strided_rulebook(*where, module.kernel_size, module.stride, module.padding, module.dilation)
+    return sum(len(rows) for rows, _ in book.pairs)

@@ -1,0 +1,83 @@
+"""Detectors with fewer channels, built from the config of the dense one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from torch import nn
+
+from mmprune3d.layers.slim import slim_model_
+
+CHECKPOINTS = ('.pth', '.pt')
+
+
+@MODELS.register_module()
+def SlimDetector(  # noqa: N802  (configs name it like a class)
+    detector: Mapping[str, Any], structure: Mapping[str, Sequence[int]] | str, **overrides: Any
+) -> nn.Module:
+    """Builds a detector and removes channels from its layers; what comes back is the detector itself.
+
+    Keys of the state dict are therefore those of the dense detector, and runners, hooks and ``init_model`` meet nothing
+    new. The layers are narrow before any optimizer is made. Weights come from ``load_from`` or from the checkpoint that
+    ``init_model`` gets; initial weights of the dense detector (``Pretrained``) do not fit and are not loaded.
+
+    Args:
+        detector: Config of the dense detector; not modified.
+        structure: Tensor name -> shape (tensors that are not named stay as they are); or the path of a JSON file with
+            that; or the path of a checkpoint with slim weights (``.pth``), whose shapes count.
+        **overrides: Further arguments of the detector, such as ``train_cfg``; None changes nothing (``init_model`` sets
+            ``train_cfg=None`` in every config).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the structure does not fit the detector.
+    """
+    set_again = {name: value for name, value in overrides.items() if value is not None}
+    config = {**copy.deepcopy(dict(detector)), **set_again}
+    shapes = structure if isinstance(structure, Mapping) else read_structure(structure)
+    model = MODELS.build(without_pretrained(config))
+    slim_model_(model, shapes)
+    return model
+
+
+def read_structure(path: str | Path) -> dict[str, list[int]]:
+    """Tensor name -> shape, from a JSON file or from the weights of a checkpoint (``.pth``, ``.pt``).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else.
+    """
+    path = Path(path)
+    if path.suffix in CHECKPOINTS:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        weights = checkpoint.get('state_dict', checkpoint)
+        return {name: list(value.shape) for name, value in weights.items()}
+    found = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(found, dict) or not all(isinstance(shape, list) for shape in found.values()):
+        raise ValueError(f'{path}: a structure is an object {{tensor name: [sizes]}}, or a checkpoint {CHECKPOINTS}')
+    return found
+
+
+def without_pretrained(config: Any) -> Any:
+    """A copy of a config without initial weights from files: ``init_cfg`` of type ``Pretrained``, ``pretrained``."""
+    if isinstance(config, Mapping):
+        kept = {
+            name: without_pretrained(value)
+            for name, value in config.items()
+            if not (name == 'pretrained' or (name == 'init_cfg' and _loads(value)))
+        }
+        return type(config)(kept)
+    if isinstance(config, (list, tuple)):
+        return type(config)(without_pretrained(value) for value in config)
+    return config
+
+
+def _loads(init_cfg: Any) -> bool:
+    entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return any(isinstance(entry, Mapping) and entry.get('type') == 'Pretrained' for entry in entries)
