@@ -228,9 +228,8 @@ class BEVFusion3DTransFusionHead(nn.Module):
 
     def _propose(self, dense_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cells and classes [B, num_proposals] of the best peaks, and all classes' peaks at these cells."""
-        heatmap = nms.peaks(dense_logits.float().sigmoid(), self.nms_kernel_size, self.test_cfg.get('dataset')).flatten(
-            2
-        )
+        heatmap = nms.peaks(dense_logits.float().sigmoid(), self.nms_kernel_size, self.test_cfg.get('dataset'))
+        heatmap = heatmap.flatten(2)
         best = heatmap.flatten(1).topk(self.num_proposals).indices
         index, labels = best % heatmap.shape[2], best // heatmap.shape[2]
         return index, labels, heatmap.gather(2, index[:, None].expand(-1, self.num_classes, -1))
