@@ -1,0 +1,88 @@
+"""AlterMOMA on synthetic data: trainings of the study, or the tables of those that are there.
+
+    python tools/study_fusion.py train dense altermoma-80 prospr-80 --seed 0
+    python tools/study_fusion.py table
+    python tools/study_fusion.py redundancy
+    python tools/study_fusion.py features --sample 40
+
+A training is skipped if its result is there. `redundancy` masks the streams of the unpruned detector in turn and
+measures how well they predict each other; `features` draws the maps of the streams before and after pruning.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'bevfusion' / 'bevfusion_tiny.py'
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    train = commands.add_parser('train', help='run trainings, one after the other')
+    train.add_argument('names', nargs='+', help='names of trainings; a wrong one lists the valid ones')
+    train.add_argument('--seed', type=int, default=0)
+    made = commands.add_parser('table', help='accuracy of what was trained, and pictures')
+    masked = commands.add_parser('redundancy', help='what each stream is worth, and how alike they are')
+    drawn = commands.add_parser('features', help='feature maps: original, reactivated, pruned')
+    drawn.add_argument('--sample', type=int, default=0, help='number of the test sample')
+    drawn.add_argument('--sparsity', type=float, default=0.8)
+    for command in (train, masked, drawn):
+        command.add_argument('--config', type=Path, default=CONFIG, help='the fusion detector')
+        command.add_argument('--checkpoint', type=Path, default=CONFIG.with_suffix('.pth'), help='its weights')
+        command.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=DictAction,
+            default={},
+            metavar='KEY=VALUE',
+            help='overrides of the config',
+        )
+    for command in (train, made, masked, drawn):
+        command.add_argument('--out', type=Path, default=Path('work_dirs/altermoma'), help='folder of the study')
+        command.add_argument('--threads', type=int, help='CPU threads')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains, tabulates, measures or draws."""
+    args = parse_args()
+    import torch
+
+    import mmprune3d  # noqa: F401
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        run(args)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """One command."""
+    from mmprune3d.analysis import fusion_features, fusion_redundancy, fusion_study
+    from mmprune3d.analysis.fusion_table import table
+    from mmprune3d.analysis.upgrade import read_config
+
+    if args.command == 'table':
+        print(table(args.out))
+        return
+    base = read_config(args.config, args.checkpoint, args.cfg_options)
+    if args.command == 'redundancy':
+        print(fusion_redundancy.redundancy_table(fusion_redundancy.redundancy(base, args.checkpoint, args.out)))
+    elif args.command == 'features':
+        path = args.out / f'features_{args.sample}.png'
+        fusion_features.draw_states(base, args.checkpoint, fusion_study.plan_of(args.sparsity), args.sample, path)
+        print(path)
+    else:
+        for name in args.names:
+            print(fusion_study.run_training(base, args.checkpoint, name, args.seed, args.out))
+
+
+if __name__ == '__main__':
+    main()
