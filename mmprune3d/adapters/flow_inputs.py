@@ -1,0 +1,86 @@
+"""SynFlow's input of ones, and the outputs that it sums, for detectors that read images and points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import FusionMap, frozen, prunable, resolve
+
+
+def flow_outputs(model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap) -> Tensor:
+    """The sum of all outputs of the network, inside of `linear_flow`, when all that it reads is ones.
+
+    What the detector needs to know where things are stays that of the batch: places of voxels, calibration. Ones are
+    put before the layers that read raw data: those whose input depends on no parameter.
+
+    Args:
+        model: The detector, not wrapped.
+        batch: Its arguments.
+        fusion: Its map, whose `head` says where the network ends.
+
+    Raises:
+        ValueError: If the outputs have no tensor that depends on a parameter.
+    """
+    with _ones_for_raw_data(model):
+        outputs = _run_to_head(model, batch, fusion.head) if fusion.head else model(**batch, mode='tensor')
+    sums = [tensor.sum() for tensor in _tensors(outputs) if tensor.requires_grad]
+    if not sums:
+        raise ValueError(
+            f"{type(model).__name__} gives no tensors in mode='tensor': say with head='bbox_head' which module makes "
+            'the outputs that losses are computed of'
+        )
+    return sum(sums)
+
+
+class _HeadReached(Exception):  # noqa: N818, it is no error
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+
+
+def _run_to_head(model: nn.Module, batch: Mapping[str, Any], path: str) -> Any:
+    """What the module at `path` returns while the model predicts; what would come after it does not run."""
+
+    def stop(head: nn.Module, args: tuple, outputs: Any) -> None:
+        raise _HeadReached(outputs)
+
+    handle = resolve(model, path).register_forward_hook(stop)
+    try:
+        model(**batch, mode='predict')
+    except _HeadReached as reached:
+        return reached.outputs
+    finally:
+        handle.remove()
+    raise ValueError(f'head={path!r} did not run when {type(model).__name__} predicted')
+
+
+@contextmanager
+def _ones_for_raw_data(model: nn.Module) -> Iterator[None]:
+    names = [name.removesuffix('.weight') for name in (*prunable(model), *frozen(model)) if name.endswith('.weight')]
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(_ones).remove)
+        yield
+
+
+def _ones(layer: nn.Module, args: tuple) -> tuple | None:
+    first = args[0] if args else None
+    values = getattr(first, 'features', first)  # of a sparse tensor
+    if not isinstance(values, Tensor) or values.requires_grad:
+        return None
+    ones = torch.ones_like(values, dtype=layer.weight.dtype)
+    return (ones if values is first else first.replace_feature(ones), *args[1:])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,233 @@
+"""Which parts of a multi-sensor detector belong to which sensor, and which of its weights can be pruned.
+
+The name of a module does not say where it works: ``pts_backbone`` comes after the fusion in BEVFusion and before it in
+others. A :class:`FusionMap` says it per architecture. Its names are free: any number of modalities, any tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+_WEIGHTS = {'weight': re.compile('Conv|Linear'), '(in|[qkv])_proj_weight': re.compile('MultiheadAttention')}
+"""Parameters that can be pruned: their name -> the name of a class that their module is, or inherits from."""
+
+
+@dataclass(frozen=True)
+class FusionMap:
+    """The groups of one architecture and the places where its streams meet; plain data.
+
+    Attributes:
+        groups: Group -> prefixes of modules, such as ``{'camera': ('img_backbone',), ...}``. The longest prefix
+            decides, so that a part of a module may belong to another group than the rest.
+        interfaces: Modality (a group with a stream of its own) -> path of the method or module whose output is the end
+            of the stream, such as ``('extract_img_feat',)``; of a ``ModuleList`` every entry counts. If the method does
+            more than its stream, several paths: modules in the order in which they run, the end last.
+        cross_modal: Modality -> path of a flag that hides its raw data from the other streams while it is masked.
+        mean_fusion: Path of the method or module that averages over the modalities, for models that fuse so; its
+            output is scaled up while one of them is masked, as if the average went over those that are left.
+        head: Path of the module whose outputs losses are computed of; None for models that return them in
+            ``mode='tensor'``.
+        needs: Paths without which a model of this class is no fusion model.
+        optional: Whether the model may lack modules that the groups name.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    interfaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cross_modal: Mapping[str, str] = field(default_factory=dict)
+    mean_fusion: str | None = None
+    head: str | None = None
+    needs: tuple[str, ...] = ()
+    optional: bool = False
+
+    def group_of(self, name: str) -> str | None:
+        """The group of a module or parameter, by its longest prefix."""
+        found = [
+            (len(prefix), group)
+            for group, prefixes in self.groups.items()
+            for prefix in prefixes
+            if name == prefix or name.startswith(f'{prefix}.')
+        ]
+        return max(found)[1] if found else None
+
+
+_BEVFUSION = FusionMap(
+    groups={
+        'camera': ('img_backbone', 'img_neck', 'view_transform'),
+        'lidar': ('pts_voxel_layer', 'pts_voxel_encoder', 'pts_middle_encoder'),
+        'fusion': ('fusion_layer', 'pts_backbone', 'pts_neck', 'bbox_head'),
+    },
+    interfaces={'camera': ('extract_img_feat',), 'lidar': ('extract_pts_feat',)},
+    cross_modal={'lidar': 'view_transform.mask_points'},
+    head='bbox_head',
+    optional=True,
+)
+_MVXNET = FusionMap(
+    groups={
+        'camera': ('img_backbone', 'img_neck'),
+        'lidar': ('pts_voxel_encoder',),
+        'fusion': (
+            'pts_voxel_encoder.fusion_layer',  # fuses the points, before they become voxels
+            'pts_middle_encoder',
+            'pts_backbone',
+            'pts_neck',
+            'pts_bbox_head',
+        ),
+    },
+    # extract_img_feat writes meta information too
+    interfaces={'camera': ('img_backbone', 'img_neck'), 'lidar': ('pts_voxel_encoder.vfe_layers',)},
+    head='pts_bbox_head',
+    needs=('pts_voxel_encoder.fusion_layer',),
+    optional=True,
+)
+MAPS: dict[str, FusionMap] = {
+    'BEVFusion3D': _BEVFUSION,
+    'BEVFusion': _BEVFUSION,  # of mmdet3d's projects
+    'MVXTwoStageDetector': _MVXNET,  # and those that inherit from it
+}
+"""Class of the detector -> its map."""
+
+_HOW_TO = (
+    "say what belongs where in the config: groups=dict(camera=['img_backbone'], lidar=['pts_encoder'], "
+    "fusion=['fuser', 'head']), with module names of your detector, and interfaces=dict(camera='extract_img_feat', "
+    "lidar='pts_encoder'), the methods or modules whose outputs are fused"
+)
+
+
+def fusion_map(
+    model: nn.Module,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    interfaces: Mapping[str, str | Sequence[str]] | None = None,
+    cross_modal: Mapping[str, str] | None = None,
+    mean_fusion: str | None = None,
+    head: str | None = None,
+) -> FusionMap:
+    """The map of `model`: by the name of its class, or of one that it inherits from, or as given.
+
+    Args:
+        model: The detector, not wrapped.
+        groups: As in :class:`FusionMap`; with it nothing is taken from the maps that are known.
+        interfaces: Likewise; alone, it replaces that of the known map.
+        cross_modal: Likewise.
+        mean_fusion: Likewise.
+        head: Likewise.
+
+    Raises:
+        ValueError: If the class is unknown and no groups are given, or if groups or interfaces do not fit the model.
+    """
+    given = {
+        'interfaces': None if interfaces is None else _as_tuples(interfaces),
+        'cross_modal': cross_modal,
+        'mean_fusion': mean_fusion,
+        'head': head,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if groups is not None:
+        made = FusionMap(_as_tuples(groups), **changes)
+    else:
+        made = replace(_known(model), **changes)
+    _check(model, made)
+    return made
+
+
+def _as_tuples(paths: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: (path,) if isinstance(path, str) else tuple(path) for name, path in paths.items()}
+
+
+def _known(model: nn.Module) -> FusionMap:
+    for kind in type(model).__mro__:
+        if kind.__name__ in MAPS:
+            return MAPS[kind.__name__]
+    known = ', '.join(MAPS)
+    raise ValueError(f'{type(model).__name__} has no fusion map (known are {known} and their subclasses): {_HOW_TO}')
+
+
+def _check(model: nn.Module, fusion: FusionMap) -> None:
+    """Raises ValueError for paths that lead nowhere, and for parameters of no group."""
+    title = type(model).__name__
+    for path in fusion.needs:
+        if not has(model, path):
+            raise ValueError(f'{title} has no {path} here, so nothing is fused as its fusion map says: {_HOW_TO}')
+    for group, prefixes in fusion.groups.items():
+        for prefix in prefixes if not fusion.optional else ():
+            if not has(model, prefix):
+                children = ', '.join(name for name, _ in model.named_children())
+                raise ValueError(f'group {group!r}: {title} has no module {prefix!r}; its children are {children}')
+    for modality, paths in fusion.interfaces.items():
+        if modality not in fusion.groups:
+            raise ValueError(f'interfaces: {modality!r} is no group; valid are {", ".join(fusion.groups)}')
+        for path in paths if not fusion.optional else ():
+            if has(model, path):
+                continue
+            raise ValueError(f'interfaces: {title} has no method or module {path!r}, where {modality!r} should end')
+    strangers = [name for name, _ in model.named_parameters() if fusion.group_of(name) is None]
+    if strangers:
+        modules = list(dict.fromkeys(name.rpartition('.')[0] or name for name in strangers))
+        more = f' and {len(modules) - 8} more' if len(modules) > 8 else ''
+        raise ValueError(
+            f'{title}: no group names {", ".join(modules[:8])}{more}; groups are '
+            f'{", ".join(fusion.groups)}: add the prefix to one of them with groups=dict(...)'
+        )
+
+
+def resolve(model: nn.Module, path: str) -> object:
+    """What the dotted `path` leads to.
+
+    Raises:
+        AttributeError: If it leads nowhere, or to None.
+    """
+    found: object = model
+    for part in path.split('.'):
+        found = getattr(found, part)
+    if found is None:
+        raise AttributeError(f'{path} is None')
+    return found
+
+
+def has(model: nn.Module, path: str) -> bool:
+    """Whether `path` leads somewhere."""
+    try:
+        resolve(model, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def parameter_groups(model: nn.Module, fusion: FusionMap) -> dict[str, str]:
+    """Name of every parameter -> its group."""
+    return {name: str(fusion.group_of(name)) for name, _ in model.named_parameters()}
+
+
+def modalities(model: nn.Module, fusion: FusionMap) -> list[str]:
+    """Modalities with weights to prune, in the order of the map; a model may lack a stream."""
+    present = {fusion.group_of(name) for name in prunable(model)}
+    return [modality for modality in fusion.interfaces if modality in present]
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable weights of convolutions (dense, transposed, deformable, sparse), linear layers and attention.
+
+    Layers are recognised by the names of their classes and the shape of the weight, so that spconv's need not be
+    imported. Biases, norm layers, embeddings and tables are left alone; for frozen weights see `frozen`.
+    """
+    return {name: weight for name, weight in _weights(model) if weight.requires_grad}
+
+
+def frozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that could be pruned if they were trained: they have no gradients, and are left as they are."""
+    return {name: weight for name, weight in _weights(model) if not weight.requires_grad}
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    owners = {
+        prefix: ' '.join(kind.__name__ for kind in type(module).__mro__) for prefix, module in model.named_modules()
+    }
+    for name, parameter in model.named_parameters():
+        owner, _, own_name = name.rpartition('.')
+        if parameter.ndim < 2 or not parameter.is_floating_point():
+            continue
+        if any(re.fullmatch(key, own_name) and kinds.search(owners[owner]) for key, kinds in _WEIGHTS.items()):
+            yield name, parameter

@@ -1,0 +1,206 @@
+"""One sensor switched off: its stream's output is zeros, and the stream does not run (AlterMOMA, Eq. 3 with mu = 0)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .fusion import FusionMap, has, resolve
+
+_ABSENT = object()
+
+
+class ModalityMasker:
+    """Replaces what one modality gives to the fusion by zeros, without running the modality's stream.
+
+    Multiplying the stream's weights by 0 would not do: batch norm turns zeros into constants, and a sparse stream
+    would still tell which places are occupied. All parameters times 0, norm layers included, is what this equals.
+
+    The shape of the output is learned from earlier passes that were not masked, or else from one pass of the stream
+    without gradients in evaluation mode, after which buffers, random states and modes are what they were.
+
+    Args:
+        model: The detector, not wrapped.
+        fusion: Its map.
+        mask_cross_modal_inputs: Whether a masked modality's raw data are hidden from the other streams too, such as
+            the depth image that LiDAR feeds to BEVFusion's cameras.
+
+    Raises:
+        ValueError: If raw data should be hidden, but the model has no flag for it.
+    """
+
+    def __init__(self, model: nn.Module, fusion: FusionMap, mask_cross_modal_inputs: bool = False) -> None:
+        self.model, self.fusion = model, fusion
+        self.flags = fusion.cross_modal if mask_cross_modal_inputs else {}
+        if mask_cross_modal_inputs and not any(has(model, flag) for flag in self.flags.values()):
+            wanted = ', '.join(self.flags.values()) or 'cross_modal in its fusion map'
+            raise ValueError(
+                f'mask_cross_modal_inputs: {type(model).__name__} has no flag for it (looked for {wanted}), '
+                'no stream sees raw data of another'
+            )
+        self._shapes: dict[Hashable, Any] = {}
+
+    @contextmanager
+    def masked(self, modality: str | None) -> Iterator[None]:
+        """A context in which `modality` is off; None switches nothing off and learns shapes.
+
+        Raises:
+            ValueError: If the modality is unknown.
+        """
+        interfaces = self.fusion.interfaces
+        if modality is not None and modality not in interfaces:
+            raise ValueError(f'unknown modality {modality!r}; with an interface are {", ".join(interfaces) or "none"}')
+        with ExitStack() as stack:
+            for name, paths in interfaces.items():
+                wrap = self._zeros if name == modality else self._recorded
+                present = [path for path in paths if has(self.model, path)]
+                calls = [call for path in present for call in _calls(self.model, path)]
+                for number, (owner, attribute) in enumerate(calls):
+                    original = getattr(owner, attribute)
+                    stack.enter_context(_patched(owner, attribute, wrap((name, number), original)))
+            if modality is not None and self.fusion.mean_fusion:
+                for owner, attribute in _calls(self.model, self.fusion.mean_fusion):
+                    scale = len(interfaces) / (len(interfaces) - 1)
+                    original = getattr(owner, attribute)
+                    stack.enter_context(_patched(owner, attribute, _scaled(original, scale)))
+            if modality in self.flags:
+                owner, _, attribute = self.flags[modality].rpartition('.')
+                stack.enter_context(_patched(resolve(self.model, owner) if owner else self.model, attribute, True))
+            yield
+
+    def _recorded(self, key: Hashable, original: Callable) -> Callable:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # before the call, which may change the inputs in place
+            signature = (key, _signature((args, kwargs)))
+            outputs = original(*args, **kwargs)
+            self._shapes[signature] = _map_tensors(outputs, lambda tensor: (tensor.shape, tensor.dtype, tensor.device))
+            return outputs
+
+        return forward
+
+    def _zeros(self, key: Hashable, original: Callable) -> Callable:
+        recorded = self._recorded(key, original)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            signature = (key, _signature((args, kwargs)))
+            if signature not in self._shapes:
+                with untouched(self.model), torch.no_grad():
+                    recorded(*args, **kwargs)
+            return _map_blueprint(self._shapes[signature])
+
+        return forward
+
+
+@contextmanager
+def masked(
+    model: nn.Module, modality: str | None, fusion: FusionMap, mask_cross_modal_inputs: bool = False
+) -> Iterator[None]:
+    """A context in which `modality` is off; see :class:`ModalityMasker`, which is faster when used again and again."""
+    with ModalityMasker(model, fusion, mask_cross_modal_inputs).masked(modality):
+        yield
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; buffers, modes and all random states are then what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # a copy of the same would still end an ongoing autograd graph
+                    buffer.copy_(value)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _calls(model: nn.Module, path: str) -> list[tuple[object, str]]:
+    """What has to be replaced so that calls of `path` end elsewhere: owners and names of attributes."""
+    found = resolve(model, path)
+    if isinstance(found, nn.ModuleList):
+        return [(module, 'forward') for module in found]
+    if isinstance(found, nn.Module):
+        return [(found, 'forward')]
+    owner, _, attribute = path.rpartition('.')
+    return [(resolve(model, owner) if owner else model, attribute)]
+
+
+@contextmanager
+def _patched(owner: object, attribute: str, value: object) -> Iterator[None]:
+    before = vars(owner).get(attribute, _ABSENT)
+    setattr(owner, attribute, value)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            delattr(owner, attribute)
+        else:
+            setattr(owner, attribute, before)
+
+
+def _scaled(original: Callable, scale: float) -> Callable:
+    return lambda *args, **kwargs: _map_tensors(original(*args, **kwargs), lambda tensor: tensor * scale)
+
+
+def _signature(value: Any) -> Hashable:
+    """What the shape of the outputs depends on: shapes of tensors, number of samples.
+
+    Lists hold a cloud of points per sample, or its meta information: how many points there are does not matter.
+    """
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, dict):
+        return tuple((key, _signature(item)) for key, item in value.items())
+    if isinstance(value, tuple):
+        return tuple(map(_signature, value))
+    if isinstance(value, list):
+        maps = [item for item in value if isinstance(item, Tensor) and item.ndim > 3]
+        return len(value), tuple(map(_signature, maps))
+    return None
+
+
+class _Blueprint(tuple):
+    """Shape, dtype and device of a tensor, told apart from tuples of tensors."""
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with its tensors replaced.
+
+    Raises:
+        TypeError: If it holds something else, such as a sparse tensor.
+    """
+    if isinstance(value, Tensor):
+        made = function(value)
+        return _Blueprint(made) if isinstance(made, tuple) else made
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if value is None:
+        return None
+    raise TypeError(
+        f'the end of a stream gave a {type(value).__name__}; it must give tensors, lists, tuples or dicts of them: '
+        'name a later method or module in interfaces'
+    )
+
+
+def _map_blueprint(value: Any) -> Any:
+    if isinstance(value, _Blueprint):
+        shape, dtype, device = value
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if isinstance(value, dict):
+        return {key: _map_blueprint(item) for key, item in value.items()}
+    return type(value)(map(_map_blueprint, value)) if isinstance(value, (list, tuple)) else value
