@@ -3,6 +3,7 @@
 python tools/benchmark.py decoder --rows streampetr_vov_1600x640 --repeats 7 --json out.json
 python tools/benchmark.py sweep --rows streampetr_vov_1600x640 --plots work_dirs/sweep
 python tools/benchmark.py queries --rows petr_800x320 --queries 900 150
+python tools/benchmark.py channels --rows r101_second --threads 2
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ def parse_args() -> argparse.Namespace:
         ('decoder', 'decoder and heads of the detectors of the tgGBC paper, six ways'),
         ('sweep', 'time against r, n and k, with plots'),
         ('queries', 'decoders of the GPQ paper with fewer queries, in PyTorch and ONNX Runtime on the CPU'),
+        ('channels', 'camera and BEV parts of BEVFusion with fewer channels, on the CPU'),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument('--rows', nargs='+', metavar='NAME', help='rows of the table; all if left out')
         command.add_argument('--repeats', type=int, default=5, help='timed rounds; the median counts')
         command.add_argument('--threads', type=int, help="CPU threads; torch's own choice if left out")
         command.add_argument('--json', type=Path, help='write the figures here')
+        if name == 'channels':
+            command.set_defaults(device='cpu', dtype='float32')
+            continue
         if name == 'queries':
             command.add_argument('--queries', nargs='+', type=int, default=(900, 300, 150), help='numbers of queries')
             command.set_defaults(device='cpu', dtype='float32')
@@ -42,12 +47,17 @@ def main() -> None:
     args = parse_args()
     import torch
 
-    from mmprune3d.analysis import decoder_benchmark, decoder_sweep, query_benchmark
+    from mmprune3d.analysis import channel_benchmark, decoder_benchmark, decoder_sweep, query_benchmark
     from mmprune3d.analysis.report import environment
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    module = {'decoder': decoder_benchmark, 'sweep': decoder_sweep, 'queries': query_benchmark}[args.command]
+    module = {
+        'decoder': decoder_benchmark,
+        'sweep': decoder_sweep,
+        'queries': query_benchmark,
+        'channels': channel_benchmark,
+    }[args.command]
     rows = args.rows or list(module.ROWS)
     unknown = sorted(set(rows) - set(module.ROWS))
     if unknown:
@@ -55,9 +65,10 @@ def main() -> None:
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise SystemExit('error: --device cuda, but torch sees no GPU')
     env = environment(batch_size=1, dtype=args.dtype, device=args.device)
+    options: dict[str, object] = {}
     if args.command == 'queries':
         options, env = {'queries': args.queries}, env | query_benchmark.versions()
-    else:
+    elif args.command != 'channels':
         options = {'device': args.device, 'dtype': getattr(torch, args.dtype)}
     results = []
     for row in rows:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .fusion import FusionMap, frozen, prunable, resolve
 
@@ -26,7 +28,7 @@ def flow_outputs(model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap) 
     Raises:
         ValueError: If the outputs have no tensor that depends on a parameter.
     """
-    with _ones_for_raw_data(model):
+    with _ones_for_raw_data(model), _SampleInOneDtype():
         outputs = _run_to_head(model, batch, fusion.head) if fusion.head else model(**batch, mode='tensor')
     sums = [tensor.sum() for tensor in _tensors(outputs) if tensor.requires_grad]
     if not sums:
@@ -35,6 +37,17 @@ def flow_outputs(model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap) 
             'the outputs that losses are computed of'
         )
     return sum(sums)
+
+
+class _SampleInOneDtype(TorchFunctionMode):
+    """Places that were computed in float32, and features in float64."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.grid_sample and len(args) > 1:
+            args = (args[0], args[1].to(args[0].dtype), *args[2:])
+        return func(*args, **(kwargs or {}))
 
 
 class _HeadReached(Exception):  # noqa: N818, it is no error

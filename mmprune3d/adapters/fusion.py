@@ -24,8 +24,9 @@ class FusionMap:
         groups: Group -> prefixes of modules, such as ``{'camera': ('img_backbone',), ...}``. The longest prefix
             decides, so that a part of a module may belong to another group than the rest.
         interfaces: Modality (a group with a stream of its own) -> path of the method or module whose output is the end
-            of the stream, such as ``('extract_img_feat',)``; of a ``ModuleList`` every entry counts. If the method does
-            more than its stream, several paths: modules in the order in which they run, the end last.
+            of the stream, such as ``'extract_img_feat'``. Of a ``ModuleList`` every entry counts.
+        skipped: Modality -> earlier modules of its stream, for interfaces that get the output of others: they need not
+            run either while it is masked.
         cross_modal: Modality -> path of a flag that hides its raw data from the other streams while it is masked.
         mean_fusion: Path of the method or module that averages over the modalities, for models that fuse so; its
             output is scaled up while one of them is masked, as if the average went over those that are left.
@@ -36,7 +37,8 @@ class FusionMap:
     """
 
     groups: Mapping[str, tuple[str, ...]]
-    interfaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    interfaces: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cross_modal: Mapping[str, str] = field(default_factory=dict)
     mean_fusion: str | None = None
     head: str | None = None
@@ -60,7 +62,7 @@ _BEVFUSION = FusionMap(
         'lidar': ('pts_voxel_layer', 'pts_voxel_encoder', 'pts_middle_encoder'),
         'fusion': ('fusion_layer', 'pts_backbone', 'pts_neck', 'bbox_head'),
     },
-    interfaces={'camera': ('extract_img_feat',), 'lidar': ('extract_pts_feat',)},
+    interfaces={'camera': 'extract_img_feat', 'lidar': 'extract_pts_feat'},
     cross_modal={'lidar': 'view_transform.mask_points'},
     head='bbox_head',
     optional=True,
@@ -77,8 +79,8 @@ _MVXNET = FusionMap(
             'pts_bbox_head',
         ),
     },
-    # extract_img_feat writes meta information too
-    interfaces={'camera': ('img_backbone', 'img_neck'), 'lidar': ('pts_voxel_encoder.vfe_layers',)},
+    interfaces={'camera': 'img_neck', 'lidar': 'pts_voxel_encoder.vfe_layers'},
+    skipped={'camera': ('img_backbone',)},  # extract_img_feat has to run: it writes meta information
     head='pts_bbox_head',
     needs=('pts_voxel_encoder.fusion_layer',),
     optional=True,
@@ -100,7 +102,7 @@ _HOW_TO = (
 def fusion_map(
     model: nn.Module,
     groups: Mapping[str, str | Sequence[str]] | None = None,
-    interfaces: Mapping[str, str | Sequence[str]] | None = None,
+    interfaces: Mapping[str, str] | None = None,
     cross_modal: Mapping[str, str] | None = None,
     mean_fusion: str | None = None,
     head: str | None = None,
@@ -119,7 +121,7 @@ def fusion_map(
         ValueError: If the class is unknown and no groups are given, or if groups or interfaces do not fit the model.
     """
     given = {
-        'interfaces': None if interfaces is None else _as_tuples(interfaces),
+        'interfaces': interfaces,
         'cross_modal': cross_modal,
         'mean_fusion': mean_fusion,
         'head': head,
@@ -156,12 +158,10 @@ def _check(model: nn.Module, fusion: FusionMap) -> None:
             if not has(model, prefix):
                 children = ', '.join(name for name, _ in model.named_children())
                 raise ValueError(f'group {group!r}: {title} has no module {prefix!r}; its children are {children}')
-    for modality, paths in fusion.interfaces.items():
+    for modality, path in fusion.interfaces.items():
         if modality not in fusion.groups:
             raise ValueError(f'interfaces: {modality!r} is no group; valid are {", ".join(fusion.groups)}')
-        for path in paths if not fusion.optional else ():
-            if has(model, path):
-                continue
+        if not has(model, path):
             raise ValueError(f'interfaces: {title} has no method or module {path!r}, where {modality!r} should end')
     strangers = [name for name, _ in model.named_parameters() if fusion.group_of(name) is None]
     if strangers:

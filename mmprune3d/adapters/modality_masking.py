@@ -57,11 +57,10 @@ class ModalityMasker:
         if modality is not None and modality not in interfaces:
             raise ValueError(f'unknown modality {modality!r}; with an interface are {", ".join(interfaces) or "none"}')
         with ExitStack() as stack:
-            for name, paths in interfaces.items():
+            for name, path in interfaces.items():
                 wrap = self._zeros if name == modality else self._recorded
-                present = [path for path in paths if has(self.model, path)]
-                calls = [call for path in present for call in _calls(self.model, path)]
-                for number, (owner, attribute) in enumerate(calls):
+                paths = (*self.fusion.skipped.get(name, ()), path)
+                for number, (owner, attribute) in enumerate(call for p in paths for call in _calls(self.model, p)):
                     original = getattr(owner, attribute)
                     stack.enter_context(_patched(owner, attribute, wrap((name, number), original)))
             if modality is not None and self.fusion.mean_fusion:

@@ -28,16 +28,18 @@ SPARSITIES = (80, 85, 90)
 """Per cent, as in Table 1."""
 EPOCHS = 2
 """Of training in all, for every row alike; IMP spends the first one before it prunes."""
-STRIDE = 12
+STRIDE = 6
 """Every so manieth sample is trained on: neighbours in a scene are alike."""
 REACTIVATION_STEPS = 24
 EVAL_BATCHES = 8
 RECALIBRATION_BATCHES = 8
 SYNFLOW_ROUNDS = 20
 """100 in its paper; each one is a pass in float64."""
-LR = 3e-4
+LR = 1e-3
 """Of fine-tuning."""
 BATCH_SIZE = 4
+LOSS_WINDOW = 48
+"""Last iterations, over which the training loss is averaged."""
 PAPER = {
     'magnitude': ('', '', ''),
     'imp': ('59.3', '51.2', '42.7'),
@@ -183,7 +185,8 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
     plain = copy.deepcopy(base)
     tested = Runner.from_cfg(prepare(plain, final, where / 'test'))
     figures = figures_of(tested, name)
-    result = {'name': name, 'seed': seed, 'seconds': seconds, 'iterations': runner.max_iters, **figures}
+    loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
+    result = {'name': name, 'seed': seed, 'seconds': seconds, 'iterations': runner.max_iters, 'loss': loss, **figures}
     if row.pruning is not None:
         result['keep'] = keep_by_group(where / REPORT)
     (where / 'result.json').write_text(json.dumps(result, indent=2) + '\n')

@@ -3,9 +3,9 @@
 from mmprune3d.adapters.learned_queries import restore
 from mmprune3d.checkpoint.load import PREPARERS
 
-from . import hooks, optimizers
+from . import hooks, loops, optimizers, runners
 from .apply import prune_as_configured
 
 PREPARERS.append(restore)
 
-__all__ = ['hooks', 'optimizers', 'prune_as_configured']
+__all__ = ['hooks', 'loops', 'optimizers', 'prune_as_configured', 'runners']

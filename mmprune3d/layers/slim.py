@@ -14,7 +14,7 @@ def weight_layout(module: nn.Module) -> tuple[int, int] | None:
     """The dimensions (output channels, input channels) of a module's weight; None if it mixes channels in other ways.
 
     Known are linear layers, convolutions and transposed convolutions without groups, and sparse convolutions of
-    spconv 2 (out, *kernel, in) and mmcv (*kernel, in, out), which are found by what they have, not by their class.
+    spconv 2 ``(out, *kernel, in)`` and mmcv ``(*kernel, in, out)``, found by what they have, not by their class.
     """
     if isinstance(module, nn.Linear):
         return 0, 1

@@ -61,7 +61,7 @@ class PerChannel:
 
 @torch.no_grad()
 def contribution(weights: Terms, gradients: Terms, measure: Measure = per_weight) -> dict[str, Tensor]:
-    """DeCI, the first-order loss change when a weight is deactivated: |theta x dL/dtheta| (Eq. 6, 23, 29).
+    """DeCI, the first-order loss change when a weight is deactivated: ``|theta x dL/dtheta|`` (Eq. 6, 23, 29).
 
     Args:
         weights: Name -> initial weights; at least the names of `gradients`.
@@ -76,7 +76,7 @@ def contribution(weights: Terms, gradients: Terms, measure: Measure = per_weight
 
 @torch.no_grad()
 def redundancy(weights: Terms, before: Terms, after: Terms, measure: Measure = per_weight) -> dict[str, Tensor]:
-    """ReRI, the first-order loss change by reactivation: |theta0 x A - theta0 x Z| (Eq. 10, 26, 34, 35).
+    """ReRI, the first-order loss change by reactivation: ``|theta0 x A - theta0 x Z|`` (Eq. 10, 26, 34, 35).
 
     Args:
         weights: Name -> initial weights theta0; at least the names of `before`.

@@ -62,8 +62,8 @@ def keep_rates(masks: Mapping[str, Tensor], groups: Mapping[str, str]) -> dict[s
         groups: Name -> group.
 
     Returns:
-        ``{'total': row, 'groups': {group: row}, 'layers': {name: row}}``, where a row is ``{'kept': int, 'total': int,
-        'rate': float}``; the rate of no weights at all is 1.
+        ``total``, a row, and ``groups`` and ``layers``, name -> row. A row has ``kept``, ``total`` and ``rate``; the
+        rate of no weights at all is 1.
 
     Raises:
         ValueError: If a mask has no group.

@@ -42,7 +42,7 @@ def magnitude(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def snip(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """SNIP: |weight x gradient|, divided by the sum over all weights (Lee et al., Eq. 6).
+    """SNIP: ``|weight x gradient|``, divided by the sum over all weights (Lee et al., Eq. 6).
 
     DeCI without groups.
 
@@ -74,7 +74,7 @@ def prospr(
     order: str = 'first',
     reduce_gradients: Reduce | None = None,
 ) -> dict[str, Tensor]:
-    """ProsPr: |derivative of the loss after some SGD steps for a mask on the initial weights| ("Prospect Pruning").
+    """ProsPr ("Prospect Pruning"): the absolute derivative of the loss after some SGD steps for a mask on the weights.
 
     Args:
         parameters: Name in `modules` -> parameter that is scored.
@@ -85,7 +85,7 @@ def prospr(
         lr: Of the inner SGD.
         momentum: Of the inner SGD.
         new_data: Whether every step has a batch of its own.
-        order: 'first' drops second derivatives: |theta0 x dL/dtheta_M|, AlterMOMA's Z without a mask. 'full' has them
+        order: 'first' drops second derivatives: ``|theta0 x dL/dtheta_M|``, AlterMOMA's unmasked Z. 'full' has them
             (with momentum all but those of the first gradient, as the authors' code); it holds the graphs of all steps,
             and needs operators that can be differentiated twice.
         reduce_gradients: Averages over processes; only for 'first'.
@@ -149,7 +149,7 @@ def synflow(
     rounds: int = 1,
     choose: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] = keep_masks,
 ) -> dict[str, Tensor]:
-    """SynFlow: |w| x dR/d|w| of a network that only adds and multiplies positive numbers (Tanaka et al., Eq. 2).
+    """SynFlow: ``|w| x dR/d|w|`` of a network that only adds and multiplies positive numbers (Tanaka et al., Eq. 2).
 
     Before the last round the weights are pruned to `keep_ratio` again and again. What went in an earlier round has the
     score -inf, so that masks of the last scores at `sparsity` are those of the whole procedure.

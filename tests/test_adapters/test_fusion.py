@@ -93,12 +93,18 @@ def test_what_can_be_pruned():
     assert list(fusion.frozen(model)) == ['stem.weight']
 
 
+class Neck(nn.Conv2d):
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor]:
+        return (super().forward(maps),)
+
+
 class MVXNet(nn.Module):
     """The voxel encoder and fusion layer of mmdet3d, around convolutions."""
 
     def __init__(self, fusion_layer: bool = True) -> None:
         super().__init__()
-        self.img_backbone = nn.Conv2d(3, 4, 3, padding=1)
+        self.img_backbone = nn.Conv2d(3, 5, 3, padding=1)
+        self.img_neck = Neck(5, 4, 1)
         point_fusion = dict(type='PointFusion', img_channels=4, pts_channels=6, mid_channels=3, out_channels=5,
                             img_levels=[0], align_corners=False)  # fmt: skip
         self.pts_voxel_encoder = HardVFE(
@@ -107,7 +113,8 @@ class MVXNet(nn.Module):
         self.pts_bbox_head = nn.Linear(5, 2)
 
     def extract_img_feat(self, img: torch.Tensor, metas: list[dict]) -> tuple[torch.Tensor]:
-        return (self.img_backbone(img),)
+        metas[0]['input_shape'] = img.shape[-2:]  # the fusion layer wants it
+        return self.img_neck(self.img_backbone(img))
 
     def forward(
         self, voxels: torch.Tensor, counts: torch.Tensor, coords: torch.Tensor, metas: list[dict], img: Any
@@ -125,7 +132,7 @@ DynamicMVXFasterRCNN.__bases__[0].__name__ = 'MVXTwoStageDetector'
 
 def mvx_inputs(num_voxels: int) -> tuple:
     generator = torch.Generator().manual_seed(num_voxels)
-    metas = [dict(lidar2img=np.eye(4, dtype=np.float32), input_shape=(8, 8), img_shape=(8, 8, 3))]
+    metas = [dict(lidar2img=np.eye(4, dtype=np.float32), img_shape=(8, 8, 3))]
     voxels = torch.rand(num_voxels, 3, 3, generator=generator) * 6 + 1
     coords = torch.zeros(num_voxels, 4, dtype=torch.long)
     return voxels, torch.full((num_voxels,), 2), coords, metas, torch.rand(1, 3, 8, 8, generator=generator)
@@ -143,15 +150,13 @@ def test_mvxnet_whose_fusion_is_inside_of_the_voxel_encoder():
     inputs = []
     model.pts_voxel_encoder.fusion_layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
     for num_voxels in (5, 9):  # the number of points changes the shape
-        for modality, dead in (('lidar', 'lidar'), ('camera', 'camera')):
+        for modality in ('lidar', 'camera'):
             model.zero_grad()
             with masker.masked(modality):
                 model(*mvx_inputs(num_voxels)).sum().backward()
-            (maps, points, features, _), alive = (
-                inputs[-1],
-                {groups[n] for n, p in model.named_parameters() if p.grad is not None},
-            )
-            assert alive == {'camera', 'lidar', 'fusion'} - {dead}
+            maps, points, features, _ = inputs[-1]
+            alive = {groups[name] for name, p in model.named_parameters() if p.grad is not None}
+            assert alive == {'camera', 'lidar', 'fusion'} - {modality}
             assert features.any() == (modality == 'camera') and maps[0].any() == (modality == 'lidar')
             assert len(features) == 2 * num_voxels == len(points[0])
     with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer here.*groups=dict'):

@@ -11,11 +11,11 @@ from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.adapters.query_scores import QueryScorer
-from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning.gpq import GPQPlan, RemovalSchedule, ScoreSums, choose_victims
 
 STATE = 'gpq'
@@ -128,7 +128,7 @@ class GPQHook(Hook):
         victims = before[choose_victims(scores, count, self.plan.criterion, self.plan.seed)]
         broadcast(victims)  # sums of floats may differ in the last digit between processes
         embedding.remove(victims)
-        for copy in _averaged_models(runner):
+        for copy in averaged_models(runner):
             learned_queries(copy).embedding.follow(embedding)
         self.queries.announce()
         self.sums = ScoreSums.zeros(embedding.num_kept)
@@ -164,11 +164,6 @@ class GPQHook(Hook):
             'schedule': asdict(self.schedule),
             'sums': self.sums.packed(),
         }
-
-
-def _averaged_models(runner: Runner) -> list[nn.Module]:
-    """Copies of the model that hooks keep, as EMAHook does."""
-    return [hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model')]
 
 
 def _keep_lines_until(path: Path, iteration: int) -> None:

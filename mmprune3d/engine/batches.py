@@ -1,0 +1,88 @@
+"""Batches of training data that are the same whenever they are looked at."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+class CachedBatches(Sequence):
+    """What a data loader gave once, preprocessed anew, but always alike, whenever a batch is read.
+
+    Augmentations are part of what is kept. What models do to a batch in place is not: every reading copies it.
+
+    Args:
+        raw: Batches as the loader collated them.
+        preprocessor: The model's data preprocessor, which moves them to its device; may draw random numbers.
+        seed: Of these numbers; that of a batch depends on its place too.
+        places: The place of each batch, for parts of a longer sequence.
+    """
+
+    def __init__(
+        self, raw: Sequence[Any], preprocessor: nn.Module, seed: int = 0, places: Sequence[int] | None = None
+    ) -> None:
+        self.raw, self.preprocessor, self.seed = raw, preprocessor, seed
+        self.places = range(len(raw)) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """The batch, as arguments of the model; of a slice, the part of the sequence."""
+        if isinstance(index, slice):
+            return CachedBatches(self.raw, self.preprocessor, self.seed, self.places[index])
+        place = self.places[index]
+        with seeded(self.seed + place):
+            return self.preprocessor(copy.deepcopy(self.raw[place]), True)
+
+
+def draw(loader: DataLoader, count: int, seed: int) -> list[Any]:
+    """Batches of the data set of `loader`, shuffled by `seed` alone; `loader` itself is not touched.
+
+    With several processes, each gets its share of the batch that one process would get with a batch size as many times
+    larger. Drawing goes on from the beginning when the data set is exhausted.
+
+    Args:
+        loader: Of the training; its data set, batch size, workers and collation are used.
+        count: How many; with 0 the data set is not read.
+        seed: Of the order and of the augmentations.
+    """
+    if not count:
+        return []
+    batch_size = loader.batch_size or loader.batch_sampler.batch_size
+    with seeded(seed):
+        own = DataLoader(
+            loader.dataset,
+            batch_size,
+            sampler=InfiniteSampler(loader.dataset, shuffle=True, seed=seed),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+        # copied: what workers send stays in shared memory, with an open file per tensor
+        return [copy.deepcopy(batch) for batch in islice(own, count)]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of Python, NumPy and torch that depend on `seed` inside, and are not consumed outside."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

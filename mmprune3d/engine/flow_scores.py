@@ -1,0 +1,86 @@
+"""SynFlow's scores of a detector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune3d.adapters.flow_inputs import flow_outputs
+from mmprune3d.adapters.fusion import FusionMap, prunable
+from mmprune3d.adapters.linear_flow import flow_through, linear_flow
+from mmprune3d.pruning.saliency import synflow
+from mmprune3d.pruning.thresholds import keep_masks
+
+Choose = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
+
+
+def flow_scores(
+    model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap, sparsity: float, rounds: int, choose: Choose
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """SynFlow's scores, in float64, and how many weights no flow reaches.
+
+    Nothing flows through queries, keys and the logits of depths, where softmax is replaced by equal shares. Instead of
+    removing all of these weights first, they are ranked among themselves: in every layer, `sparsity` of those that no
+    flow reaches go, the smallest ones; their scores are infinite.
+
+    Args:
+        model: The detector, not wrapped. Sparse convolutions on a GPU have no float64: they are scored on the CPU.
+        batch: Its arguments; only shapes, places of voxels and calibration matter.
+        fusion: Its map.
+        sparsity: Share that goes in the end.
+        rounds: In which it goes.
+        choose: From scores and a sparsity to masks.
+
+    Returns:
+        Parameter -> scores, and parameter -> number of its weights that no flow reaches, where there are any.
+    """
+    device = next(model.parameters()).device
+    # A copy: parameters that were float64 meanwhile have lost the hooks by which DistributedDataParallel averages.
+    model = copy.deepcopy(model)
+    if device.type == 'cuda' and any(hasattr(module, 'indice_key') for module in model.modules()):
+        model, batch = model.cpu(), _to_cpu(batch)
+    weights = {name: parameter.detach().double() for name, parameter in prunable(model).items()}
+    apart = _Apart(weights)
+    with linear_flow(model, double=True):
+        flow = flow_through(model, lambda: flow_outputs(model, batch, fusion))
+        found = synflow(
+            weights, flow, sparsity, rounds, lambda scores, share: choose(apart.settled(scores, share), share)
+        )
+    scores = apart.settled(found, sparsity)
+    return {name: score.to(device) for name, score in scores.items()}, apart.counts
+
+
+class _Apart:
+    """Weights that no flow reaches: what scores exactly zero the first time."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+        self.unreached: dict[str, Tensor] | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: int(apart.sum()) for name, apart in (self.unreached or {}).items()}
+
+    def settled(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """`scores`, where these weights have infinity, or minus infinity for `sparsity` of them."""
+        if self.unreached is None:
+            found = {name: (score == 0) & (self.weights[name] != 0) for name, score in scores.items()}
+            self.unreached = {name: apart for name, apart in found.items() if apart.any()}
+        settled = dict(scores)
+        for name, apart in self.unreached.items():
+            kept = keep_masks({name: self.weights[name][apart].abs()}, sparsity)[name]
+            signs = torch.full(kept.shape, -torch.inf, dtype=scores[name].dtype, device=kept.device)
+            settled[name] = scores[name].masked_scatter(apart, signs.masked_fill(kept, torch.inf))
+        return settled
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_to_cpu, value))
+    return value.cpu() if hasattr(value, 'cpu') else value

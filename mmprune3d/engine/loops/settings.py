@@ -1,0 +1,102 @@
+"""The settings of a training that prunes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.pruning.saliency import keep_ratio
+
+if TYPE_CHECKING:  # Python 3.10 has no Self
+    from typing import Self
+
+REWINDS = ('none', 'init')
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """When weights are pruned in a training, and by which plan.
+
+    Attributes:
+        plan: Criterion, sparsity and the like; in a config its settings stand beside those below.
+        epochs_per_round: Epochs before each of the plan's rounds of pruning; 0 prunes once, at the beginning. For
+            criterion='magnitude': together with `rounds` it is IMP, in which weights go in rounds of equal ratios.
+        rewind: After each round, weights go on as they are ('none'), or from where the training began ('init', the
+            lottery ticket; the optimizer forgets, learning rate schedules go on).
+        recalibrate: Batches on which batch norm is estimated anew after pruning; 0 leaves it alone.
+        groups: Group -> prefixes of modules, for detectors without a map; see `FusionMap`, as the next four.
+        interfaces: Modality -> method or module at the end of its stream.
+        cross_modal: Modality -> flag that hides its raw data from the other streams.
+        mean_fusion: What averages over modalities.
+        head: Module whose outputs losses are computed of.
+
+    Raises:
+        ValueError: If a setting is unknown, or they contradict each other.
+    """
+
+    plan: AlterMOMAPlan
+    epochs_per_round: int = 0
+    rewind: str = 'none'
+    recalibrate: int = 0
+    groups: Mapping[str, Any] | None = None
+    interfaces: Mapping[str, str] | None = None
+    cross_modal: Mapping[str, str] | None = None
+    mean_fusion: str | None = None
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('epochs_per_round', 'recalibrate'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f'{name}={value!r} must be a whole number, 0 or more')
+        if self.rewind not in REWINDS:
+            raise ValueError(f'rewind={self.rewind!r}; valid are {", ".join(REWINDS)}')
+        if self.plan.mode != 'unstructured':
+            raise ValueError(
+                f'mode={self.plan.mode!r} removes channels, for which the model is built anew before a training: '
+                'prune with tools/prune.py and train the slim config; masks of single weights need sparsity=...'
+            )
+        iterative = self.plan.criterion == 'magnitude'
+        if not iterative and (self.epochs_per_round or self.rewind != 'none'):
+            raise ValueError(
+                f"epochs_per_round and rewind are for criterion='magnitude' (IMP), not {self.plan.criterion!r}"
+            )
+        if iterative and self.plan.rounds > 1 and not self.epochs_per_round:
+            raise ValueError(f'rounds={self.plan.rounds} of magnitude pruning need epochs_per_round, 1 or more')
+        if self.rewind != 'none' and not self.epochs_per_round:
+            raise ValueError(f'rewind={self.rewind!r} needs epochs_per_round: before training there is no way back')
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Settings from a config, those of the plan among them."""
+        own = [field.name for field in fields(cls) if field.name != 'plan']
+        valid = [*own, *(field.name for field in fields(AlterMOMAPlan))]
+        unknown = sorted(set(data) - {*valid, 'method'})
+        if unknown:
+            raise ValueError(f'pruning: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        plan = AlterMOMAPlan.from_dict({name: value for name, value in data.items() if name not in own})
+        return cls(plan, **{name: data[name] for name in own if name in data})
+
+    @property
+    def rounds(self) -> int:
+        """How often weights go during a training."""
+        return self.plan.rounds if self.plan.criterion == 'magnitude' else 1
+
+    def sparsity_after(self, number: int) -> float:
+        """The sparsity after round `number`, counted from 1."""
+        if number == self.rounds:
+            return self.plan.sparsity  # exactly
+        return 1 - keep_ratio(self.plan.sparsity, number, self.rounds)
+
+    def due(self, number: int) -> int:
+        """Epochs that are trained before round `number`."""
+        return number * self.epochs_per_round
+
+    def fusion_map(self, model: nn.Module) -> FusionMap:
+        """The map of `model`, as configured."""
+        return fusion_map(model, self.groups, self.interfaces, self.cross_modal, self.mean_fusion, self.head)

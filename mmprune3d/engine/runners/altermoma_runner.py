@@ -1,0 +1,61 @@
+"""Two lines in an existing config make its training prune."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmprune3d.engine.loops.settings import PruningSettings
+
+if TYPE_CHECKING:  # Python 3.10 has no Self
+    from typing import Self
+
+LOOPS = {'EpochBasedTrainLoop': 'AlterMOMALoop', 'IterBasedTrainLoop': 'AlterMOMAIterLoop'}
+"""The loop of a config -> that which prunes first."""
+
+
+@RUNNERS.register_module()
+class AlterMOMARunner(Runner):
+    """Runs the config of a fusion detector, but prunes before training: mmdet3d's ``tools/train.py`` takes it as it is.
+
+    In the config, beside ``load_from``, the converged detector::
+
+        runner_type = 'AlterMOMARunner'
+        pruning = dict(criterion='altermoma', sparsity=0.8)
+
+    ``pruning`` has the settings of `PruningSettings` and `AlterMOMAPlan`. The config that is written to the work folder
+    says the same with ``train_cfg=dict(type='AlterMOMALoop', ...)``, for any runner.
+    """
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Self:
+        """A runner whose training loop prunes first.
+
+        Raises:
+            ValueError: If ``pruning`` is missing or has unknown settings, or the training loop is none that is known.
+        """
+        return super().from_cfg(with_pruning_loop(cfg))
+
+
+def with_pruning_loop(cfg: Config) -> Config:
+    """`cfg` without ``runner_type`` and ``pruning``, which its ``train_cfg`` has instead; `cfg` stays as it is."""
+    cfg = copy.deepcopy(cfg)
+    cfg.pop('runner_type', None)
+    settings = cfg.pop('pruning', None)
+    if settings is None:
+        raise ValueError('AlterMOMARunner: the config has no pruning; write pruning = dict(sparsity=0.8)')
+    PruningSettings.from_dict(settings)
+    train = dict(cfg.get('train_cfg') or {})
+    if not train:
+        return cfg
+    kind = train.pop('type', None)
+    by_epoch = train.pop('by_epoch', True)
+    kind = kind or ('EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
+    if kind not in LOOPS:
+        raise ValueError(f'AlterMOMARunner: train_cfg has the loop {kind}; valid are {", ".join(LOOPS)}')
+    cfg.train_cfg = dict(type=LOOPS[kind], **train, **settings)
+    return cfg
