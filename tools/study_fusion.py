@@ -3,10 +3,13 @@
     python tools/study_fusion.py train dense altermoma-80 prospr-80 --seed 0
     python tools/study_fusion.py table
     python tools/study_fusion.py redundancy
+    python tools/study_fusion.py scores
+    python tools/study_fusion.py cost
     python tools/study_fusion.py features --sample 40
 
 A training is skipped if its result is there. `redundancy` masks the streams of the unpruned detector in turn and
-measures how well they predict each other; `features` draws the maps of the streams before and after pruning.
+measures how well they predict each other; `scores` compares the two parts of AlterMOMA's score, `cost` what the
+criteria cost; `features` draws the maps of the streams before and after pruning.
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ def parse_args() -> argparse.Namespace:
     train.add_argument('--seed', type=int, default=0)
     made = commands.add_parser('table', help='accuracy of what was trained, and pictures')
     masked = commands.add_parser('redundancy', help='what each stream is worth, and how alike they are')
+    scores = commands.add_parser('scores', help='how contribution and redundancy relate, over settings')
+    cost = commands.add_parser('cost', help='passes, time and memory of scoring')
     drawn = commands.add_parser('features', help='feature maps: original, reactivated, pruned')
     drawn.add_argument('--sample', type=int, default=0, help='number of the test sample')
     drawn.add_argument('--sparsity', type=float, default=0.8)
-    for command in (train, masked, drawn):
+    for command in (train, masked, scores, cost, drawn):
         command.add_argument('--config', type=Path, default=CONFIG, help='the fusion detector')
         command.add_argument('--checkpoint', type=Path, default=CONFIG.with_suffix('.pth'), help='its weights')
         command.add_argument(
@@ -42,7 +47,7 @@ def parse_args() -> argparse.Namespace:
             metavar='KEY=VALUE',
             help='overrides of the config',
         )
-    for command in (train, made, masked, drawn):
+    for command in (train, made, masked, scores, cost, drawn):
         command.add_argument('--out', type=Path, default=Path('work_dirs/altermoma'), help='folder of the study')
         command.add_argument('--threads', type=int, help='CPU threads')
     return parser.parse_args()
@@ -54,6 +59,7 @@ def main() -> None:
     import torch
 
     import mmprune3d  # noqa: F401
+    from mmprune3d.analysis.fusion_commands import run
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -61,27 +67,6 @@ def main() -> None:
         run(args)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
-
-
-def run(args: argparse.Namespace) -> None:
-    """One command."""
-    from mmprune3d.analysis import fusion_features, fusion_redundancy, fusion_study
-    from mmprune3d.analysis.fusion_table import table
-    from mmprune3d.analysis.upgrade import read_config
-
-    if args.command == 'table':
-        print(table(args.out))
-        return
-    base = read_config(args.config, args.checkpoint, args.cfg_options)
-    if args.command == 'redundancy':
-        print(fusion_redundancy.redundancy_table(fusion_redundancy.redundancy(base, args.checkpoint, args.out)))
-    elif args.command == 'features':
-        path = args.out / f'features_{args.sample}.png'
-        fusion_features.draw_states(base, args.checkpoint, fusion_study.plan_of(args.sparsity), args.sample, path)
-        print(path)
-    else:
-        for name in args.names:
-            print(fusion_study.run_training(base, args.checkpoint, name, args.seed, args.out))
 
 
 if __name__ == '__main__':

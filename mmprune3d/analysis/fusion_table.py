@@ -70,7 +70,9 @@ def _draw(out: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         return
     baseline = {figure: mean(row[figure] for row in dense) for figure in ('mAP', 'NDS')}
     curves = {
-        TITLES[name]: [(sparsity, rows[f'{name}-{sparsity}']) for sparsity in SPARSITIES if rows[f'{name}-{sparsity}']]
+        TITLES[name]: [
+            (sparsity, rows[f'{name}-{sparsity}']) for sparsity in SPARSITIES if rows.get(f'{name}-{sparsity}')
+        ]
         for name in SETTINGS
     }
     curves = {label: points for label, points in curves.items() if points}
@@ -78,7 +80,7 @@ def _draw(out: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     swept = {}
     for sparsity in SPARSITIES:
         names = {0.0: '-beta0', 0.5: '-beta0.5', 1.0: '', 1.5: '-beta1.5', 2.0: '-beta2'}
-        points = [(beta, rows[f'altermoma-{sparsity}{suffix}']) for beta, suffix in names.items()]
+        points = [(beta, rows.get(f'altermoma-{sparsity}{suffix}')) for beta, suffix in names.items()]
         points = [point for point in points if point[1]]
         if len(points) > 1:
             swept[f'{sparsity} % removed'] = points
