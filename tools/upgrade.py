@@ -6,6 +6,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --gpq target=300,epochs=6 [--tggbc r=12000]
 
+    python tools/upgrade.py CONFIG CHECKPOINT --altermoma flops=0.5 --epochs 6   (camera-LiDAR fusion; or sparsity=0.8)
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -33,8 +35,13 @@ def parse_args() -> argparse.Namespace:
         metavar='target=N,epochs=E',
         help='fine-tune while queries go, until N are left; then keys, if asked for',
     )
-    parser.add_argument('--epochs', type=int, help="for --gpq: epochs of fine-tuning (default: the config's)")
-    parser.add_argument('--lr-factor', type=float, default=0.5, help="for --gpq: times the config's learning rate")
+    parser.add_argument(
+        '--altermoma',
+        metavar='sparsity=S|flops=F',
+        help='prune weights or channels of a fusion detector and fine-tune; criterion=prospr and so on to compare with',
+    )
+    parser.add_argument('--epochs', type=int, help="epochs of fine-tuning (default: the config's)")
+    parser.add_argument('--lr-factor', type=float, default=0.5, help="fine-tuning: times the config's learning rate")
     parser.add_argument('--max-drop', type=float, help='for auto: largest loss of mAP and NDS (default 0.01, a point)')
     parser.add_argument(
         '--calibrate', type=int, help='for auto: test samples to search on, evenly spaced (default all)'
@@ -53,14 +60,24 @@ def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
     from mmprune3d.analysis.finetune import QueryPruning
+    from mmprune3d.analysis.fusion_upgrade import FusionPruning, run_fusion_upgrade
     from mmprune3d.analysis.search import parse_plan
     from mmprune3d.analysis.upgrade import run_upgrade
+    from mmprune3d.pruning.altermoma import AlterMOMAPlan
     from mmprune3d.pruning.gpq import GPQPlan
 
     methods = {name: text for name, text in (('tggbc', args.tggbc), ('tome', args.tome)) if text is not None}
-    if not (methods or args.gpq):
-        raise SystemExit('error: say what to prune: --gpq, --tggbc or --tome')
+    if not (methods or args.gpq or args.altermoma):
+        raise SystemExit('error: say what to prune: --gpq, --tggbc, --tome or --altermoma')
+    if args.altermoma and (methods or args.gpq):
+        raise SystemExit('error: --altermoma is for fusion detectors, the others for queries and keys: give one kind')
+    measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures')}
+    measured['overrides'] = args.cfg_options
     try:
+        if args.altermoma:
+            pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
+            run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
+            return
         plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
         run_upgrade(
             args.config,
@@ -68,10 +85,7 @@ def main() -> None:
             plans[0] if plans else None,
             args.out,
             gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
-            overrides=args.cfg_options,
-            timed=args.timed,
-            repeats=args.repeats,
-            pictures=args.pictures,
+            **measured,
         )
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error

@@ -42,6 +42,38 @@ def shortened(config: Config, epochs: int) -> Config:
     return config
 
 
+def check_finetuning(epochs: int | None, lr_factor: float) -> None:
+    """Raises ValueError if these are no settings of `finetuning`."""
+    if (epochs is not None and epochs < 1) or lr_factor <= 0:
+        raise ValueError(f'epochs={epochs} and lr_factor={lr_factor} must be positive')
+
+
+def finetuning(
+    config: Config, checkpoint: Path, work_dir: Path, epochs: int | None = None, lr_factor: float = LR_FACTOR
+) -> Config:
+    """`config`, set up to fine-tune `checkpoint`; it goes on where an earlier run in `work_dir` stopped.
+
+    Args:
+        config: Of the detector.
+        checkpoint: Its weights.
+        work_dir: Folder of the training.
+        epochs: See `shortened`; None means as many as the config trains.
+        lr_factor: Times the learning rate of the config.
+
+    Raises:
+        ValueError: If the config has no training set.
+    """
+    if config.get('train_dataloader') is None or config.get('train_cfg') is None:
+        raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
+    config = copy.deepcopy(config) if epochs is None else shortened(config, epochs)
+    config.optim_wrapper.optimizer.lr *= lr_factor
+    config.work_dir = str(work_dir)
+    config.resume = (work_dir / 'last_checkpoint').is_file()
+    # with load_from, mmengine would resume from that instead of the last checkpoint
+    config.load_from = None if config.resume else str(checkpoint)
+    return config
+
+
 @dataclass(frozen=True)
 class QueryPruning:
     """GPQ on a trained detector.
@@ -57,8 +89,7 @@ class QueryPruning:
     lr_factor: float = LR_FACTOR
 
     def __post_init__(self) -> None:
-        if (self.epochs is not None and self.epochs < 1) or self.lr_factor <= 0:
-            raise ValueError(f'epochs={self.epochs} and lr_factor={self.lr_factor} must be positive')
+        check_finetuning(self.epochs, self.lr_factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -70,18 +101,11 @@ class QueryPruning:
         Raises:
             ValueError: If the config has no training set, or has a GPQHook already.
         """
-        if config.get('train_dataloader') is None or config.get('train_cfg') is None:
-            raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
         if any(hook['type'] == GPQ_HOOK for hook in config.get('custom_hooks') or []):
             raise ValueError(f'the config has a {GPQ_HOOK} already: use tools/train.py, then tools/compact.py')
-        config = copy.deepcopy(config) if self.epochs is None else shortened(config, self.epochs)
+        config = finetuning(config, checkpoint, work_dir, self.epochs, self.lr_factor)
         hook = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
         config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=GPQ_HOOK, **hook)]
-        config.optim_wrapper.optimizer.lr *= self.lr_factor
-        config.work_dir = str(work_dir)
-        config.resume = (work_dir / 'last_checkpoint').is_file()
-        # with load_from, mmengine would resume from that instead of the last checkpoint
-        config.load_from = None if config.resume else str(checkpoint)
         return config
 
     def run(self, config: Config, checkpoint: Path, out: Path) -> Compacted:

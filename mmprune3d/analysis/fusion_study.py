@@ -130,7 +130,7 @@ def training_config(base: Config, row: Row, checkpoint: Path, seed: int, work_di
     steps = length // BATCH_SIZE
     rewinds = 'rewind' in (row.pruning or {})
     config.param_scheduler = _cycles(steps, EPOCHS) if rewinds else _cycles(EPOCHS * steps, 1)
-    config.train_cfg = dict(by_epoch=True, max_epochs=EPOCHS, val_interval=EPOCHS + 1)
+    config.train_cfg = dict(by_epoch=True, max_epochs=EPOCHS, val_begin=EPOCHS + 1)  # tested apart from it
     if row.pruning is not None:
         config.runner_type = 'AlterMOMARunner'
         config.pruning = {**row.pruning, 'recalibrate': RECALIBRATION_BATCHES, 'seed': seed}

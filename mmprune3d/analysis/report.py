@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,32 +34,42 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _row(name: str, before: float, after: float, digits: int) -> str:
+def row(name: str, before: float, after: float, digits: int) -> str:
+    """A line of the table, with the change in percent."""
     change = f'{100 * (after - before) / before:+.1f} %' if before else '-'
     return f'| {name} | {before:.{digits}f} | {after:.{digits}f} | {change} |'
 
 
-def _rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+def figures(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+    """The lines that all upgrades have: metrics, times, operations, memory."""
     for name in (name for name in baseline if isinstance(baseline[name], float) and name not in COSTS):
         unit = f' ({UNITS[name]})' if UNITS.get(name) else ''
         arrow = ' ↓' if name in LOWER_IS_BETTER else ''
-        yield _row(name + unit + arrow, baseline[name], upgraded[name], 4)
+        yield row(name + unit + arrow, baseline[name], upgraded[name], 4)
     for name, before in baseline['ms'].items():
-        yield _row(f'{name} (ms)', before, upgraded['ms'][name], 2)
+        yield row(f'{name} (ms)', before, upgraded['ms'][name], 2)
     for name, before in baseline['gflops_by_stage'].items():
-        yield _row(f'{name} (GFLOPs)', before, upgraded['gflops_by_stage'][name], 3)
-    yield _row('total (GFLOPs)', baseline['gflops'], upgraded['gflops'], 3)
-    yield _row('peak memory (MiB)', baseline['peak_mib'], upgraded['peak_mib'], 1)
+        yield row(f'{name} (GFLOPs)', before, upgraded['gflops_by_stage'][name], 3)
+    yield row('total (GFLOPs)', baseline['gflops'], upgraded['gflops'], 3)
+    yield row('peak memory (MiB)', baseline['peak_mib'], upgraded['peak_mib'], 1)
+
+
+def _rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+    yield from figures(baseline, upgraded)
     if baseline['queries'] is not None:
-        yield _row('queries', baseline['queries'], upgraded['queries'], 0)
+        yield row('queries', baseline['queries'], upgraded['queries'], 0)
     yield f'| keys per layer | {_counts(baseline["keys"])} | {_counts(upgraded["keys"])} | |'
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report as Markdown: baseline first, then the upgraded model, then what the figures depend on."""
-    baseline, upgraded = report['baseline'], report['upgraded']
+def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] | None = None) -> str:
+    """The report as Markdown: baseline first, then the upgraded model, then what the figures depend on.
+
+    Args:
+        report: The report.
+        rows: From the figures of both to the lines of the table; None means those of a pruned decoder.
+    """
     lines = [f'# {report["title"]}', '', '| | baseline | upgraded | change |', '|---|---:|---:|---:|']
-    lines.extend(_rows(baseline, upgraded))
+    lines.extend((rows or _rows)(report['baseline'], report['upgraded']))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
     plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
     lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']

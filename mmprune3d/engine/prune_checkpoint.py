@@ -20,6 +20,9 @@ from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.scoring import batches_needed, keep_report, keep_table, make_masks, score_model
 from mmprune3d.pruning.masks import unpack
 
+OF_TRAININGS = ('epochs_per_round', 'rewind', 'recalibrate')
+"""Settings of ``pruning`` that mean something in a training only; those of a config are left out here."""
+
 
 def prune_checkpoint(
     config: Path, checkpoint: Path, out: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
@@ -41,9 +44,11 @@ def prune_checkpoint(
     """
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(dict(overrides or {}))
-    chosen = PruningSettings.from_dict({**cfg.get('pruning', {}), **settings})
-    if chosen.epochs_per_round or chosen.recalibrate:
-        raise ValueError("epochs_per_round, rewind and recalibrate need a training: runner_type='AlterMOMARunner'")
+    asked = [name for name in OF_TRAININGS if name in settings]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='AlterMOMARunner'")
+    known = {name: value for name, value in (cfg.get('pruning') or {}).items() if name not in OF_TRAININGS}
+    chosen = PruningSettings.from_dict({**known, **settings})
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
     earlier = _masks_of(load_checkpoint(model, str(checkpoint), map_location='cpu'))

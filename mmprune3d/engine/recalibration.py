@@ -11,6 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether there is anything to recalibrate."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Sequence[Any]) -> int:
     """Replaces running means and variances by their averages over `batches`, in which the model computes its losses.

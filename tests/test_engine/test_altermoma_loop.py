@@ -159,7 +159,7 @@ def test_scoring_alone_finds_the_masks_of_the_training_and_more_can_go(tmp_path)
     more = load_masks(tmp_path / 'more' / 'masks.pth')
     assert not any((more[name] & ~mask).any() for name, mask in masks.items())
     for name in ('epochs_per_round', 'recalibrate'):
-        with pytest.raises(ValueError, match='need a training'):
+        with pytest.raises(ValueError, match='needs a training'):
             prune_checkpoint(config, source, tmp_path, {name: 1, 'criterion': 'magnitude'})
 
 

@@ -1,0 +1,80 @@
+"""What can be said about removing channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
+
+MAP = ('groups', 'interfaces', 'cross_modal', 'mean_fusion', 'head')
+"""Settings of `fusion_map`."""
+OF_TRAININGS = ('epochs_per_round', 'rewind')
+"""Settings of a config's ``pruning`` that only masks know, in a training."""
+
+
+def with_target(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with those that were `given`, of which a target replaces any other.
+
+    ``channels`` is a target in channels (`sparsity` with ``mode='channels'``). The mode is filled in where a target
+    needs channels.
+    """
+    given = dict(given)
+    if 'channels' in given:
+        given |= {'sparsity': given.pop('channels'), 'mode': 'channels'}
+    targets = set(AlterMOMAPlan.targets)
+    kept = {name: value for name, value in settings.items() if name not in targets or not targets & set(given)}
+    made = {**kept, **given}
+    if 'sparsity' not in made and targets & set(made):
+        made['mode'] = 'channels'
+    return made
+
+
+@dataclass(frozen=True)
+class ChannelSettings:
+    """How channels are removed; in a config or on the command line its settings stand beside those of the plan.
+
+    Attributes:
+        plan: Criterion and target.
+        max_ratio: No group of channels loses more than this share.
+        round_to: Kept channels are a multiple of this, for hardware.
+        tolerance: How far what is reached may be from the target.
+        recalibrate: Batches on which batch norm is estimated anew in the slim model; 0 leaves it alone.
+        map: Arguments of `fusion_map`, for detectors without a map.
+
+    Raises:
+        ValueError: If a setting is unknown, or the plan is none for channels.
+    """
+
+    plan: AlterMOMAPlan
+    max_ratio: float = 0.9
+    round_to: int = 1
+    tolerance: float = 0.01
+    recalibrate: int = 0
+    map: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.plan.mode != 'channels':
+            raise ValueError(
+                f"mode={self.plan.mode!r}; removing channels needs mode='channels', flops=... or params=..."
+            )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ChannelSettings:
+        """From plain settings, those of the plan and of the fusion map among them."""
+        own = [field.name for field in fields(cls) if field.name not in ('plan', 'map')]
+        valid = [*own, *MAP, *(field.name for field in fields(AlterMOMAPlan))]
+        unknown = sorted(set(data) - {*valid, 'method'})
+        if unknown:
+            raise ValueError(f'pruning: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        plan = AlterMOMAPlan.from_dict({n: value for n, value in data.items() if n not in own and n not in MAP})
+        given = {name: data[name] for name in MAP if name in data}
+        return cls(plan, **{name: data[name] for name in own if name in data}, map=given)
+
+    def fusion_map(self, model: nn.Module) -> FusionMap:
+        """The map of `model`."""
+        return fusion_map(model, **(self.map or {}))

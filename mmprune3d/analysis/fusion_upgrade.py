@@ -1,0 +1,221 @@
+"""Upgrades of fusion detectors: prune weights or channels, fine-tune what is left, show what it costs and gains."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
+from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
+from mmprune3d.engine.runners import AlterMOMARunner
+from mmprune3d.engine.scoring import keep_table
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.visualization.keep_rates import draw_keep_rates
+
+from . import report as reports
+from .channel_pruning import slim
+from .channel_settings import MAP, ChannelSettings
+from .finetune import LR_FACTOR, check_finetuning, finetuning
+from .fusion_comparison import FusionComparison, fusion_rows
+from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
+from .upgrade import prepare, read_config, upgraded_config
+
+RECALIBRATED = 16
+"""Batches on which batch norm is estimated anew, unless the config says something else."""
+KEPT_SETTINGS = (*MAP, 'recalibrate')
+"""What is taken from ``pruning`` of the user's config; the plan is not."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned and fine-tuned detector.
+
+    Attributes:
+        config: With which `checkpoint` is tested and trained on.
+        checkpoint: Without what only resuming needs.
+        keep: What stays: a report with ``total``, ``groups`` and ``layers``.
+        table: The same as Markdown.
+    """
+
+    config: Config
+    checkpoint: dict[str, Any]
+    keep: dict[str, Any]
+    table: str
+
+
+@dataclass(frozen=True)
+class FusionPruning:
+    """Pruning with fine-tuning.
+
+    Attributes:
+        plan: What is removed.
+        epochs: Epochs of fine-tuning; None means as many as the config trains.
+        lr_factor: Times the learning rate of the config.
+    """
+
+    plan: AlterMOMAPlan
+    epochs: int | None = None
+    lr_factor: float = LR_FACTOR
+
+    def __post_init__(self) -> None:
+        check_finetuning(self.epochs, self.lr_factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The plan, and what the config says of its detector."""
+        pruning = config.get('pruning') or {}
+        plan = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
+        return {**{name: pruning[name] for name in KEPT_SETTINGS if name in pruning}, **plan}
+
+    def run(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
+        """Prunes and fine-tunes; a second call goes on where the first one stopped.
+
+        Args:
+            config: Of the detector.
+            checkpoint: Its weights.
+            out: Folder; channels are removed into ``out/pruned``, the training runs in ``out/finetune``.
+
+        Raises:
+            ValueError: If the plan does not fit, or `out` has another one.
+        """
+        if self.plan.mode == 'channels':
+            return self._channels(config, checkpoint, out)
+        return self._weights(config, checkpoint, out)
+
+    def _weights(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
+        tuned = self._tuned(config, checkpoint, out)
+        tuned.pruning = self.settings(config)
+        AlterMOMARunner.from_cfg(tuned).train()
+        keep = json.loads((out / 'finetune' / LOOP_REPORT).read_text())
+        upgraded = upgraded_config(config, None)
+        for name in ('runner_type', 'pruning'):
+            upgraded.pop(name, None)
+        hooks = [hook for hook in upgraded.get('custom_hooks') or [] if hook['type'] != 'MaskHook']
+        upgraded.custom_hooks = [*hooks, dict(type='MaskHook')]  # the masks are in the checkpoint
+        return Pruned(upgraded, self._trained(out), keep, keep_table(keep))
+
+    def _channels(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
+        folder = out / 'pruned'
+        if (folder / REPORT).is_file():
+            self._check_same(folder / REPORT)
+        else:
+            slim(config, checkpoint, ChannelSettings.from_dict(self.settings(config))).write(folder)
+        keep = json.loads((folder / REPORT).read_text())
+        tuned = self._tuned(slim_config(config, str(folder / STRUCTURE)), folder / 'slim.pth', out)
+        Runner.from_cfg(tuned).train()
+        (out / STRUCTURE).write_bytes((folder / STRUCTURE).read_bytes())
+        upgraded = slim_config(config, str(out / STRUCTURE))
+        return Pruned(upgraded, self._trained(out), keep, slim_table(keep))
+
+    def _tuned(self, config: Config, checkpoint: Path, out: Path) -> Config:
+        return finetuning(config, checkpoint, out / 'finetune', self.epochs, self.lr_factor)
+
+    def _check_same(self, path: Path) -> None:
+        theirs = json.loads(path.read_text())['plan']
+        if theirs != self.plan.to_dict():
+            raise ValueError(f'{path.parent} was pruned by another plan: {theirs}; choose another folder, or remove it')
+
+    def _trained(self, out: Path) -> dict[str, Any]:
+        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
+        data = torch.load(last, map_location='cpu', weights_only=True)
+        made = {name: value for name, value in data.items() if name not in TRAINING_STATE}
+        made['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
+        return made
+
+
+def run_fusion_upgrade(
+    config_file: Path,
+    checkpoint: Path,
+    pruning: FusionPruning,
+    out: Path,
+    overrides: dict[str, Any],
+    timed: int,
+    repeats: int,
+    pictures: int,
+) -> dict[str, Any]:
+    """Prunes, fine-tunes, measures baseline and upgraded model, and writes the report folder.
+
+    Args:
+        config_file: The detector's config.
+        checkpoint: Its weights.
+        pruning: What to do.
+        out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, with channels removed
+            also `structure.json` and `pruned/`, and `finetune/`, where an interrupted fine-tuning goes on.
+        overrides: Settings on top of the config, by dotted key.
+        timed: Test batches to time.
+        repeats: How often each is timed.
+        pictures: Samples to draw.
+
+    Returns:
+        The report, as in `report.json`; what stays of each layer is under `keep`.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint is missing.
+        ValueError: If the plan does not fit.
+    """
+    original = read_config(config_file, checkpoint, overrides)
+    runner = Runner.from_cfg(prepare(original, checkpoint, out))
+    # what has no map is refused before hours of training
+    fusion = _fusion_map(pruning, original, runner)
+    made, weights = pruning.run(original, checkpoint, out), out / 'upgraded.pth'
+    torch.save(made.checkpoint, weights)
+    config = copy.deepcopy(made.config)
+    config.load_from = str(weights)
+    config.dump(out / 'upgraded.py')
+    upgraded = Runner.from_cfg(prepare(config, weights, out))
+    upgraded.load_or_resume()
+    settled(upgraded.model, original, pruning)
+    torch.save({**made.checkpoint, 'state_dict': upgraded.model.state_dict()}, weights)
+    comparison = FusionComparison(runner, upgraded.model, fusion, timed, repeats)
+    report = comparison.report(f'{config_file.stem}: {pruning.plan.criterion}, {_target(pruning.plan)}')
+    report |= {'plan': pruning.to_dict(), 'keep': made.keep}
+    text = f'{reports.markdown(report, fusion_rows)}\n## What stays\n\n{made.table}\n'
+    reports.write(report, out, text)
+    drawn = comparison.pictures(out / 'pictures', pictures)
+    draw_keep_rates(made.keep, out / 'pictures' / 'keep_rates.png')
+    print(text)
+    print(f'Pictures: {", ".join(map(str, [*drawn, out / "pictures" / "keep_rates.png"]))}')
+    print(f'Upgraded model: {out / "upgraded.py"} {weights}')
+    return report
+
+
+def settled(model: nn.Module, config: Config, pruning: FusionPruning) -> None:
+    """Estimates batch norm anew after fine-tuning, in place: with the usual momentum of 0.01 it lags by 100 iterations.
+
+    Args:
+        model: Fine-tuned.
+        config: With the training set.
+        pruning: Its seed; ``recalibrate`` of the config says on how many batches.
+    """
+    count = pruning.settings(config).get('recalibrate', RECALIBRATED)
+    if not count or not has_batch_norm(model):
+        return
+    loader = Runner.build_dataloader(config.train_dataloader, seed=pruning.plan.seed)
+    raw = draw(loader, count, pruning.plan.seed)
+    with seeded(pruning.plan.seed):
+        recalibrate(model, CachedBatches(raw, model.data_preprocessor, pruning.plan.seed))
+
+
+def _fusion_map(pruning: FusionPruning, config: Config, runner: Runner) -> FusionMap:
+    settings = pruning.settings(config)
+    return fusion_map(runner.model, **{name: settings[name] for name in MAP if name in settings})
+
+
+def _target(plan: AlterMOMAPlan) -> str:
+    kind, share = plan.target
+    what = {'sparsity': 'channels' if plan.mode == 'channels' else 'weights', 'flops': 'FLOPs', 'params': 'parameters'}
+    return f'{share:.0%} of the {what[kind]}'
