@@ -17,11 +17,10 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, parameter_groups, prunable, resolve
-from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.scoring import Scores, batches_needed, make_masks
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
+from mmprune3d.engine.scoring import Scores, batches_needed, make_masks, modality_gradients
+from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.masks import apply_masks_
 from mmprune3d.visualization.bev_features import draw_bev_features
 
@@ -88,12 +87,7 @@ def feature_states(
     """
     fusion = fusion_map(model)
     groups = parameter_groups(model, fusion)
-    masker = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs)
     present, states = modalities(model, fusion), {}
-
-    def loss(batch: Any, masked: str | None) -> Tensor:
-        with masker.masked(masked):
-            return model.parse_losses(model(**batch, mode='loss'))[0]
 
     def look(state: str, masked: str | None) -> None:
         maps = feature_maps(model, fusion, sample)
@@ -102,18 +96,7 @@ def feature_states(
 
     model.train()
     weights = prunable(model)
-    gradients = alter_moma_gradients(
-        weights,
-        model,
-        loss,
-        batches[: plan.eval_batches],
-        batches[plan.eval_batches : batches_needed(plan)],
-        groups,
-        plan.make_optimizer,
-        same_eval_batches=plan.same_eval_batches,
-        modalities=present,
-        on_stage=look,
-    )
+    gradients = modality_gradients(model, plan, batches, fusion, weights, look)
     scores = Scores(alter_moma_scores(weights, gradients, groups, alpha=plan.alpha, beta=plan.beta))
     apply_masks_(dict(model.named_parameters()), make_masks(scores, plan, groups))
     recalibrate(model, batches[:recalibrated])

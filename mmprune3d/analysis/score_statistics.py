@@ -14,12 +14,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
-from mmprune3d.adapters.fusion import fusion_map, modalities, parameter_groups, prunable
-from mmprune3d.adapters.modality_masking import ModalityMasker
+from mmprune3d.adapters.fusion import fusion_map, parameter_groups, prunable
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
-from mmprune3d.engine.scoring import batches_needed
+from mmprune3d.engine.scoring import batches_needed, modality_gradients
 from mmprune3d.pruning.alter_eva import contribution, redundancy
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
+from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.thresholds import keep_masks
 
 TOP = 0.1
@@ -99,26 +98,10 @@ def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, Alter
     raw = draw(Runner.build_dataloader(config.train_dataloader, seed=0), most, 0)
     result = {}
     for name, plan in plans.items():
-        masker = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs)
-
-        def loss(batch: Any, masked: str | None, masker: ModalityMasker = masker) -> Tensor:
-            with masker.masked(masked):
-                return model.parse_losses(model(**batch, mode='loss'))[0]
-
         batches = CachedBatches(raw, model.data_preprocessor, plan.seed)
         with seeded(plan.seed):
             model.train()
-            gradients = alter_moma_gradients(
-                weights,
-                model,
-                loss,
-                batches[: plan.eval_batches],
-                batches[plan.eval_batches : batches_needed(plan)],
-                groups,
-                plan.make_optimizer,
-                same_eval_batches=plan.same_eval_batches,
-                modalities=modalities(model, fusion),
-            )
+            gradients = modality_gradients(model, plan, batches, fusion, weights)
         result[name] = statistics_of(weights, gradients, groups, plan)
         result[name]['losses'] = {
             masked: [sum(part) / len(part) for part in (stage.losses[:4], stage.losses[-4:])]

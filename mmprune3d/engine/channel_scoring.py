@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprune3d.adapters.fusion import FusionMap, modalities, parameter_groups
-from mmprune3d.adapters.modality_masking import ModalityMasker
+from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.engine.batches import seeded
 from mmprune3d.engine.flow_scores import flow_scores
-from mmprune3d.engine.scoring import Scores, batches_needed
+from mmprune3d.engine.scoring import Scores, altermoma_scores, batches_needed
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import PerChannel, contribution
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.channel_selection import Costs, Selection, select_channels
 from mmprune3d.pruning.channels import ChannelGroup, channel_masks, group_terms
 from mmprune3d.pruning.gradients import mean_gradients, preserved, train_steps
@@ -135,34 +134,11 @@ class _Scoring:
 
 
 def _altermoma(scoring: _Scoring) -> Scores:
-    model, plan, fusion = scoring.model, scoring.plan, scoring.fusion
-    masker, present = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs), modalities(model, fusion)
-    if len(present) < 2:
-        raise ValueError(
-            f'AlterMOMA masks modalities in turn, but {type(model).__name__} has weights of {present or "none"} only: '
-            "see groups and interfaces, or use another criterion, such as 'snip'"
-        )
-
-    def loss(batch: Any, masked: str | None) -> Tensor:
-        with masker.masked(masked):
-            return scoring.loss(batch)
-
-    gradients = alter_moma_gradients(
-        scoring.parameters,
-        model,
-        loss,
-        scoring.batches[: plan.eval_batches],
-        scoring.batches[plan.eval_batches : batches_needed(plan)],
-        parameter_groups(model, fusion),
-        plan.make_optimizer,
-        same_eval_batches=plan.same_eval_batches,
-        modalities=present,
-    )
+    fusion = scoring.fusion
     belongs = {group.name: str(fusion.group_of(group.name)) for group in scoring.groups}
-    settings = {'alpha': plan.alpha, 'beta': plan.beta, 'dead_lowest': plan.dead_lowest}
-    values = alter_moma_scores(scoring.parameters, gradients, belongs, scoring.measure, **settings)
-    losses = {masked: list(stage.losses) for masked, stage in gradients.stages.items()}
-    return Scores(values, {'reactivation_losses': losses})
+    return altermoma_scores(
+        scoring.model, scoring.plan, scoring.batches, fusion, scoring.parameters, belongs, scoring.measure
+    )
 
 
 def _snip(scoring: _Scoring) -> Scores:

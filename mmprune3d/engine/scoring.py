@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.engine.batches import seeded
 from mmprune3d.engine.flow_scores import flow_scores
 from mmprune3d.pruning import saliency
+from mmprune3d.pruning.alter_eva import AlterGradients, Measure, per_weight
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
 from mmprune3d.pruning.gradients import mean_gradients, preserved
 from mmprune3d.pruning.masks import keep_rates
@@ -89,10 +90,29 @@ class _Scoring:
         return self.model.parse_losses(self.model(**batch, mode='loss'))[0]
 
 
-def _altermoma(scoring: _Scoring) -> Scores:
-    model, plan, fusion = scoring.model, scoring.plan, scoring.fusion
-    masker = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs)
-    present = modalities(model, fusion)
+def modality_gradients(
+    model: nn.Module,
+    plan: AlterMOMAPlan,
+    batches: Sequence[Any],
+    fusion: FusionMap,
+    parameters: Mapping[str, nn.Parameter],
+    on_stage: Callable[[str, str | None], None] | None = None,
+) -> AlterGradients:
+    """`alter_moma_gradients` of a detector: each of its modalities is masked in turn.
+
+    Args:
+        model: Not wrapped, in training mode.
+        plan: Of AlterMOMA.
+        batches: As for `score_model`.
+        fusion: The model's map.
+        parameters: What is scored.
+        on_stage: See `alter_moma_gradients`.
+
+    Raises:
+        ValueError: If fewer than two modalities have weights.
+        FloatingPointError: If a gradient is not finite.
+    """
+    masker, present = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs), modalities(model, fusion)
     if len(present) < 2:
         raise ValueError(
             f'AlterMOMA masks modalities in turn, but {type(model).__name__} has weights of {present or "none"} only; '
@@ -102,31 +122,45 @@ def _altermoma(scoring: _Scoring) -> Scores:
 
     def loss(batch: Any, masked: str | None) -> Tensor:
         with masker.masked(masked):
-            return scoring.loss(batch)
+            return model.parse_losses(model(**batch, mode='loss'))[0]
 
-    gradients = alter_moma_gradients(
-        scoring.weights,
+    return alter_moma_gradients(
+        parameters,
         model,
         loss,
-        scoring.batches[: plan.eval_batches],
-        scoring.batches[plan.eval_batches : batches_needed(plan)],
+        batches[: plan.eval_batches],
+        batches[plan.eval_batches : batches_needed(plan)],
         parameter_groups(model, fusion),
         plan.make_optimizer,
         reduce_gradients=average,
         same_eval_batches=plan.same_eval_batches,
         modalities=present,
+        on_stage=on_stage,
     )
-    values = alter_moma_scores(
-        scoring.weights,
-        gradients,
-        parameter_groups(model, fusion),
-        alpha=plan.alpha,
-        beta=plan.beta,
-        dead_lowest=plan.dead_lowest,
-    )
+
+
+def altermoma_scores(
+    model: nn.Module,
+    plan: AlterMOMAPlan,
+    batches: Sequence[Any],
+    fusion: FusionMap,
+    parameters: Mapping[str, nn.Parameter],
+    groups: Mapping[str, str],
+    measure: Measure = per_weight,
+) -> Scores:
+    """Scores of AlterMOMA, of weights or of what `measure` makes of them; `groups` has the names of the latter."""
+    gradients = modality_gradients(model, plan, batches, fusion, parameters)
+    settings = {'alpha': plan.alpha, 'beta': plan.beta, 'dead_lowest': plan.dead_lowest}
+    values = alter_moma_scores(parameters, gradients, groups, measure, **settings)
     losses = {masked: list(stage.losses) for masked, stage in gradients.stages.items()}
     missing = {where: list(names) for where, names in gradients.without_gradient.items()}
     return Scores(values, {'reactivation_losses': losses, 'without_gradient': missing})
+
+
+def _altermoma(scoring: _Scoring) -> Scores:
+    model, fusion = scoring.model, scoring.fusion
+    groups = parameter_groups(model, fusion)
+    return altermoma_scores(model, scoring.plan, scoring.batches, fusion, scoring.weights, groups)
 
 
 def _prospr(scoring: _Scoring) -> Scores:
