@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--threads', type=int, help="CPU threads; torch's own choice if left out")
         command.add_argument('--json', type=Path, help='write the figures here')
         if name == 'channels':
+            command.add_argument('--round-to', type=int, default=32, help='kept channels are a multiple of this')
             command.set_defaults(device='cpu', dtype='float32')
             continue
         if name == 'queries':
@@ -68,7 +69,9 @@ def main() -> None:
     options: dict[str, object] = {}
     if args.command == 'queries':
         options, env = {'queries': args.queries}, env | query_benchmark.versions()
-    elif args.command != 'channels':
+    elif args.command == 'channels':
+        options = {'round_to': args.round_to}
+    else:
         options = {'device': args.device, 'dtype': getattr(torch, args.dtype)}
     results = []
     for row in rows:

@@ -172,9 +172,7 @@ train_pipeline = [
         scale_ratio_range=(0.95, 1.05),
         translation_std=(0.2, 0.2, 0.1),
     ),
-    dict(
-        type='MultiViewRandomFlip3D', flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5, flip_images=False
-    ),
+    dict(type='MultiViewRandomFlip3D', flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5, flip_images=False),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectNameFilter', classes=_base_.class_names),

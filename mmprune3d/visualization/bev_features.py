@@ -65,6 +65,8 @@ def draw_bev_features(
             if boxes is not None:
                 outlines = PolyCollection(boxes[..., ::-1], facecolors='none', edgecolors=BOX_COLOR, linewidths=0.7)
                 panel.add_collection(outlines)
+            # boxes beyond the map do not widen the panel
+            panel.set(xlim=extent[:2], ylim=extent[2:])
             panel.set_title(f'{name}, {state}', fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
