@@ -123,11 +123,11 @@ def training_config(base: Config, row: Row, checkpoint: Path, seed: int, work_di
         work_dir: Its folder; a training goes on there.
     """
     config = copy.deepcopy(base)
-    length = len(range(0, dataset_length(base), STRIDE))
-    config.train_dataloader.dataset.indices = list(range(0, dataset_length(base), STRIDE))
+    indices = list(range(0, dataset_length(base), STRIDE))
+    config.train_dataloader.dataset.indices = indices
     config.train_dataloader.batch_size = BATCH_SIZE
     config.optim_wrapper.optimizer.lr = LR
-    steps = length // BATCH_SIZE
+    steps = len(indices) // BATCH_SIZE
     rewinds = 'rewind' in (row.pruning or {})
     config.param_scheduler = _cycles(steps, EPOCHS) if rewinds else _cycles(EPOCHS * steps, 1)
     config.train_cfg = dict(by_epoch=True, max_epochs=EPOCHS, val_begin=EPOCHS + 1)  # tested apart from it
