@@ -1,5 +1,5 @@
 """Detectors that mmdet3d 1.4's wheel lacks; importing this registers them."""
 
-from . import bevfusion, petr, slim_detector
+from . import bevfusion, petr, slim_detector, sst
 
-__all__ = ['bevfusion', 'petr', 'slim_detector']
+__all__ = ['bevfusion', 'petr', 'slim_detector', 'sst']

@@ -5,6 +5,8 @@ mmcv 2.1 has this operation for CUDA only. Values, order of voxels and gradients
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,39 @@ def dynamic_scatter(features: Tensor, coords: Tensor, reduce: str = 'max') -> tu
         features, coords = features[inside], coords[inside]
     if len(coords) == 0:
         return features, coords
-    _, voxels, counts = linear_index(coords, coords).unique(return_inverse=True, return_counts=True)
+    voxels = group_points(coords)
+    return reduce_points(features, voxels, reduce), voxels.coords
+
+
+@dataclass(frozen=True)
+class PointGroups:
+    """Which voxel each point is in.
+
+    Attributes:
+        coords: [M, D] integers, the voxels that have points, ordered by coordinates.
+        voxel: [N] int64, the row of each point's voxel.
+        counts: [M] int64, points per voxel.
+    """
+
+    coords: Tensor
+    voxel: Tensor
+    counts: Tensor
+
+
+def group_points(coords: Tensor) -> PointGroups:
+    """Groups points by their voxels [N, D], N at least 1, all inside."""
+    _, voxel, counts = linear_index(coords, coords).unique(return_inverse=True, return_counts=True)
     found = coords.new_empty(len(counts), coords.shape[1])
-    found[voxels] = coords  # all points of a voxel write the same
+    found[voxel] = coords  # all points of a voxel write the same
+    return PointGroups(found, voxel, counts)
+
+
+def reduce_points(features: Tensor, groups: PointGroups, reduce: str) -> Tensor:
+    """Features [N, C] of points to features [M, C] of their voxels, `reduce` as in `dynamic_scatter`."""
     if reduce == 'max':
-        return features.gather(0, _first_maximum(features, voxels, len(counts))), found
-    total = features.new_zeros(len(counts), features.shape[1]).index_add(0, voxels, features)
-    return (total / counts.to(total)[:, None] if reduce == 'mean' else total), found
+        return features.gather(0, _first_maximum(features, groups.voxel, len(groups.counts)))
+    total = features.new_zeros(len(groups.counts), features.shape[1]).index_add(0, groups.voxel, features)
+    return total / groups.counts.to(total)[:, None] if reduce == 'mean' else total
 
 
 def voxels_of_points(point_coords: Tensor, voxel_coords: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""Sparse regional attention: the transformer blocks of SST (Single-stride Sparse Transformer, CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from mmprune3d.ops.window_attention import BACKENDS, window_attention
+from mmprune3d.ops.windows import WindowPlan
+
+ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu}
+
+
+class HeadProjections(nn.Module):
+    """Queries, keys and values of all heads and the way back, with the parameter names of ``nn.MultiheadAttention``.
+
+    Args:
+        embed_dims: Width of tokens.
+        num_heads: Heads.
+        head_dims: Width of a head; None: embed_dims / num_heads. It may be anything, so that heads can be removed or
+            made narrower.
+        cosine: Normalise queries and keys and divide their products by a learned temperature, instead of the root of
+            the width.
+        tau_min: Lower limit of that temperature.
+        non_shared_tau: A temperature per head.
+        dropout: Of attention weights.
+        backend: One of ``sdpa``, ``explicit``, see :func:`~mmprune3d.ops.window_attention.window_attention`.
+
+    Raises:
+        ValueError: If heads do not divide the width, or the backend is unknown.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        head_dims: int | None = None,
+        cosine: bool = False,
+        tau_min: float = 0.01,
+        non_shared_tau: bool = False,
+        dropout: float = 0.0,
+        backend: str = 'sdpa',
+    ) -> None:
+        super().__init__()
+        if head_dims is None and embed_dims % num_heads:
+            raise ValueError(f'{num_heads} heads do not divide a width of {embed_dims}; set head_dims for other sizes')
+        if backend not in BACKENDS:
+            raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
+        self.num_heads = num_heads
+        self.head_dims = head_dims or embed_dims // num_heads
+        self.inner_dims = self.num_heads * self.head_dims
+        self.tau_min, self.dropout, self.backend = tau_min, dropout, backend
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * self.inner_dims, embed_dims))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * self.inner_dims))
+        self.out_proj = nn.Linear(self.inner_dims, embed_dims)
+        tau = torch.ones((1, num_heads, 1, 1) if non_shared_tau else (1, 1, 1))
+        self.tau = nn.Parameter(tau) if cosine else None
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query_key: Tensor, value: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
+        """Attention within windows.
+
+        Args:
+            query_key: [N, embed_dims], what queries and keys are made from.
+            value: [N, embed_dims].
+            plan: The tokens' windows.
+            weights: [N] of the keys, or None.
+
+        Returns:
+            [N, embed_dims].
+        """
+        inner = self.inner_dims
+        qk = F.linear(query_key, self.in_proj_weight[: 2 * inner], self.in_proj_bias[: 2 * inner])
+        v = F.linear(value, self.in_proj_weight[2 * inner :], self.in_proj_bias[2 * inner :])
+        q, k = qk.view(len(qk), 2, self.num_heads, self.head_dims).unbind(1)
+        scale = None
+        if self.tau is not None:
+            q = F.normalize(q, dim=-1) / self.tau.reshape(-1, 1).clamp(min=self.tau_min)
+            k, scale = F.normalize(k, dim=-1), 1.0
+        v = v.view(len(v), self.num_heads, self.head_dims)
+        dropout = self.dropout if self.training else 0.0
+        out = window_attention(q, k, v, plan, weights, scale, self.backend, dropout)
+        return self.out_proj(out.flatten(1))
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows; positions go into queries and keys, not into values (SST's state-dict level)."""
+
+    def __init__(self, embed_dims: int, num_heads: int, **kwargs: object) -> None:
+        super().__init__()
+        self.self_attn = HeadProjections(embed_dims, num_heads, **kwargs)
+
+    def forward(self, tokens: Tensor, positions: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
+        """[N, C] from tokens [N, C], position embeddings [N, C] and weights [N] of the keys."""
+        return self.self_attn(tokens + positions, tokens, plan, weights)
+
+
+class SSTEncoderLayer(nn.Module):
+    """One layer of sparse regional attention (Dynamic Token Halting, Eq. 1 and 2; in SST's code the norms come after).
+
+    Args:
+        embed_dims: Width of tokens.
+        num_heads: Heads of the attention.
+        feedforward_channels: Hidden width of the token-wise part.
+        dropout: Of attention weights and of both residuals.
+        activation: ``'relu'`` or ``'gelu'``.
+        post_norm: Normalise sums (SST's code) instead of inputs (the equations).
+        use_bn: Batch norm over tokens instead of layer norm.
+        mlp_dropout: Inside the token-wise part.
+        **attention: Further arguments of :class:`HeadProjections`.
+
+    Raises:
+        ValueError: If the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        dropout: float = 0.0,
+        activation: str = 'gelu',
+        post_norm: bool = True,
+        use_bn: bool = False,
+        mlp_dropout: float = 0.0,
+        **attention: object,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f'unknown activation {activation!r}; valid are {", ".join(ACTIVATIONS)}')
+        self.win_attn = WindowAttention(embed_dims, num_heads, dropout=dropout, **attention)
+        self.linear1 = nn.Linear(embed_dims, feedforward_channels)
+        self.linear2 = nn.Linear(feedforward_channels, embed_dims)
+        norm_cfg = dict(type='BN1d', eps=1e-3, momentum=0.01) if use_bn else dict(type='LN')
+        self.norm1, self.norm2 = (build_norm_layer(norm_cfg, embed_dims)[1] for _ in range(2))
+        self.dropout, self.mlp_dropout = nn.Dropout(dropout), nn.Dropout(mlp_dropout)
+        self.activation = ACTIVATIONS[activation]
+        self.post_norm = post_norm
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, tokens: Tensor, positions: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
+        """[N, C] from tokens [N, C], position embeddings [N, C] and weights [N] of the keys (None: all 1)."""
+        if self.post_norm:
+            tokens = self.norm1(tokens + self.dropout(self.win_attn(tokens, positions, plan, weights)))
+            return self.norm2(tokens + self._feedforward(tokens))
+        tokens = tokens + self.dropout(self.win_attn(self.norm1(tokens), positions, plan, weights))
+        return tokens + self._feedforward(self.norm2(tokens))
+
+    def _feedforward(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.mlp_dropout(self.activation(self.linear1(tokens)))))
+
+
+class SSTBlock(nn.Module):
+    """Two layers: attention in windows, then in windows moved by half their size (Eq. 3)."""
+
+    def __init__(self, embed_dims: int, num_heads: int, feedforward_channels: int, **layer: object) -> None:
+        super().__init__()
+        layers = (SSTEncoderLayer(embed_dims, num_heads, feedforward_channels, **layer) for _ in range(2))
+        self.encoder_list = nn.ModuleList(layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Sequence[Tensor],
+        plans: Sequence[WindowPlan],
+        weights: Sequence[Tensor | None] = (None, None),
+    ) -> Tensor:
+        """[N, C] from tokens [N, C]; positions, plans and weights of the keys are those of either layer."""
+        for layer, position, plan, weight in zip(self.encoder_list, positions, plans, weights, strict=True):
+            tokens = layer(tokens, position, plan, weight)
+        return tokens

@@ -1,0 +1,19 @@
+"""SST (Single-stride Sparse Transformer, CVPR 2022) for mmdet3d 1.4, on GPU and CPU, with tokens that can halt."""
+
+from .backbone import SSTBackbone
+from .center_head import SSTCenterHead
+from .detector import SSTDetector
+from .halting_backbone import HaltingSST
+from .halting_detector import HaltingSSTDetector
+from .input_layer import SSTInputLayer
+from .voxel_encoder import SSTDynamicVFE
+
+__all__ = [
+    'HaltingSST',
+    'HaltingSSTDetector',
+    'SSTBackbone',
+    'SSTCenterHead',
+    'SSTDetector',
+    'SSTDynamicVFE',
+    'SSTInputLayer',
+]

@@ -1,0 +1,30 @@
+"""Detectors with an SST backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet3d.models.detectors.dynamic_voxelnet import DynamicVoxelNet
+from mmdet3d.registry import MODELS
+from torch import Tensor
+
+
+@MODELS.register_module()
+class SSTDetector(DynamicVoxelNet):
+    """SST with any head that takes maps (SST's ``DynamicVoxelNet`` and ``DynamicCenterPoint``).
+
+    The data preprocessor makes dynamic voxels: ``Det3DDataPreprocessor(voxel=True, voxel_type='dynamic', ...)``. What
+    differs from mmdet3d's class: the number of samples comes from the batch and not from the last point, so that a
+    sample without points is still there.
+    """
+
+    def extract_feat(self, batch_inputs_dict: dict[str, Any]) -> list[Tensor]:
+        """Maps for the head, from ``points`` (a list, for its length) and ``voxels``."""
+        maps = self.backbone(self.tokens(batch_inputs_dict))
+        return self.neck(maps) if self.with_neck else maps
+
+    def tokens(self, batch_inputs_dict: dict[str, Any]) -> Any:
+        """What the middle encoder makes of the batch: tokens with their windows."""
+        voxels = batch_inputs_dict['voxels']
+        feats, coords = self.voxel_encoder(voxels['voxels'], voxels['coors'])
+        return self.middle_encoder(feats, coords, len(batch_inputs_dict['points']))

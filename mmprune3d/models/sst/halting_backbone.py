@@ -1,0 +1,240 @@
+"""SST whose tokens halt: the two forward passes of dynamic token halting, equal to rounding error.
+
+Training computes every token and hides halted ones from the others (the equivalent differentiable forward pass, section
+4.5), so that there is a gradient for the decision. At run time halted tokens are gone (section 4.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from torch import Tensor, nn
+
+from mmprune3d.layers import halting as _registered  # noqa: F401  (the modules that configs name)
+from mmprune3d.pruning.halting import (
+    HaltingRecord,
+    HaltingStep,
+    check_halting_rule,
+    keep_by_rank,
+    straight_through,
+    would_be_kept,
+)
+
+from .backbone import SSTBackbone
+from .input_layer import WindowedTokens
+
+PATHS = ('edf', 'sparse')
+SCORE_SCOPES = ('until_next', 'block', 'layer')
+GATE_KEYS = ('block', 'module', 'threshold', 'bounds', 'relative', 'fuse')
+
+
+class HaltingGate(nn.Module):
+    """A module that scores tokens, and the rule that halts some of them, in front of a block.
+
+    Args:
+        block: Number of the block it stands before.
+        module: Config of the module that scores: ``HaltingUNet``, ``HaltingMLP`` or another with their signature.
+        embed_dims: Width of tokens.
+        threshold: Score u from which tokens go on.
+        bounds: Least and largest share of tokens that have halted after this gate (section A.2.1).
+        relative: Take `bounds` as shares of the tokens that reach the gate instead of all tokens of the sample.
+        fuse: Add the module's latent features, where it has some, to the tokens (section 6.1), through a linear layer
+            that starts at 0.
+
+    Raises:
+        ValueError: If threshold or bounds are not within 0 to 1.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        module: Mapping[str, Any],
+        embed_dims: int,
+        threshold: float = 0.01,
+        bounds: Sequence[float] = (0.0, 1.0),
+        relative: bool = False,
+        fuse: bool = True,
+    ) -> None:
+        super().__init__()
+        check_halting_rule(threshold, tuple(bounds))
+        self.block, self.threshold, self.bounds, self.relative = block, threshold, tuple(bounds), relative
+        module = dict(module)
+        if module.get('type') == 'HaltingUNet':
+            module.setdefault('token_channels', embed_dims)
+        self.scorer = MODELS.build(module)
+        self.fuse = nn.Linear(self.scorer.latent_channels, embed_dims) if fuse and self.scorer.latent_channels else None
+        if self.fuse is not None:
+            nn.init.zeros_(self.fuse.weight)
+            nn.init.zeros_(self.fuse.bias)
+
+    def forward(
+        self, feats: Tensor, coords: Tensor, batch_size: int, bev_shape: Sequence[int], visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores [N], tokens with the module's latent features [N, C], and its map [B, channels, ny, nx] or None.
+
+        Args:
+            feats: [N, C].
+            coords: [N, 4] integers: sample, z, y, x.
+            batch_size: Samples.
+            bev_shape: Cells along y, x.
+            visible: [N], 0 for tokens that a module with a view of the surroundings must not see; None: all visible.
+        """
+        seen = feats if visible is None or self.scorer.token_wise else feats * visible[:, None]
+        scores, latent, bev_map = self.scorer(seen, coords, batch_size, bev_shape)
+        return scores, feats if self.fuse is None else feats + self.fuse(latent), bev_map
+
+    def decide(self, scores: Tensor, sample: Tensor, totals: Tensor) -> Tensor:
+        """Which of the tokens [K] that reached the gate go on, bool; `totals` [B] are all tokens of each sample."""
+        if self.relative:
+            totals = torch.bincount(sample, minlength=len(totals))
+        return keep_by_rank(scores.detach(), sample, totals, self.threshold, self.bounds)
+
+
+@MODELS.register_module()
+class HaltingSST(SSTBackbone):
+    """SST with halting modules, weighted attention and token recycling (Dynamic Token Halting, ICCV 2023).
+
+    Args:
+        halting: One config per gate: ``block``, ``module`` and the other arguments of :class:`HaltingGate`. The paper has
+            a ``HaltingUNet`` before block 0 and a ``HaltingMLP`` before block 1.
+        recycle: Put halted tokens on the map with the features they had (section 4.4); False: they vanish.
+        score_scope: How long the scores of a gate weigh the keys: ``'until_next'`` gate, for its ``'block'``, or for its
+            first ``'layer'``. Halted tokens are gone in any case.
+        unet_to_bev: Add the map of the first module that has one to the bird's-eye-view map (halt++, section A.2.3),
+            through a 1 x 1 convolution that starts at 0.
+        **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`.
+
+    Raises:
+        ValueError: If a gate has unknown keys or stands before no block, or two before the same, or tokens influence
+            each other outside of attention (``use_bn``), which would make the two paths differ.
+    """
+
+    def __init__(
+        self,
+        halting: Sequence[Mapping[str, Any]],
+        recycle: bool = True,
+        score_scope: str = 'until_next',
+        unet_to_bev: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if score_scope not in SCORE_SCOPES:
+            raise ValueError(f'unknown score_scope {score_scope!r}; valid are {", ".join(SCORE_SCOPES)}')
+        if (kwargs.get('layer_cfg') or {}).get('use_bn'):
+            raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
+        self.recycle, self.score_scope = recycle, score_scope
+        self.halting = nn.ModuleList(self._gate(dict(config)) for config in halting)
+        blocks = [gate.block for gate in self.halting]
+        valid = range(len(self.block_list))
+        if not blocks or sorted(set(blocks)) != blocks or not set(blocks) <= set(valid):
+            raise ValueError(f'gates stand before blocks {blocks}; give at least one, ascending, of {list(valid)}')
+        self.to_bev_map = None
+        if unet_to_bev:
+            widths = [gate.scorer.latent_channels for gate in self.halting if gate.scorer.latent_channels]
+            if not widths:
+                raise ValueError('unet_to_bev needs a gate whose module has a map, such as HaltingUNet')
+            self.to_bev_map = nn.Conv2d(widths[0], self.embed_dims, 1)
+            nn.init.zeros_(self.to_bev_map.weight)
+            nn.init.zeros_(self.to_bev_map.bias)
+
+    def _gate(self, config: dict[str, Any]) -> HaltingGate:
+        unknown = set(config) - set(GATE_KEYS)
+        if unknown or not {'block', 'module'} <= set(config):
+            raise ValueError(
+                f'a gate has keys {sorted(config)}; it needs block and module, valid: {", ".join(GATE_KEYS)}'
+            )
+        return HaltingGate(embed_dims=self.embed_dims, **config)
+
+    def forward(self, tokens: WindowedTokens, path: str = 'sparse') -> list[Tensor]:
+        """Tokens of a batch to one map [B, C, ny, nx] in a list; see `forward_with_record`."""
+        return self.forward_with_record(tokens, path)[0]
+
+    def forward_with_record(self, tokens: WindowedTokens, path: str = 'sparse') -> tuple[list[Tensor], HaltingRecord]:
+        """Tokens of a batch to a map, and what halted.
+
+        Args:
+            tokens: From the input layer.
+            path: ``'edf'``: compute all tokens, differentiable; ``'sparse'``: compute what is left. The results are
+                equal, whatever mode the module is in.
+
+        Returns:
+            One map [B, C, ny, nx] in a list (without `to_bev`, tokens [N, C]), and the record.
+
+        Raises:
+            ValueError: If `path` is unknown.
+        """
+        if path not in PATHS:
+            raise ValueError(f'unknown path {path!r}; valid are {", ".join(PATHS)}')
+        run = self._edf if path == 'edf' else self._sparse
+        feats, steps, bev_map = run(tokens)
+        record = HaltingRecord(tuple(steps), tokens.coords, tokens.batch_size, self.num_layers)
+        if not self.to_bev:
+            return [feats], record
+        added = None if self.to_bev_map is None else self.to_bev_map(bev_map)
+        return [self.to_map(feats, tokens.coords, tokens.batch_size, added)], record
+
+    def _edf(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], Tensor | None]:
+        """Every token through every block; halted ones weigh nothing as keys (Eq. 8 to 10)."""
+        feats, sample, plans = self.embed(tokens), tokens.coords[:, 0], self.plan(tokens)
+        totals = torch.bincount(sample, minlength=tokens.batch_size)
+        alive = torch.ones_like(sample, dtype=torch.bool)
+        live = feats.new_ones(len(feats))  # k_{0:l}
+        recycled, steps, bev_map, gates = torch.zeros_like(feats), [], None, {gate.block: gate for gate in self.halting}
+        weights = (None, None)
+        for number in range(len(self.block_list)):
+            if number in gates:
+                gate = gates[number]
+                scores, feats, new_map = gate(feats, tokens.coords, tokens.batch_size, self.output_shape, live)
+                bev_map = new_map if bev_map is None else bev_map
+                rows = alive.nonzero().squeeze(1)
+                keep = gate.decide(scores[rows], sample[rows], totals)
+                steps.append(HaltingStep(2 * number, rows, scores[rows], keep))
+                alive = alive.index_copy(0, rows, keep)
+                passes = would_be_kept(scores.detach(), sample, alive, tokens.batch_size)
+                still_live = live * straight_through(passes, scores)
+                if self.recycle:
+                    recycled = recycled + (live - still_live)[:, None] * feats
+                live = still_live
+                weights = self._weights(scores * live, live)
+            feats = self.run_block(number, feats, tokens.positions, plans, weights)
+            weights = self._after_block(weights, live if steps else None)
+        return recycled + live[:, None] * feats, steps, bev_map
+
+    def _sparse(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], Tensor | None]:
+        """Only what is left through each block; halted tokens keep the features they had (section 4.4)."""
+        feats, plans, left = self.embed(tokens), None, tokens
+        totals = torch.bincount(tokens.coords[:, 0], minlength=tokens.batch_size)
+        rows = torch.arange(len(feats), device=feats.device)
+        result, steps, bev_map, gates = torch.zeros_like(feats), [], None, {gate.block: gate for gate in self.halting}
+        weights = (None, None)
+        for number in range(len(self.block_list)):
+            if number in gates:
+                gate = gates[number]
+                scores, feats, new_map = gate(feats, left.coords, left.batch_size, self.output_shape)
+                bev_map = new_map if bev_map is None else bev_map
+                keep = gate.decide(scores, left.coords[:, 0], totals)
+                steps.append(HaltingStep(2 * number, rows, scores, keep))
+                stay, leave = keep.nonzero().squeeze(1), (~keep).nonzero().squeeze(1)
+                if self.recycle:
+                    result = result.index_copy(0, rows[leave], feats[leave])
+                rows, feats, left, plans = rows[stay], feats[stay], left.select(stay), None
+                weights = self._weights(scores[stay], None)
+            if len(rows) == 0:
+                continue
+            plans = self.plan(left) if plans is None else plans
+            feats = self.run_block(number, feats, left.positions, plans, weights)
+            weights = self._after_block(weights, None)
+        return result.index_copy(0, rows, feats), steps, bev_map
+
+    def _weights(self, scores: Tensor, live: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the keys in both layers of the block behind a gate."""
+        return scores, live if self.score_scope == 'layer' else scores
+
+    def _after_block(
+        self, weights: tuple[Tensor | None, Tensor | None], live: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the keys in the blocks after that, up to the next gate."""
+        return weights if self.score_scope == 'until_next' else (live, live)

@@ -1,0 +1,107 @@
+"""The detector that trains tokens to halt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmdet3d.registry import MODELS
+from torch import Tensor
+
+from mmprune3d.pruning.halting import HaltingRecord
+from mmprune3d.pruning.halting_loss import sparsity_loss, token_heatmap, uniform_sparsity_loss
+
+from .detector import SSTDetector
+
+LOSS_KEYS = ('kind', 'weight', 'alpha', 'gamma', 'positives', 'overlap', 'min_radius')
+KINDS = ('nonuniform', 'uniform')
+
+Listener = Callable[[HaltingRecord, list[Tensor] | None], None]
+
+
+@MODELS.register_module()
+class HaltingSSTDetector(SSTDetector):
+    """SST with a backbone whose tokens halt (Dynamic Token Halting, ICCV 2023).
+
+    Losses are computed on the differentiable path, predictions on the sparse one, whatever mode the model is in.
+
+    Args:
+        sparsity_loss: What the scores are trained towards (section 4.6, A.1.1): ``kind`` (``'nonuniform'``, or
+            ``'uniform'``, the ablation), ``weight`` (0.5), ``alpha`` (2), ``gamma`` (4), ``positives``, ``overlap``,
+            ``min_radius``; see :mod:`mmprune3d.pruning.halting_loss`.
+        **kwargs: Arguments of :class:`SSTDetector`.
+
+    Attributes:
+        record_listeners: Called after every loss and prediction with the record and the boxes [G, 7+] of each sample,
+            None where they are not known.
+
+    Raises:
+        ValueError: If `sparsity_loss` has unknown keys or kinds, or the backbone does not halt.
+    """
+
+    def __init__(self, sparsity_loss: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        settings = dict(kind='nonuniform', weight=0.5) | dict(sparsity_loss or {})
+        unknown = set(settings) - set(LOSS_KEYS)
+        if unknown or settings['kind'] not in KINDS:
+            raise ValueError(
+                f'sparsity_loss is {settings}; valid keys are {", ".join(LOSS_KEYS)}, valid kinds {", ".join(KINDS)}'
+            )
+        if not hasattr(self.backbone, 'forward_with_record'):
+            raise ValueError(f'{type(self.backbone).__name__} has no tokens that halt; use HaltingSST or AViTSST')
+        self.kind, self.loss_weight = settings.pop('kind'), settings.pop('weight')
+        self.focal = {key: settings.pop(key) for key in ('alpha', 'gamma') if key in settings}
+        self.heatmap = settings
+        self.record_listeners: list[Listener] = []
+
+    def extract_feat(self, batch_inputs_dict: dict[str, Any]) -> list[Tensor]:
+        """Maps for the head, on the sparse path."""
+        return self.extract_feat_with_record(batch_inputs_dict, 'sparse')[0]
+
+    def extract_feat_with_record(
+        self, batch_inputs_dict: dict[str, Any], path: str
+    ) -> tuple[list[Tensor], HaltingRecord]:
+        """Maps for the head, and what halted; `path` as in the backbone's ``forward_with_record``."""
+        maps, record = self.backbone.forward_with_record(self.tokens(batch_inputs_dict), path)
+        return (self.neck(maps) if self.with_neck else maps), record
+
+    def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: Sequence[Any], **kwargs: Any) -> dict:
+        """Losses of the head, and ``loss_halting`` (Eq. 12)."""
+        maps, record = self.extract_feat_with_record(batch_inputs_dict, 'edf')
+        losses = self.bbox_head.loss(maps, batch_data_samples, **kwargs)
+        boxes = _boxes(batch_data_samples, record.coords)
+        losses.update(self.halting_loss(record, boxes))
+        self._tell(record, boxes)
+        return losses
+
+    def halting_loss(self, record: HaltingRecord, boxes: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The sparsity loss, summed over halting modules, from the boxes [G, 7+] of each sample."""
+        if self.kind == 'uniform':
+            each = [uniform_sparsity_loss(step.scores) for step in record.steps]
+        else:
+            encoder = self.voxel_encoder
+            heatmap = token_heatmap(record.coords, boxes, encoder.voxel_size, encoder.point_cloud_range, **self.heatmap)
+            each = [sparsity_loss(step.scores, heatmap[step.rows], **self.focal) for step in record.steps]
+        return dict(loss_halting=self.loss_weight * sum(each))
+
+    def predict(self, batch_inputs_dict: dict[str, Any], batch_data_samples: Sequence[Any], **kwargs: Any) -> list:
+        """Data samples with predictions, on the sparse path."""
+        maps, record = self.extract_feat_with_record(batch_inputs_dict, 'sparse')
+        results = self.bbox_head.predict(maps, batch_data_samples, **kwargs)
+        self._tell(record, _boxes(batch_data_samples, record.coords))
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _tell(self, record: HaltingRecord, boxes: list[Tensor] | None) -> None:
+        if self.record_listeners:
+            steps = tuple(replace(step, scores=step.scores.detach()) for step in record.steps)
+            for listener in self.record_listeners:
+                listener(replace(record, steps=steps), boxes)
+
+
+def _boxes(samples: Sequence[Any], like: Tensor) -> list[Tensor] | None:
+    """Ground-truth boxes [G, 7+] of each sample, on the device of `like`, or None if a sample has none on record."""
+    truth = [sample.get('gt_instances_3d') for sample in samples]
+    if any(instances is None or 'bboxes_3d' not in instances for instances in truth):
+        return None
+    return [instances.bboxes_3d.tensor.to(like.device) for instances in truth]
