@@ -12,7 +12,7 @@ compat.allow_mmengine_checkpoints()
 compat.install_strict_loading()
 
 # Only now: these need the packages that have just been checked.
-from mmprune3d import adapters, engine, models  # noqa: E402
+from mmprune3d import adapters, engine, evaluation, models  # noqa: E402
 from mmprune3d.datasets import transforms  # noqa: E402
 
-__all__ = ['__version__', 'adapters', 'engine', 'models', 'transforms']
+__all__ = ['__version__', 'adapters', 'engine', 'evaluation', 'models', 'transforms']

@@ -8,6 +8,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --altermoma flops=0.5 --epochs 6   (camera-LiDAR fusion; or sparsity=0.8)
 
+    python tools/upgrade.py CONFIG CHECKPOINT --halting sparsity=0.82 --epochs 6   (SST)
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -40,6 +42,9 @@ def parse_args() -> argparse.Namespace:
         metavar='sparsity=S|flops=F',
         help='prune weights or channels of a fusion detector and fine-tune; criterion=prospr and so on to compare with',
     )
+    parser.add_argument(
+        '--halting', metavar='sparsity=S', help='let tokens of an SST halt, on average S of them, and fine-tune'
+    )
     parser.add_argument('--epochs', type=int, help="epochs of fine-tuning (default: the config's)")
     parser.add_argument('--lr-factor', type=float, default=0.5, help="fine-tuning: times the config's learning rate")
     parser.add_argument('--max-drop', type=float, help='for auto: largest loss of mAP and NDS (default 0.01, a point)')
@@ -61,22 +66,31 @@ def main() -> None:
     args = parse_args()
     from mmprune3d.analysis.finetune import QueryPruning
     from mmprune3d.analysis.fusion_upgrade import FusionPruning, run_fusion_upgrade
+    from mmprune3d.analysis.halting_upgrade import HaltingUpgrade, run_halting_upgrade
     from mmprune3d.analysis.search import parse_plan
     from mmprune3d.analysis.upgrade import run_upgrade
     from mmprune3d.pruning.altermoma import AlterMOMAPlan
     from mmprune3d.pruning.gpq import GPQPlan
+    from mmprune3d.pruning.halting_plan import HaltingPlan
 
     methods = {name: text for name, text in (('tggbc', args.tggbc), ('tome', args.tome)) if text is not None}
-    if not (methods or args.gpq or args.altermoma):
-        raise SystemExit('error: say what to prune: --gpq, --tggbc, --tome or --altermoma')
-    if args.altermoma and (methods or args.gpq):
-        raise SystemExit('error: --altermoma is for fusion detectors, the others for queries and keys: give one kind')
+    kinds = {
+        '--altermoma (fusion detectors)': args.altermoma,
+        '--halting (SST)': args.halting,
+        '--gpq, --tggbc or --tome (queries and keys)': methods or args.gpq,
+    }
+    if sum(bool(given) for given in kinds.values()) != 1:
+        raise SystemExit(f'error: say what to prune, one kind: {", ".join(kinds)}')
     measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures')}
     measured['overrides'] = args.cfg_options
     try:
         if args.altermoma:
             pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
             run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
+            return
+        if args.halting:
+            halting = HaltingUpgrade(HaltingPlan.parse(args.halting), args.epochs, args.lr_factor)
+            run_halting_upgrade(args.config, args.checkpoint, halting, args.out, **measured)
             return
         plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
         run_upgrade(

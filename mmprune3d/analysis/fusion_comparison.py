@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.runner import Runner
 from torch import nn
-from tqdm import tqdm
 
 from mmprune3d.adapters.fusion import FusionMap, has, resolve
 from mmprune3d.pruning.channel_selection import Costs
-from mmprune3d.visualization.bev_boxes import draw_bev_boxes
-from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from . import report as reports
-from .accuracy import evaluate, evenly_spaced, summarize
 from .fusion_flops import count_costs, gflops_by_part
-from .latency import REST, TOTAL, StageTimer, medians
+from .latency import REST, TOTAL
 from .memory import peak_memory
-
-THRESHOLD = 0.3
-"""Boxes below this score are not drawn."""
+from .side_by_side import SideBySide
 
 
-class FusionComparison:
-    """Baseline and upgraded model in one process, on the same samples.
+class FusionComparison(SideBySide):
+    """Baseline and upgraded fusion detector, by the groups of their map.
 
     Args:
-        runner: Built from the config of the baseline; its checkpoint is loaded here, and its test set is used for both.
+        runner: See :class:`SideBySide`, as all but the third.
         upgraded: The pruned model, with its weights.
         fusion: The map of both.
         timed: How many test batches to time.
@@ -42,41 +32,15 @@ class FusionComparison:
     def __init__(
         self, runner: Runner, upgraded: nn.Module, fusion: FusionMap, timed: int = 8, repeats: int = 3
     ) -> None:
-        runner.load_or_resume()
-        self.runner, self.fusion, self.repeats = runner, fusion, repeats
-        self.batches = list(islice(runner.test_dataloader, timed))
-        self.models = {'baseline': runner.model, 'upgraded': upgraded}
+        super().__init__(runner, upgraded, timed, repeats)
+        self.fusion = fusion
 
-    @torch.no_grad()
-    def predict(self, name: str, batch: dict[str, Any]) -> list[Any]:
-        """Predictions of a model for a batch, which stays as it is."""
-        return self.models[name].eval().test_step(copy.deepcopy(batch))
+    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules that the groups name."""
+        return timed_modules(model, self.fusion)
 
-    def accuracy(self) -> dict[str, dict[str, float]]:
-        """Metrics of both, over the whole test set."""
-        results = {}
-        for name, model in self.models.items():
-            self.runner.model = model
-            results[name] = summarize(evaluate(self.runner, name))
-        return results
-
-    def latency(self) -> dict[str, dict[str, float]]:
-        """Median milliseconds per group of both; they alternate, so that a busy machine slows both.
-
-        What belongs to no module, such as decoding and the transfer of inputs, is the rest.
-        """
-        parts = {name: timed_modules(model, self.fusion) for name, model in self.models.items()}
-        timers = {name: StageTimer(modules) for name, modules in parts.items()}
-        times: dict[str, list[dict[str, float]]] = {name: [] for name in self.models}
-        for name in self.models:
-            self.predict(name, self.batches[0])
-        for batch in tqdm(self.batches * self.repeats, desc='timing', unit='batch'):
-            for name in self.models:
-                spent = timers[name].measure(lambda name=name, batch=batch: self.predict(name, batch))
-                times[name].append(self._by_group(spent))
-        return {name: medians(values) for name, values in times.items()}
-
-    def _by_group(self, spent: Mapping[str, float]) -> dict[str, float]:
+    def grouped(self, spent: Mapping[str, float]) -> dict[str, float]:
+        """Sums per group."""
         sums = dict.fromkeys(self.fusion.groups, 0.0)
         for module in spent.keys() - {REST, TOTAL}:
             sums[str(self.fusion.group_of(module))] += spent[module]
@@ -96,37 +60,6 @@ class FusionComparison:
                 'nonzero': nonzero(model, costs),
             }
         return results
-
-    def report(self, title: str) -> dict[str, Any]:
-        """Everything measured, as plain types."""
-        costs, latency, accuracy = self.costs(), self.latency(), self.accuracy()
-        dtype = str(next(self.models['upgraded'].parameters()).dtype).removeprefix('torch.')
-        batch_size = self.runner.test_dataloader.batch_size
-        return {
-            'title': title,
-            **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.models},
-            'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
-            'env': reports.environment(batch_size, dtype),
-        }
-
-    def pictures(self, folder: Path, count: int) -> list[Path]:
-        """Draws `count` samples spread over the test set, with the boxes of both models from above."""
-        dataset, paths = self.runner.test_dataloader.dataset, []
-        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
-            batch = self.runner.test_dataloader.collate_fn([dataset[index]])
-            found = {name: self.predict(name, batch)[0] for name in self.models}
-            truth = annotated_boxes(found['upgraded'])
-            boxes = {name: confident_boxes(sample, THRESHOLD).corners[:, :4, :2] for name, sample in found.items()}
-            paths.append(folder / f'sample_{index:04d}.png')
-            points = batch['inputs']['points'][0]
-            draw_bev_boxes(
-                paths[-1],
-                getattr(points, 'tensor', points).numpy(),
-                None if truth is None else truth.corners[:, :4, :2],
-                boxes,
-                title=f'sample {index}, scores from {THRESHOLD}',
-            )
-        return paths
 
 
 def timed_modules(model: nn.Module, fusion: FusionMap) -> dict[str, nn.Module]:

@@ -25,17 +25,10 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        norm_cfg: dict,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        activate: bool = False,
+        self, in_channels: int, out_channels: int, norm_cfg: dict, kernel: int = 1, activate: bool = False, **conv: int
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False, **conv)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
         self.activate = activate
 
@@ -247,11 +240,7 @@ class HaltingMLP(BaseModule):
 
 
 def score_layer(in_channels: int, init_score: float) -> nn.Linear:
-    """Linear layer to one logit, whose bias alone would give `init_score`.
-
-    Raises:
-        ValueError: If `init_score` is not between 0 and 1.
-    """
+    """Linear layer to one logit, whose bias alone would give `init_score`; a ValueError unless that is in (0, 1)."""
     if not 0 < init_score < 1:
         raise ValueError(f'init_score={init_score!r} must lie between 0 and 1')
     layer = nn.Linear(in_channels, 1)

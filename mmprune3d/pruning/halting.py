@@ -142,7 +142,8 @@ def rank_in_sample(scores: Tensor, sample: Tensor, batch_size: int) -> Tensor:
     """Place [K] int64 of each score [K] among those of its sample [K], 0 for the largest; equal ones in their order."""
     lowest_last = torch.where(scores.isnan(), float('-inf'), scores)
     order = lowest_last.argsort(stable=True, descending=True)
-    order = order[sample[order].argsort(stable=True)]
+    if batch_size > 1:
+        order = order[sample[order].argsort(stable=True)]
     sizes = sample.new_zeros(batch_size).index_add(0, sample, torch.ones_like(sample))
     place = torch.arange(len(sample), device=sample.device) - (sizes.cumsum(0) - sizes)[sample[order]]
     return torch.empty_like(order).scatter(0, order, place)

@@ -13,7 +13,7 @@ from torch import Tensor
 POSITIVES = ('cell', 'nearest_token')
 _CENTRE = 1 - 1e-4
 _EPS = 1e-12  # of mmdet's GaussianFocalLoss: keeps logarithms and their gradients finite
-_PAIRS = 1 << 22  # of tokens and boxes at a time; one tensor of them has 16 MB
+_PAIRS = 1 << 22  # of tokens and boxes at a time: tensors of 16 MB
 
 
 @torch.no_grad()
@@ -41,7 +41,8 @@ def token_heatmap(
         overlap: IoU that a box shifted by r must keep, 0 to 1.
         min_radius: Least radius in cells.
         positives: `cell` as the equation, where an object whose own cell is empty, such as a hollow car, has no
-            positive token; `nearest_token` also gives 1 to the token inside the box that is nearest to its centre.
+            positive token; `nearest_token` also gives 1 to the token inside the box that is nearest to its centre
+            (to all that are equally near).
 
     Returns:
         [N] float32, 0 to 1.
@@ -61,27 +62,38 @@ def token_heatmap(
         rows = (coords[:, 0] == sample).nonzero().squeeze(1)
         cells = coords[rows][:, [3, 2]]
         for some in all_boxes.float().split(max(_PAIRS // max(len(rows), 1), 1)):
-            if len(rows) and len(some):
-                values = _values(cells, some, cell_size, origin, overlap, min_radius, positives == 'nearest_token')
-                heatmap[rows] = torch.maximum(heatmap[rows], values)
+            values = _values(cells, some, cell_size, origin, overlap, min_radius, positives == 'nearest_token')
+            heatmap[rows] = torch.maximum(heatmap[rows], values)
     return heatmap
 
 
 def _values(
     cells: Tensor, boxes: Tensor, cell_size: Tensor, origin: Tensor, overlap: float, min_radius: int, nearest: bool
 ) -> Tensor:
-    """Eq. 18 for tokens [N, 2] (x, y) and boxes [G, 7+] of one sample, one of each at least: [N]."""
+    """Eq. 18 for tokens [N, 2] (x, y) and boxes [G, 7+] of one sample: [N]."""
     radius = gaussian_radius(boxes[:, 3:5] / cell_size, overlap).int().clamp(min=min_radius)
     sigma = (2 * radius + 1) / 6
     centre = ((boxes[:, :2] - origin) / cell_size).floor()
-    offset = (cells + 0.5) * cell_size + origin - boxes[:, None, :2]
-    inside = inside_footprint(offset, boxes)
-    distance = (cells - centre[:, None]).square().sum(2)
-    values = torch.where(inside, torch.exp(-distance / (2 * sigma.square())[:, None]), 0)
+    box, token, squared = pairs_inside((cells + 0.5) * cell_size + origin, boxes)
+    values = torch.exp(-(cells[token] - centre[box]).square().sum(1) / (2 * sigma[box].square()))
     if nearest:
-        closest = torch.where(inside, offset.square().sum(2), torch.inf).argmin(1, keepdim=True)
-        values.scatter_(1, closest, inside.gather(1, closest).to(values))
-    return values.amax(0)
+        least = squared.new_full((len(boxes),), torch.inf).scatter_reduce(0, box, squared, 'amin')
+        values = torch.where(squared == least[box], 1, values)
+    return values.new_zeros(len(cells)).scatter_reduce(0, token, values, 'amax')
+
+
+def pairs_inside(places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which places [N, 2] lie in which boxes [G, 7+], in bird's-eye view.
+
+    Returns:
+        For each pair of them: row of the box, row of the place, squared distance from the box's centre in metres.
+    """
+    reach = boxes[:, 3:5].norm(dim=1) / 2
+    x, y = ((places[:, axis] - boxes[:, axis, None]).abs_() < reach[:, None] for axis in (0, 1))
+    box, token = (x & y).nonzero(as_tuple=True)  # few pairs are near enough for anything that costs more
+    offset = places[token] - boxes[box, :2]
+    inside = inside_footprint(offset[:, None], boxes[box])[:, 0]
+    return box[inside], token[inside], offset[inside].square().sum(1)
 
 
 def inside_footprint(offset: Tensor, boxes: Tensor) -> Tensor:

@@ -253,4 +253,4 @@ def test_the_command_line_wants_something_to_prune(folder: Path) -> None:
     tool = CONFIG.parents[2] / 'tools' / 'upgrade.py'
     command = [sys.executable, tool, CONFIG, folder / 'petr.pth']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stderr.strip().endswith('error: say what to prune: --gpq, --tggbc, --tome or --altermoma')
+    assert result.stderr.strip().endswith('--gpq, --tggbc or --tome (queries and keys)')

@@ -1,5 +1,6 @@
 """SST (Single-stride Sparse Transformer, CVPR 2022) for mmdet3d 1.4, on GPU and CPU, with tokens that can halt."""
 
+from .avit_backbone import AViTSST
 from .backbone import SSTBackbone
 from .center_head import SSTCenterHead
 from .detector import SSTDetector
@@ -9,6 +10,7 @@ from .input_layer import SSTInputLayer
 from .voxel_encoder import SSTDynamicVFE
 
 __all__ = [
+    'AViTSST',
     'HaltingSST',
     'HaltingSSTDetector',
     'SSTBackbone',

@@ -70,7 +70,7 @@ class SSTBackbone(BaseModule):
         conv_out_channel: int = 128,
         norm_cfg: dict | None = None,
         conv_cfg: dict | None = None,
-        conv_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] = dict(kernel_size=3, dilation=1, padding=1),  # noqa: B006
+        conv_kwargs: Mapping[str, Any] | Sequence[Mapping[str, Any]] = dict(kernel_size=3, dilation=1, padding=1),
         conv_shortcut: bool = False,
         in_channel: int | None = None,
         to_bev: bool = True,

@@ -62,8 +62,8 @@ class SSTCenterHead(CenterHead):
     def init_weights(self) -> None:
         """Lets heatmaps begin near 0.
 
-        mmdet3d's heads never get to it (mmengine does not look into a plain ``ModuleList``), and start with a heatmap of
-        0.5 everywhere, hundreds of times the loss.
+        mmdet3d's heads never get to it (mmengine does not look into a plain ``ModuleList``) and start with 0.5
+        everywhere, which is hundreds of times the loss.
         """
         super().init_weights()
         for head in self.task_heads:

@@ -98,11 +98,11 @@ class HaltingSST(SSTBackbone):
     """SST with halting modules, weighted attention and token recycling (Dynamic Token Halting, ICCV 2023).
 
     Args:
-        halting: One config per gate: ``block``, ``module`` and the other arguments of :class:`HaltingGate`. The paper has
-            a ``HaltingUNet`` before block 0 and a ``HaltingMLP`` before block 1.
+        halting: One config per gate: ``block``, ``module`` and the other arguments of :class:`HaltingGate`. The paper
+            has a ``HaltingUNet`` before block 0 and a ``HaltingMLP`` before block 1.
         recycle: Put halted tokens on the map with the features they had (section 4.4); False: they vanish.
-        score_scope: How long the scores of a gate weigh the keys: ``'until_next'`` gate, for its ``'block'``, or for its
-            first ``'layer'``. Halted tokens are gone in any case.
+        score_scope: How long the scores of a gate weigh the keys: ``'until_next'`` gate, for its ``'block'``, or for
+            its first ``'layer'``. Halted tokens are gone in any case.
         unet_to_bev: Add the map of the first module that has one to the bird's-eye-view map (halt++, section A.2.3),
             through a 1 x 1 convolution that starts at 0.
         **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`.
@@ -148,20 +148,17 @@ class HaltingSST(SSTBackbone):
             )
         return HaltingGate(embed_dims=self.embed_dims, **config)
 
-    def forward(self, tokens: WindowedTokens, path: str = 'sparse') -> list[Tensor]:
-        """Tokens of a batch to one map [B, C, ny, nx] in a list; see `forward_with_record`."""
-        return self.forward_with_record(tokens, path)[0]
-
-    def forward_with_record(self, tokens: WindowedTokens, path: str = 'sparse') -> tuple[list[Tensor], HaltingRecord]:
-        """Tokens of a batch to a map, and what halted.
+    def forward(self, tokens: WindowedTokens, path: str = 'sparse', return_record: bool = False) -> Any:
+        """Tokens of a batch to a map.
 
         Args:
             tokens: From the input layer.
             path: ``'edf'``: compute all tokens, differentiable; ``'sparse'``: compute what is left. The results are
                 equal, whatever mode the module is in.
+            return_record: Also say what halted.
 
         Returns:
-            One map [B, C, ny, nx] in a list (without `to_bev`, tokens [N, C]), and the record.
+            One map [B, C, ny, nx] in a list (without `to_bev`, tokens [N, C]), or that and a ``HaltingRecord``.
 
         Raises:
             ValueError: If `path` is unknown.
@@ -171,10 +168,14 @@ class HaltingSST(SSTBackbone):
         run = self._edf if path == 'edf' else self._sparse
         feats, steps, bev_map = run(tokens)
         record = HaltingRecord(tuple(steps), tokens.coords, tokens.batch_size, self.num_layers)
-        if not self.to_bev:
-            return [feats], record
-        added = None if self.to_bev_map is None else self.to_bev_map(bev_map)
-        return [self.to_map(feats, tokens.coords, tokens.batch_size, added)], record
+        if self.to_bev:
+            added = None if self.to_bev_map is None else self.to_bev_map(bev_map)
+            feats = self.to_map(feats, tokens.coords, tokens.batch_size, added)
+        return ([feats], record) if return_record else [feats]
+
+    def forward_with_record(self, tokens: WindowedTokens, path: str = 'sparse') -> tuple[list[Tensor], HaltingRecord]:
+        """`forward` with the record."""
+        return self(tokens, path, return_record=True)
 
     def _edf(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], Tensor | None]:
         """Every token through every block; halted ones weigh nothing as keys (Eq. 8 to 10)."""

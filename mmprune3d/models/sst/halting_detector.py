@@ -29,7 +29,8 @@ class HaltingSSTDetector(SSTDetector):
     Args:
         sparsity_loss: What the scores are trained towards (section 4.6, A.1.1): ``kind`` (``'nonuniform'``, or
             ``'uniform'``, the ablation), ``weight`` (0.5), ``alpha`` (2), ``gamma`` (4), ``positives``, ``overlap``,
-            ``min_radius``; see :mod:`mmprune3d.pruning.halting_loss`.
+            ``min_radius``; see :mod:`mmprune3d.pruning.halting_loss`. A backbone with a method ``regularization``, from
+            a record to a dict of losses (:class:`AViTSST`), is trained with these instead and takes no `sparsity_loss`.
         **kwargs: Arguments of :class:`SSTDetector`.
 
     Attributes:
@@ -37,7 +38,8 @@ class HaltingSSTDetector(SSTDetector):
             None where they are not known.
 
     Raises:
-        ValueError: If `sparsity_loss` has unknown keys or kinds, or the backbone does not halt.
+        ValueError: If `sparsity_loss` has unknown keys or kinds, the backbone does not halt, or it has losses of its
+            own and `sparsity_loss` is given.
     """
 
     def __init__(self, sparsity_loss: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -50,6 +52,8 @@ class HaltingSSTDetector(SSTDetector):
             )
         if not hasattr(self.backbone, 'forward_with_record'):
             raise ValueError(f'{type(self.backbone).__name__} has no tokens that halt; use HaltingSST or AViTSST')
+        if sparsity_loss and hasattr(self.backbone, 'regularization'):
+            raise ValueError(f'{type(self.backbone).__name__} brings its own losses; leave out sparsity_loss')
         self.kind, self.loss_weight = settings.pop('kind'), settings.pop('weight')
         self.focal = {key: settings.pop(key) for key in ('alpha', 'gamma') if key in settings}
         self.heatmap = settings
@@ -67,7 +71,7 @@ class HaltingSSTDetector(SSTDetector):
         return (self.neck(maps) if self.with_neck else maps), record
 
     def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: Sequence[Any], **kwargs: Any) -> dict:
-        """Losses of the head, and ``loss_halting`` (Eq. 12)."""
+        """Losses of the head, and ``loss_halting`` (Eq. 12) or those of the backbone."""
         maps, record = self.extract_feat_with_record(batch_inputs_dict, 'edf')
         losses = self.bbox_head.loss(maps, batch_data_samples, **kwargs)
         boxes = _boxes(batch_data_samples, record.coords)
@@ -76,7 +80,9 @@ class HaltingSSTDetector(SSTDetector):
         return losses
 
     def halting_loss(self, record: HaltingRecord, boxes: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The sparsity loss, summed over halting modules, from the boxes [G, 7+] of each sample."""
+        """The sparsity loss, summed over halting modules, from the boxes [G, 7+] of each sample; or the backbone's."""
+        if hasattr(self.backbone, 'regularization'):
+            return self.backbone.regularization(record)
         if self.kind == 'uniform':
             each = [uniform_sparsity_loss(step.scores) for step in record.steps]
         else:
@@ -95,8 +101,9 @@ class HaltingSSTDetector(SSTDetector):
     def _tell(self, record: HaltingRecord, boxes: list[Tensor] | None) -> None:
         if self.record_listeners:
             steps = tuple(replace(step, scores=step.scores.detach()) for step in record.steps)
+            decisions = HaltingRecord(steps, record.coords, record.batch_size, record.num_layers)
             for listener in self.record_listeners:
-                listener(replace(record, steps=steps), boxes)
+                listener(decisions, boxes)
 
 
 def _boxes(samples: Sequence[Any], like: Tensor) -> list[Tensor] | None:

@@ -1,0 +1,220 @@
+"""Upgrades of SST: insert halting modules, fine-tune, show what it costs and gains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.pruning.halting import HaltingRecord
+from mmprune3d.pruning.halting_plan import HaltingPlan
+from mmprune3d.visualization.halted_tokens import draw_halted_tokens
+from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
+
+from . import report as reports
+from .accuracy import evenly_spaced
+from .finetune import LR_FACTOR, check_finetuning, finetuning
+from .flops import count_flops
+from .memory import peak_memory
+from .side_by_side import THRESHOLD, SideBySide
+from .upgrade import prepare, read_config, upgraded_config
+
+STAGES = {'voxel encoder': 'voxel_encoder', 'backbone': 'backbone', 'neck': 'neck', 'head': 'bbox_head'}
+
+
+@dataclass(frozen=True)
+class HaltingUpgrade:
+    """Halting with fine-tuning.
+
+    Attributes:
+        plan: How much halts.
+        epochs: Epochs of fine-tuning; None means as many as the config trains.
+        lr_factor: Times the learning rate of the config.
+    """
+
+    plan: HaltingPlan
+    epochs: int | None = None
+    lr_factor: float = LR_FACTOR
+
+    def __post_init__(self) -> None:
+        check_finetuning(self.epochs, self.lr_factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
+
+    def config(self, config: Config) -> Config:
+        """`config` with a backbone whose tokens halt.
+
+        Raises:
+            ValueError: If it is no SST, or halts already.
+        """
+        model, config = config.model, upgraded_config(config, None)
+        types = (model['type'], model.get('backbone', {}).get('type'))
+        if types != ('SSTDetector', 'SSTBackbone'):
+            raise ValueError(f'halting is put into SSTDetector with SSTBackbone, not into {types[0]} with {types[1]}')
+        backbone = config.model.backbone
+        width, blocks = backbone.get('d_model', [128])[0], backbone.get('num_blocks', 4)
+        backbone.update(type='HaltingSST', halting=self.plan.gates(width, blocks))
+        loss = dict(kind=self.plan.loss, weight=self.plan.loss_weight)
+        config.model.update(type='HaltingSSTDetector', sparsity_loss=loss)
+        hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] != 'HaltingHook']
+        config.custom_hooks = [*hooks, dict(type='HaltingHook')]
+        return config
+
+    def run(self, config: Config, checkpoint: Path, out: Path) -> tuple[Config, dict[str, Any]]:
+        """Fine-tunes in ``out/finetune``; a second call goes on where the first one stopped.
+
+        Args:
+            config: Of the plain SST.
+            checkpoint: Its weights.
+            out: Folder.
+
+        Returns:
+            The config and the checkpoint of the detector whose tokens halt.
+
+        Raises:
+            ValueError: If the plan does not fit.
+        """
+        halting = self.config(config)
+        Runner.from_cfg(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor)).train()
+        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
+        data = torch.load(last, map_location='cpu', weights_only=True)
+        made = {name: value for name, value in data.items() if name not in TRAINING_STATE}
+        made['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
+        return halting, made
+
+
+class HaltingComparison(SideBySide):
+    """An SST and the same with halting."""
+
+    def stages(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The parts of the detector."""
+        found = {name: getattr(model, child, None) for name, child in STAGES.items()}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """GFLOPs, peak memory and parameters of both on the first batch; sparsity over the timed batches."""
+        results, first = {}, self.batches[0]
+        for name, model in self.models.items():
+            flops = count_flops(lambda name=name: self.predict(name, first), self.stages(model.eval()))
+            records = [record for batch in self.batches for record in self.records(name, batch)]
+            each = [record.sparsity() for record in records] or [torch.zeros(model.backbone.num_layers)]
+            results[name] = {
+                'gflops': flops.pop('total'),
+                'gflops_by_stage': flops,
+                'peak_mib': peak_memory(lambda name=name: self.predict(name, first)),
+                'params': sum(p.numel() for p in model.parameters()),
+                'sparsity': torch.stack(each).mean(0).tolist(),
+            }
+        return results
+
+    def records(self, name: str, batch: dict[str, Any]) -> list[HaltingRecord]:
+        """What halted while a model made its predictions; nothing for a model without halting."""
+        listeners = getattr(self.models[name], 'record_listeners', None)
+        if listeners is None:
+            return []
+        heard: list[HaltingRecord] = []
+
+        def listen(record: HaltingRecord, _: object) -> None:
+            heard.append(record)
+
+        listeners.append(listen)
+        try:
+            self.predict(name, batch)
+        finally:
+            listeners.remove(listen)
+        return heard
+
+    def token_pictures(self, folder: Path, count: int) -> list[Path]:
+        """Draws where the tokens of `count` samples halted, with the boxes that are there and those that are found."""
+        dataset, paths = self.runner.test_dataloader.dataset, []
+        encoder = self.models['upgraded'].voxel_encoder
+        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
+            batch = self.runner.test_dataloader.collate_fn([dataset[index]])
+            record, sample = self.records('upgraded', batch)[0], self.predict('upgraded', batch)[0]
+            truth = annotated_boxes(sample)
+            paths.append(folder / f'tokens_{index:04d}.png')
+            draw_halted_tokens(
+                paths[-1],
+                record.coords.cpu().numpy(),
+                record.halted_at().cpu().numpy(),
+                [step.layer for step in record.steps],
+                encoder.voxel_size,
+                encoder.point_cloud_range,
+                None if truth is None else truth.corners[:, :4, :2],
+                {'found': confident_boxes(sample, THRESHOLD).corners[:, :4, :2]},
+                title=f'sample {index}: {record.mean_sparsity():.0%} of the tokens halted on average',
+            )
+        return paths
+
+
+def halting_rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of the table."""
+    yield from reports.figures(baseline, upgraded)
+    yield reports.row('parameters (millions)', baseline['params'] / 1e6, upgraded['params'] / 1e6, 3)
+    means = [sum(side['sparsity']) / len(side['sparsity']) for side in (baseline, upgraded)]
+    yield f'| mean sparsity of tokens | {means[0]:.1%} | {means[1]:.1%} | |'
+    layers = [' '.join(f'{share:.0%}' for share in side['sparsity']) for side in (baseline, upgraded)]
+    yield f'| halted before each attention layer | {layers[0]} | {layers[1]} | |'
+
+
+def run_halting_upgrade(
+    config_file: Path,
+    checkpoint: Path,
+    halting: HaltingUpgrade,
+    out: Path,
+    overrides: dict[str, Any],
+    timed: int,
+    repeats: int,
+    pictures: int,
+) -> dict[str, Any]:
+    """Inserts halting, fine-tunes, measures baseline and upgraded model, and writes the report folder.
+
+    Args:
+        config_file: Config of a plain SST.
+        checkpoint: Its weights.
+        halting: What to do.
+        out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, and `finetune/`, where
+            an interrupted fine-tuning goes on.
+        overrides: Settings on top of the config, by dotted key.
+        timed: Test batches to time.
+        repeats: How often each is timed.
+        pictures: Samples to draw.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint is missing.
+        ValueError: If the plan does not fit.
+    """
+    original = read_config(config_file, checkpoint, overrides)
+    halting.config(original)  # what is no SST is refused before anything is built
+    runner = Runner.from_cfg(prepare(original, checkpoint, out))
+    config, made = halting.run(original, checkpoint, out)
+    weights = out / 'upgraded.pth'
+    torch.save(made, weights)
+    config = copy.deepcopy(config)
+    config.load_from = str(weights)
+    config.dump(out / 'upgraded.py')
+    upgraded = Runner.from_cfg(prepare(config, weights, out))
+    upgraded.load_or_resume()
+    comparison = HaltingComparison(runner, upgraded.model, timed, repeats)
+    report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
+    report['plan'] = halting.to_dict()
+    text = reports.markdown(report, halting_rows)
+    reports.write(report, out, text)
+    drawn = comparison.pictures(out / 'pictures', pictures) + comparison.token_pictures(out / 'pictures', pictures)
+    print(text)
+    print(f'Pictures: {", ".join(map(str, drawn))}')
+    print(f'Upgraded model: {out / "upgraded.py"} {weights}')
+    return report
