@@ -2,9 +2,11 @@
 
     python tools/convert_checkpoint.py petr_vov_800x320.pth petr_ours.pth --from petr-official
     python tools/convert_checkpoint.py bevfusion-det.pth bevfusion_ours.pth --from bevfusion-mit
+    python tools/convert_checkpoint.py sst_waymo.pth sst_ours.pth --from sst-0.15
 
 petr-official: megvii-research/PETR.  petr-mmdet3d: projects/PETR of mmdetection3d.
 bevfusion-mit: detectors of mit-han-lab/bevfusion. Those of mmdetection3d's projects/BEVFusion need no conversion.
+sst-0.15: tusen-ai/SST on mmdetection3d 0.15, with a centre head or an anchor head.
 """
 
 from __future__ import annotations

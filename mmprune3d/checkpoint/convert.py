@@ -9,7 +9,8 @@ same boxes, bit by bit up to the rounding of the angle.
 PETRv2-like heads cannot be converted this way (length and width come from different hidden layers); their box coder
 takes ``convention='petr'`` instead.
 
-BEVFusion has a module of its own, :mod:`mmprune3d.checkpoint.convert_bevfusion`.
+BEVFusion and SST have modules of their own, :mod:`mmprune3d.checkpoint.convert_bevfusion` and
+:mod:`mmprune3d.checkpoint.convert_sst`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import convert_bevfusion
+from . import convert_bevfusion, convert_sst
 
 CODE_SIZE = 10
 
@@ -35,7 +36,7 @@ _ROWS = {
 SOURCES = tuple(_ROWS)
 """What can be converted of PETR: the official repository (mmdet3d 0.17), and mmdet3d's ``projects/PETR``."""
 
-ALL_SOURCES = (*SOURCES, convert_bevfusion.SOURCE)
+ALL_SOURCES = (*SOURCES, convert_bevfusion.SOURCE, convert_sst.SOURCE)
 """Whatever can be converted."""
 
 CLASSES = (
@@ -50,7 +51,7 @@ CLASSES = (
     'pedestrian',
     'traffic_cone',
 )
-"""Class order of the published models."""
+"""Class order of the published models of nuScenes; SST has :data:`mmprune3d.checkpoint.convert_sst.CLASSES`."""
 
 _LAST_LAYER = re.compile(r'pts_bbox_head\.reg_branches\.\d+\.4\.(weight|bias)')
 _KNOWN = re.compile(
@@ -76,7 +77,7 @@ _KNOWN = re.compile(
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights of a published PETR as weights of ``PETR3D``, of a published BEVFusion as weights of ``BEVFusion3D``.
+    """Weights of a published PETR, BEVFusion or SST as weights of ``PETR3D``, ``BEVFusion3D`` or ``SSTDetector``.
 
     Args:
         state_dict: All weights of the detector (of PETR ``img_backbone.*``, ``img_neck.*``, ``pts_bbox_head.*``). It is
@@ -85,7 +86,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[st
 
     Returns:
         Of PETR the same keys and shapes; rows of the last regression layers and `code_weights` are in our order. Of
-        BEVFusion see :func:`~mmprune3d.checkpoint.convert_bevfusion.convert_bevfusion`.
+        BEVFusion see :func:`~mmprune3d.checkpoint.convert_bevfusion.convert_bevfusion`, of SST
+        :func:`~mmprune3d.checkpoint.convert_sst.convert_sst`.
 
     Raises:
         ValueError: If `source` is unknown; if keys do not belong to PETR, or the head is not there (one message lists
@@ -93,6 +95,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[st
     """
     if source == convert_bevfusion.SOURCE:
         return convert_bevfusion.convert_bevfusion(state_dict)
+    if source == convert_sst.SOURCE:
+        return convert_sst.convert_sst(state_dict)
     if source not in _ROWS:
         raise ValueError(f'unknown source {source!r}; valid are {", ".join(ALL_SOURCES)}')
     unknown = [key for key in state_dict if not _KNOWN.fullmatch(key)]
@@ -130,9 +134,13 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, 
     meta = checkpoint.get('meta', {})
     if 'converted_from' in meta:
         raise ValueError(f'this checkpoint was already converted from {meta["converted_from"]}; use it as it is')
+    default_classes = CLASSES
+    if source == convert_sst.SOURCE:
+        convert_sst.check_meta(meta)
+        default_classes = convert_sst.CLASSES
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    dataset_meta = {'classes': tuple(meta.get('CLASSES') or CLASSES)}
+    dataset_meta = {'classes': tuple(meta.get('CLASSES') or default_classes)}
     return {
         'meta': {'converted_from': source, 'dataset_meta': dataset_meta},
         'state_dict': convert_state_dict(weights, source),

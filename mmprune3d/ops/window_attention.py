@@ -106,4 +106,4 @@ def _explicit(
     peak = peak.masked_fill(peak == float('-inf'), 0)  # no key is left: the caller makes the output 0
     share = (logits - peak).clamp(max=LARGEST_EXPONENT).exp() * w[:, None, None]
     attention = share / share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    return F.dropout(attention, dropout) @ v
+    return F.dropout(attention.to(v.dtype), dropout) @ v  # weights may be more exact than tokens

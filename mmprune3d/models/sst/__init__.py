@@ -3,6 +3,7 @@
 from .avit_backbone import AViTSST
 from .backbone import SSTBackbone
 from .center_head import SSTCenterHead
+from .conv_neck import SSTConvNeck
 from .detector import SSTDetector
 from .halting_backbone import HaltingSST
 from .halting_detector import HaltingSSTDetector
@@ -15,6 +16,7 @@ __all__ = [
     'HaltingSSTDetector',
     'SSTBackbone',
     'SSTCenterHead',
+    'SSTConvNeck',
     'SSTDetector',
     'SSTDynamicVFE',
     'SSTInputLayer',

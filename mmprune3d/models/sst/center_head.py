@@ -70,6 +70,12 @@ class SSTCenterHead(CenterHead):
             last = (head.cls_head if hasattr(head, 'cls_head') else head.heatmap)[-1]
             nn.init.constant_(last.bias, head.init_bias)
 
+    def forward_single(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Predictions of each task from a map [B, in_channels, ny, nx]."""
+        x = self.shared_conv(x)
+        # Maps of tokens are channels-last, which mmcv's deformable convolution on a CPU refuses.
+        return [task(x.contiguous() if hasattr(task, 'feature_adapt_cls') else x) for task in self.task_heads]
+
     @property
     def _which(self) -> str:
         return 'with vel in common_heads' if self.with_velocity else 'without vel in common_heads'

@@ -1,0 +1,6 @@
+# On average over the eight attention layers 73.5 to 83.5 % of the tokens are gone.
+_base_ = ['./halting_sst_waymo_s89.py']
+halting = _base_.model.backbone.halting
+halting[0].bounds = (0.6, 0.7)
+halting[1].bounds = (0.78, 0.88)
+model = dict(backbone=dict(halting=halting))

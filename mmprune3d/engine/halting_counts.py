@@ -1,0 +1,191 @@
+"""Halted tokens, counted by layer, gate and kind of token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, rank_in_sample
+from mmprune3d.pruning.halting_loss import pairs_inside
+
+KINDS = ('foreground', 'background', 'unlabelled')
+"""Tokens in an annotated box, in none, and of batches without annotations."""
+
+
+def halting_detector(model: nn.Module) -> nn.Module:
+    """The part of `model` that halts tokens: it has listeners for records, and gates in its backbone.
+
+    Raises:
+        ValueError: If there is none; the message says what there is.
+    """
+    model = unwrap(model)
+    for module in model.modules():
+        if hasattr(module, 'record_listeners') and len(getattr(getattr(module, 'backbone', None), 'halting', ())):
+            return module
+    backbone = getattr(model, 'backbone', None)
+    parts = ', '.join(f'{name} ({type(part).__name__})' for name, part in model.named_children()) or 'nothing'
+    gates = 'no gates' if not len(getattr(backbone, 'halting', ())) else 'no record_listeners'
+    raise ValueError(
+        f'the model halts no tokens: found {type(model).__name__} with {parts}, and {gates}; valid is a '
+        'HaltingSSTDetector whose backbone has halting=[dict(block=..., module=..., threshold=..., bounds=...), ...]'
+    )
+
+
+def grid_of(detector: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """Size of a voxel (x, y, z) and range of the points (lower x, y, z, upper x, y, z), in metres.
+
+    Raises:
+        ValueError: If neither the preprocessor nor the voxel encoder knows them.
+    """
+    preprocessor = getattr(detector, 'data_preprocessor', None)
+    for part in (getattr(preprocessor, 'voxel_layer', None), getattr(detector, 'voxel_encoder', None)):
+        if hasattr(part, 'voxel_size') and hasattr(part, 'point_cloud_range'):
+            return tuple(map(float, part.voxel_size)), tuple(map(float, part.point_cloud_range))
+    raise ValueError(
+        f'{type(detector).__name__} has no voxel_size and point_cloud_range; valid places are '
+        'data_preprocessor.voxel_layer and voxel_encoder'
+    )
+
+
+def inside_boxes(
+    coords: Tensor, boxes: Sequence[Tensor], voxel_size: Sequence[float], point_cloud_range: Sequence[float]
+) -> Tensor:
+    """Which tokens have their cell's centre in an annotated box, seen from above.
+
+    Args:
+        coords: [N, 4] int64 rows (sample, z, y, x).
+        boxes: Per sample [G, 7 or more] x, y, z, length, width, height, yaw in metres and radians.
+        voxel_size: x, y, z in metres.
+        point_cloud_range: Lower x, y, z and upper x, y, z in metres.
+
+    Returns:
+        [N] bool.
+    """
+    # not `token_heatmap` > 0: far from the centre of a long thin box it is too small for a float
+    inside = torch.zeros(len(coords), dtype=torch.bool, device=coords.device)
+    size, lower = (coords.new_tensor(values[:2], dtype=torch.float32) for values in (voxel_size, point_cloud_range))
+    for sample, some in enumerate(boxes):
+        rows = (coords[:, 0] == sample).nonzero().squeeze(1)
+        centers = (coords[rows][:, [3, 2]] + 0.5) * size + lower
+        inside[rows[pairs_inside(centers, some.to(centers))[1]]] = True
+    return inside
+
+
+def layer_counts(record: HaltingRecord, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """How many tokens of each group there are, and how many of them take part in each attention layer.
+
+    Args:
+        record: Of a batch.
+        groups: [N] int64, the group of each token, 0 to num_groups - 1.
+        num_groups: How many there are.
+
+    Returns:
+        Tokens [num_groups] and live tokens [num_layers, num_groups], float64.
+    """
+    member = one_hot(groups, num_groups).double()
+    return member.sum(0), record.live().double() @ member
+
+
+@dataclass(frozen=True)
+class HaltingSums:
+    """Counts over batches that can be added up, over iterations and over processes.
+
+    Attributes:
+        counts: [1 + num_layers, 3] float64: all tokens, then the live ones of each attention layer; columns as `KINDS`.
+        gates: [G, 6] float64, a row per gate: tokens that reached it; tokens it kept; tokens with a score of the
+            threshold or more; samples with tokens; samples in which the threshold alone halts too little for the bounds
+            or nothing at all; samples in which it halts too much or everything.
+        layers: First attention layer that each gate decides for.
+    """
+
+    counts: Tensor
+    gates: Tensor
+    layers: tuple[int, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, record: HaltingRecord, foreground: Tensor | None, thresholds: Sequence[float | None]) -> HaltingSums:
+        """Counts of one batch.
+
+        Args:
+            record: Of the batch.
+            foreground: [N] bool, or None where there are no annotations.
+            thresholds: Of each gate; None for gates without one.
+        """
+        tokens = record.coords[:, 0]
+        kinds = torch.full_like(tokens, 2) if foreground is None else (~foreground).long()
+        total, live = layer_counts(record, kinds, len(KINDS))
+        gates = [_gate_row(record, step, threshold) for step, threshold in zip(record.steps, thresholds, strict=True)]
+        return cls(torch.cat([total[None], live]), torch.stack(gates), tuple(step.layer for step in record.steps))
+
+    def plus(self, other: HaltingSums) -> HaltingSums:
+        """Both together.
+
+        Raises:
+            ValueError: If they are of other gates.
+        """
+        if self.layers != other.layers:
+            raise ValueError(f'records of gates before layers {self.layers} and {other.layers} cannot be added up')
+        return HaltingSums(self.counts + other.counts, self.gates + other.gates, self.layers)
+
+    def over_processes(self) -> HaltingSums:
+        """The sum over all processes, the same in all of them."""
+        flat = torch.cat([self.counts.flatten(), self.gates.flatten()])
+        all_reduce(flat)
+        counts, gates = flat.cpu().split([self.counts.numel(), self.gates.numel()])
+        return HaltingSums(counts.view_as(self.counts), gates.view_as(self.gates), self.layers)
+
+    def sparsity(self, kind: str | None = None) -> Tensor:
+        """Share of tokens that are halted in each attention layer, [num_layers]; of all, or of a kind. NaN if none."""
+        counts = self.counts.sum(1) if kind is None else self.counts[:, KINDS.index(kind)]
+        return 1 - counts[1:] / counts[0]
+
+    def scalars(self) -> dict[str, float]:
+        """Figures by name; those of kinds without tokens are left out."""
+        sparsity = {'': self.sparsity(), **{f'_{kind}': self.sparsity(kind) for kind in KINDS[:2]}}
+        found = {f'layer{layer}': value for layer, value in enumerate(sparsity[''].tolist())}
+        found.update({f'mean{kind}': float(values.mean()) for kind, values in sparsity.items()})
+        for gate, layer in enumerate(self.layers):
+            reached, kept = self.gates[gate, :2].tolist()
+            found[f'gate{gate}'] = 1 - kept / reached if reached else float('nan')
+            found.update({f'gate{gate}{kind}': float(sparsity[kind][layer]) for kind in list(sparsity)[1:]})
+        return {f'halting/{name}': value for name, value in found.items() if value == value}
+
+
+def _gate_row(record: HaltingRecord, step: HaltingStep, threshold: float | None) -> Tensor:
+    sample, size = record.coords[step.rows, 0], record.batch_size
+    high = step.keep if threshold is None else step.scores >= threshold
+    reached, kept, above = (
+        torch.zeros(size, dtype=torch.float64, device=sample.device).index_add_(0, sample, mask.double())
+        for mask in (torch.ones_like(high), step.keep, high)
+    )
+    # the rule keeps as many as the threshold does, unless a bound wants fewer or more
+    little = ((kept < above) | (above == reached)) & (reached > 0)
+    much = ((kept > above) | (above == 0)) & (reached > 0)
+    return torch.stack([part.double().sum() for part in (reached, kept, above, reached > 0, little, much)])
+
+
+@torch.no_grad()
+def fitting_thresholds(record: HaltingRecord, gate: int, bounds: tuple[float, float], relative: bool = False) -> Tensor:
+    """Thresholds that alone would halt a share in the middle of the bounds, one per sample that has tokens at the gate.
+
+    Args:
+        record: Of a batch.
+        gate: Which of its steps.
+        bounds: Least and largest share of halted tokens.
+        relative: They are shares of the tokens that reach the gate, not of all.
+
+    Returns:
+        [samples], ascending: each is a score of that sample.
+    """
+    step, tokens = record.steps[gate], record.coords[:, 0]
+    sample, scores = tokens[step.rows], step.scores.float()
+    totals, reached = tokens.bincount(minlength=record.batch_size), sample.bincount(minlength=record.batch_size)
+    wanted = ((reached if relative else totals) * (1 - sum(bounds) / 2)).round().long().clamp(min=1).minimum(reached)
+    return scores[rank_in_sample(scores, sample, record.batch_size) + 1 == wanted[sample]].sort().values

@@ -1,0 +1,179 @@
+"""What token halting does while a detector trains and is tested, as numbers in the log."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmprune3d.engine.halting_counts import (
+    HaltingSums,
+    fitting_thresholds,
+    grid_of,
+    halting_detector,
+    inside_boxes,
+)
+from mmprune3d.pruning.halting import HaltingRecord
+
+MOSTLY = 0.95
+"""A gate is pinned in an interval if it is in this share of the samples: one odd frame does not hide it."""
+
+
+@HOOKS.register_module()
+class HaltingHook(Hook):
+    """Logs how many tokens are halted, and warns when bounds decide it alone and the threshold does not.
+
+    Training: means over `interval` iterations and all processes. Validation and test: over the whole set. All are
+    scalars of the message hub, after ``train/``, ``val/`` or ``test/``, and so in the log and for every visualizer:
+
+    - ``halting/layer3``: sparsity in an attention layer, the share of all tokens that takes no part in it;
+    - ``halting/mean``, ``halting/mean_foreground``, ``halting/mean_background``: mean over the layers (Table 5);
+    - ``halting/gate0``: share that a gate halts of the tokens that reach it;
+    - ``halting/gate0_foreground``, ``halting/gate0_background``: sparsity right after the gate (Figure 4).
+
+    Foreground are tokens whose cell has its centre in an annotated box, background all others. Shares are those of all
+    tokens of the samples together. A run that is resumed in the middle of an interval logs the rest of it.
+
+    Works with every detector that calls its ``record_listeners``. Gates without a threshold are never warned about, nor
+    are gates with two equal bounds: there a fixed share is meant.
+
+    Args:
+        interval: Iterations between two entries.
+        patience: A gate whose threshold decided nothing in so many entries, one after the other, is warned about, once.
+
+    Raises:
+        ValueError: If a number is below 1, or the model halts no tokens.
+        RuntimeError: If an iteration or an epoch passes without a record.
+    """
+
+    def __init__(self, interval: int = 50, patience: int = 20) -> None:
+        if interval < 1 or patience < 1:
+            raise ValueError(f'HaltingHook: interval={interval} and patience={patience} must be at least 1')
+        self.interval, self.patience = interval, patience
+        self._sums: HaltingSums | None = None
+        self._last: HaltingRecord | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Finds the detector."""
+        self.detector = halting_detector(runner.model)
+        self.gates = list(self.detector.backbone.halting)
+        self.grid = grid_of(self.detector)
+        self._streaks: list[tuple[str | None, int]] = [(None, 0)] * len(self.gates)
+        self._warned: set[int] = set()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Listens for one iteration only: copies of the model made in between, as by EMAHook, have no listeners."""
+        self._listen()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Logs what is due."""
+        self._stop('an iteration of training')
+        if self.every_n_train_iters(runner, self.interval):
+            sums = self._report(runner, 'train')
+            for gate, threshold in enumerate(self._thresholds(len(sums.layers))):
+                if threshold is not None and self.gates[gate].bounds[0] < self.gates[gate].bounds[1]:
+                    self._check_gate(runner, gate, sums.gates[gate])
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Listens; what training has counted so far waits."""
+        self._training, self._sums = self._sums, None
+        self._listen()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Logs the figures of the set."""
+        self._stop('a validation')
+        self._report(runner, 'val')
+        self._sums = self._training
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Listens."""
+        self._listen()
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Logs the figures of the set."""
+        self._stop('a test')
+        self._report(runner, 'test')
+
+    def _listen(self) -> None:
+        self._last = None
+        self.detector.record_listeners.append(self._add)
+
+    def _add(self, record: HaltingRecord, boxes: list[Tensor] | None) -> None:
+        foreground = None if boxes is None else inside_boxes(record.coords, boxes, *self.grid)
+        sums = HaltingSums.of(record, foreground, self._thresholds(len(record.steps)))
+        self._sums = sums if self._sums is None else self._sums.plus(sums)
+        self._last = record
+
+    def _stop(self, what: str) -> None:
+        self.detector.record_listeners.remove(self._add)
+        if self._last is None:
+            raise RuntimeError(
+                f'HaltingHook: {what} passed without a record of halted tokens; {type(self.detector).__name__} has to '
+                'call its record_listeners at the end of loss() and predict()'
+            )
+
+    def _report(self, runner: Runner, mode: str) -> HaltingSums:
+        sums, self._sums = self._sums.over_processes(), None
+        for name, value in sums.scalars().items():
+            runner.message_hub.update_scalar(f'{mode}/{name}', value)
+        return sums
+
+    def _thresholds(self, steps: int) -> list[float | None]:
+        found = [getattr(gate, 'threshold', None) for gate in self.gates]
+        if found.count(None) == len(found):
+            return [None] * steps  # gates of other methods may decide in several layers
+        if len(found) != steps:
+            raise ValueError(f'HaltingHook: a record with {steps} steps of a backbone with {len(found)} halting gates')
+        return found
+
+    def _check_gate(self, runner: Runner, gate: int, row: Tensor) -> None:
+        side, (before, count) = pinned_side(row), self._streaks[gate]
+        self._streaks[gate] = (side, count + 1 if side == before else 1)
+        if side is None or gate in self._warned or self._streaks[gate][1] < self.patience:
+            return
+        module = self.gates[gate]
+        fitting = fitting_thresholds(self._last, gate, module.bounds, getattr(module, 'relative', False))
+        if not len(fitting):
+            return  # no token of the last batch reached the gate: the next entry may have scores to propose from
+        self._warned.add(gate)
+        text = pinned_message(module.threshold, module.bounds, row, side, fitting)
+        runner.logger.warning(
+            f'HaltingHook: gate {gate}, before block {module.block}: for {self.patience} intervals of {self.interval} '
+            f'iterations, {text}'
+        )
+
+
+def pinned_side(row: Tensor) -> str | None:
+    """'little' or 'much', if in nearly all samples the threshold alone halts too little or too much, else None.
+
+    Args:
+        row: [6], a row of `HaltingSums.gates`.
+    """
+    samples, little, much = row[3:].tolist()
+    for side, count in (('little', little), ('much', much)):
+        if samples and count >= MOSTLY * samples:
+            return side
+    return None
+
+
+def pinned_message(threshold: float, bounds: tuple[float, float], row: Tensor, side: str, fitting: Tensor) -> str:
+    """What is wrong with a gate, and what to do."""
+    reached, kept, above = row[:3].tolist()
+    halted, alone = (1 - count / reached for count in (kept, above))
+    extent = {0.0: ' (nothing)', 1.0: ' (everything)'}.get(alone, '')
+    facts = f'the threshold {threshold:g} alone would halt {alone:.1%}{extent} of the tokens that reach the gate'
+    if halted == alone:
+        facts += f', and that happens: the bounds {bounds} allow it'
+    else:
+        bound = f'lower bound {bounds[0]:g}' if side == 'little' else f'upper bound {bounds[1]:g}'
+        facts += f'; the {bound} (bounds {bounds}) decides instead, and {halted:.1%} are halted'
+    low, middle, high = (f'{float(fitting.quantile(q)):.4g}' for q in (0, 0.5, 1))
+    return (
+        f'{facts}. Remedy: threshold={middle} would halt a share in the middle of the bounds (this quantile of the '
+        f'scores is {low} to {high} in the samples of the last batch). Set it in model.backbone.halting, above the '
+        'scores of most background tokens and below those of most foreground tokens; or give two equal bounds if a '
+        'fixed share is meant'
+    )
