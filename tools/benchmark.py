@@ -4,6 +4,7 @@ python tools/benchmark.py decoder --rows streampetr_vov_1600x640 --repeats 7 --j
 python tools/benchmark.py sweep --rows streampetr_vov_1600x640 --plots work_dirs/sweep
 python tools/benchmark.py queries --rows petr_800x320 --queries 900 150
 python tools/benchmark.py channels --rows r101_second --threads 2
+python tools/benchmark.py backbone --layout objects scattered --json out.json
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ def parse_args() -> argparse.Namespace:
         ('sweep', 'time against r, n and k, with plots'),
         ('queries', 'decoders of the GPQ paper with fewer queries, in PyTorch and ONNX Runtime on the CPU'),
         ('channels', 'camera and BEV parts of BEVFusion with fewer channels, on the CPU'),
+        ('backbone', 'attention, backbone and detector of SST with halted tokens'),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument('--rows', nargs='+', metavar='NAME', help='rows of the table; all if left out')
+        rows = ('--layout', '--rows') if name == 'backbone' else ('--rows',)
+        command.add_argument(*rows, dest='rows', nargs='+', metavar='NAME', help='rows of the table; all if left out')
         command.add_argument('--repeats', type=int, default=5, help='timed rounds; the median counts')
         command.add_argument('--threads', type=int, help="CPU threads; torch's own choice if left out")
         command.add_argument('--json', type=Path, help='write the figures here')
@@ -35,6 +38,14 @@ def parse_args() -> argparse.Namespace:
         if name == 'queries':
             command.add_argument('--queries', nargs='+', type=int, default=(900, 300, 150), help='numbers of queries')
             command.set_defaults(device='cpu', dtype='float32')
+            continue
+        if name == 'backbone':
+            command.add_argument('--tokens', type=int, default=20000, help='tokens of a rendered scan, about')
+            command.add_argument('--window', type=int, default=12, help='side of a window in pillars')
+            command.add_argument('--points', type=Path, help='float32 points: the layout "frame" needs them')
+            command.add_argument('--dims', type=int, default=5, help='numbers per point in that file')
+            command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+            command.set_defaults(dtype='float32', threads=2)
             continue
         command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
         command.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32')
@@ -48,7 +59,13 @@ def main() -> None:
     args = parse_args()
     import torch
 
-    from mmprune3d.analysis import channel_benchmark, decoder_benchmark, decoder_sweep, query_benchmark
+    from mmprune3d.analysis import (
+        backbone_benchmark,
+        channel_benchmark,
+        decoder_benchmark,
+        decoder_sweep,
+        query_benchmark,
+    )
     from mmprune3d.analysis.report import environment
 
     if args.threads:
@@ -58,11 +75,13 @@ def main() -> None:
         'sweep': decoder_sweep,
         'queries': query_benchmark,
         'channels': channel_benchmark,
+        'backbone': backbone_benchmark,
     }[args.command]
-    rows = args.rows or list(module.ROWS)
-    unknown = sorted(set(rows) - set(module.ROWS))
+    valid = module.rows_with(args.points) if args.command == 'backbone' else list(module.ROWS)
+    rows = args.rows or valid
+    unknown = sorted(set(rows) - set(valid))
     if unknown:
-        raise SystemExit(f'error: no row {", ".join(unknown)}; valid are {", ".join(module.ROWS)}')
+        raise SystemExit(f'error: no row {", ".join(unknown)}; valid are {", ".join(valid)}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise SystemExit('error: --device cuda, but torch sees no GPU')
     env = environment(batch_size=1, dtype=args.dtype, device=args.device)
@@ -71,11 +90,14 @@ def main() -> None:
         options, env = {'queries': args.queries}, env | query_benchmark.versions()
     elif args.command == 'channels':
         options = {'round_to': args.round_to}
+    elif args.command == 'backbone':
+        options = {name: getattr(args, name) for name in ('tokens', 'window', 'points', 'dims', 'device')}
     else:
         options = {'device': args.device, 'dtype': getattr(torch, args.dtype)}
     results = []
     for row in rows:
-        results.append(module.measure(row, args.repeats, **options))
+        found = module.measure(row, args.repeats, **options)
+        results += found if args.command == 'backbone' else [found]
         print(f'{row}: done', flush=True)
     if args.json:
         args.json.write_text(json.dumps({'rows': results, 'env': env}, indent=2) + '\n')

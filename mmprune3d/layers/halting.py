@@ -15,7 +15,8 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .folding import folded, folds
 
 
 class ConvNorm(nn.Module):
@@ -42,10 +43,7 @@ class ConvNorm(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the convolution, which include the norm if `folds`."""
-        if not self.folds:
-            return self.conv.weight, None
-        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
-        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+        return folded(self.conv.weight, self.norm) if self.folds else (self.conv.weight, None)
 
     def finish(self, x: Tensor) -> Tensor:
         """What comes after a convolution with `weights`."""
@@ -55,8 +53,7 @@ class ConvNorm(nn.Module):
     @property
     def folds(self) -> bool:
         """Whether the norm is one fixed factor and offset per channel."""
-        norm = self.norm
-        return isinstance(norm, _BatchNorm) and norm.affine and norm.track_running_stats and not norm.training
+        return folds(self.norm)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -140,7 +137,7 @@ class HaltingUNet(BaseModule):
         self,
         in_channels: int = 32,
         token_channels: int = 128,
-        widths: Sequence[int] = (32, 64, 96),
+        widths: Sequence[int] = (16, 32, 64),
         expansion: int = 2,
         norm_cfg: dict | None = None,
         init_score: float = 0.5,

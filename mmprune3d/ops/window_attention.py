@@ -16,7 +16,8 @@ from .windows import WindowPlan, from_places, to_places
 BACKENDS = ('sdpa', 'explicit')
 
 FLOOR = 1e-20
-"""Added to weights before the logarithm: a key of weight 0 keeps its gradient and loses all but 1e-20 of its say."""
+"""Added to weights before the logarithm, as a share of the largest in the window: a key of weight 0 keeps its gradient
+and loses all but 1e-20 of its say."""
 
 LARGEST_EXPONENT = 30.0
 """How far a key without weight may rise above the others before the explicit form cuts its gradient."""
@@ -56,12 +57,12 @@ def window_attention(
         raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
     attend = _fused if backend == 'sdpa' else _explicit
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    at_places = torch.stack((query, key, value), dim=1)
-    at_places = to_places(at_places, plan)
+    at_places = [to_places(tokens, plan) for tokens in (query, key, value)]
     placed_weights = None if weights is None else to_places(weights, plan)
     results = []
     for bucket in plan.buckets:
-        q, k, v = at_places[bucket.places].unflatten(0, (bucket.windows, bucket.size)).permute(2, 0, 3, 1, 4)
+        shape = (bucket.windows, bucket.size)
+        q, k, v = (tokens[bucket.places].unflatten(0, shape).transpose(1, 2) for tokens in at_places)
         w = None if placed_weights is None else placed_weights[bucket.places].view(bucket.windows, bucket.size)
         if w is not None and bucket.padding is not None:
             w = w.masked_fill(bucket.padding, 0)
@@ -70,7 +71,9 @@ def window_attention(
         else:
             out = attend(q, k, v, w, bucket.padding, scale, dropout)
         if w is not None:
-            out = out * (w > 0).any(dim=1)[:, None, None, None]
+            live = (w > 0).any(dim=1)
+            if w.is_cuda or not live.all():  # asking a GPU would take longer than the product
+                out = out * live[:, None, None, None]
         results.append(out.transpose(1, 2).flatten(0, 1))
     return from_places(torch.cat(results), plan) if results else value
 
@@ -80,7 +83,8 @@ def _fused(
 ) -> Tensor:
     bias = None
     if w is not None:
-        bias = (w + FLOOR).log().to(q.dtype)
+        largest = w.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+        bias = (w / largest + FLOOR).log().to(q.dtype)  # a common factor changes nothing
     elif padding is not None:
         bias = q.new_zeros(padding.shape)
     if bias is not None:

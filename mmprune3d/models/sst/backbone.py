@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmprune3d.layers.folding import folded, folds
 from mmprune3d.layers.sst_block import SSTBlock
 from mmprune3d.ops.windows import WindowPlan, plan_windows
 
@@ -147,9 +149,21 @@ class SSTBackbone(BaseModule):
         rows, columns = self.output_shape
         canvas = feats.new_zeros(batch_size * rows * columns, feats.shape[1])
         cells = (coords[:, 0] * rows + coords[:, 2]) * columns + coords[:, 3]
-        x = canvas.index_copy(0, cells, feats).view(batch_size, rows, columns, -1).permute(0, 3, 1, 2)
+        x = canvas.index_copy_(0, cells, feats).view(batch_size, rows, columns, -1).permute(0, 3, 1, 2)
         x = x if added is None else x + added
         for layer in getattr(self, 'conv_layer', ()):
-            out = layer(x)
-            x = out + x if self.conv_shortcut and out.shape == x.shape else out
+            x = self._convolve(layer, x)
         return x
+
+    def _convolve(self, layer: nn.Sequential, x: Tensor) -> Tensor:
+        """A convolution with norm, activation and shortcut; without gradients in as few passes as can be."""
+        conv, norm, _ = layer
+        with_gradient = torch.is_grad_enabled()
+        if not with_gradient and type(conv) is nn.Conv2d and conv.bias is None and folds(norm):
+            weight, bias = folded(conv.weight, norm)
+            out = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups).relu_()
+        else:
+            out = layer(x)
+        if not self.conv_shortcut or out.shape != x.shape:
+            return out
+        return out + x if with_gradient else out.add_(x)
