@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from mmprune3d.ops.window_attention import BACKENDS, window_attention
+from mmprune3d.ops.window_attention import check_choices, window_attention
 from mmprune3d.ops.windows import WindowPlan
 
 ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu}
@@ -29,9 +29,10 @@ class HeadProjections(nn.Module):
         non_shared_tau: A temperature per head.
         dropout: Of attention weights.
         backend: One of ``sdpa``, ``explicit``, see :func:`~mmprune3d.ops.window_attention.window_attention`.
+        halted_gradient: One of ``derivative``, ``difference``, see there.
 
     Raises:
-        ValueError: If heads do not divide the width, or the backend is unknown.
+        ValueError: If heads do not divide the width, or backend or halted_gradient are unknown.
     """
 
     def __init__(
@@ -44,16 +45,17 @@ class HeadProjections(nn.Module):
         non_shared_tau: bool = False,
         dropout: float = 0.0,
         backend: str = 'sdpa',
+        halted_gradient: str = 'derivative',
     ) -> None:
         super().__init__()
         if head_dims is None and embed_dims % num_heads:
             raise ValueError(f'{num_heads} heads do not divide a width of {embed_dims}; set head_dims for other sizes')
-        if backend not in BACKENDS:
-            raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
+        check_choices(backend, halted_gradient)
         self.num_heads = num_heads
         self.head_dims = head_dims or embed_dims // num_heads
         self.inner_dims = self.num_heads * self.head_dims
-        self.tau_min, self.dropout, self.backend = tau_min, dropout, backend
+        self.tau_min, self.dropout = tau_min, dropout
+        self.backend, self.halted_gradient = backend, halted_gradient
         self.in_proj_weight = nn.Parameter(torch.empty(3 * self.inner_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * self.inner_dims))
         self.out_proj = nn.Linear(self.inner_dims, embed_dims)
@@ -84,7 +86,7 @@ class HeadProjections(nn.Module):
             k, scale = F.normalize(k, dim=-1), 1.0
         v = v.view(len(v), self.num_heads, self.head_dims)
         dropout = self.dropout if self.training else 0.0
-        out = window_attention(q, k, v, plan, weights, scale, self.backend, dropout)
+        out = window_attention(q, k, v, plan, weights, scale, self.backend, dropout, self.halted_gradient)
         return self.out_proj(out.flatten(1))
 
 

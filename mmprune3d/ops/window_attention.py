@@ -14,13 +14,10 @@ from torch import Tensor
 from .windows import WindowPlan, from_places, to_places
 
 BACKENDS = ('sdpa', 'explicit')
-
-FLOOR = 1e-20
-"""Added to weights before the logarithm, as a share of the largest in the window: a key of weight 0 keeps its gradient
-and loses all but 1e-20 of its say."""
+HALTED_GRADIENTS = ('derivative', 'difference')
 
 LARGEST_EXPONENT = 30.0
-"""How far a key without weight may rise above the others before the explicit form cuts its gradient."""
+"""How far the logit of a key without weight may be above the others before its gradient is cut: e^30 is 1e13."""
 
 
 def window_attention(
@@ -32,6 +29,7 @@ def window_attention(
     scale: float | None = None,
     backend: str = 'sdpa',
     dropout: float = 0.0,
+    halted_gradient: str = 'derivative',
 ) -> Tensor:
     """Attention of each token to the tokens of its window.
 
@@ -42,20 +40,21 @@ def window_attention(
         plan: The tokens' windows.
         weights: [N] of the keys, at least 0; None: all 1.
         scale: Factor of the logits; None: 1 / sqrt(D).
-        backend: ``'sdpa'``: torch's fused kernels. A key of weight 0 is left with 1e-20 of its share, which matters if
-            its logit exceeds those of the others by 30 or more (cosine attention with a small temperature).
-            ``'explicit'``: the formula itself, exact at any logit, slower and with all logits in memory.
+        backend: ``'sdpa'``: torch's fused kernels, or as few products as they need. ``'explicit'``: the formula as it
+            stands, to compare with.
         dropout: Probability of dropping an attention weight.
+        halted_gradient: What a weight of 0 gets as its gradient. ``'derivative'``: that of Eq. 6, which grows as e^d
+            where the key's logit is d above those with weight. ``'difference'``: what the output would gain if the
+            weight were 1 (the secant instead of the tangent), which is bounded, and nearly the same where the key would
+            not dominate. Only with ``'sdpa'``.
 
     Returns:
         [N, heads, D].
 
     Raises:
-        ValueError: If `backend` is unknown.
+        ValueError: If `backend` or `halted_gradient` is unknown.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
-    attend = _fused if backend == 'sdpa' else _explicit
+    check_choices(backend, halted_gradient)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     at_places = [to_places(tokens, plan) for tokens in (query, key, value)]
     placed_weights = None if weights is None else to_places(weights, plan)
@@ -63,13 +62,15 @@ def window_attention(
     for bucket in plan.buckets:
         shape = (bucket.windows, bucket.size)
         q, k, v = (tokens[bucket.places].unflatten(0, shape).transpose(1, 2) for tokens in at_places)
-        w = None if placed_weights is None else placed_weights[bucket.places].view(bucket.windows, bucket.size)
+        w = None if placed_weights is None else placed_weights[bucket.places].view(shape)
         if w is not None and bucket.padding is not None:
             w = w.masked_fill(bucket.padding, 0)
         if bucket.size == 1 and dropout == 0:
             out = v  # a softmax over one key
+        elif backend == 'explicit':
+            out = _explicit(q, k, v, w, bucket.padding, scale, dropout)
         else:
-            out = attend(q, k, v, w, bucket.padding, scale, dropout)
+            out = _fused(q, k, v, w, bucket.padding, scale, dropout, halted_gradient)
         if w is not None:
             live = (w > 0).any(dim=1)
             if w.is_cuda or not live.all():  # asking a GPU would take longer than the product
@@ -78,24 +79,68 @@ def window_attention(
     return from_places(torch.cat(results), plan) if results else value
 
 
+def check_choices(backend: str, halted_gradient: str) -> None:
+    """Raises ValueError if `window_attention` has no such options."""
+    if backend not in BACKENDS:
+        raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
+    if halted_gradient not in HALTED_GRADIENTS:
+        raise ValueError(f'unknown halted_gradient {halted_gradient!r}; valid are {", ".join(HALTED_GRADIENTS)}')
+
+
 def _fused(
-    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, padding: Tensor | None, scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor | None,
+    padding: Tensor | None,
+    scale: float,
+    dropout: float,
+    halted_gradient: str,
 ) -> Tensor:
-    bias = None
-    if w is not None:
-        largest = w.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
-        bias = (w / largest + FLOOR).log().to(q.dtype)  # a common factor changes nothing
-    elif padding is not None:
-        bias = q.new_zeros(padding.shape)
-    if bias is not None:
-        if padding is not None:
-            bias = bias.masked_fill(padding, float('-inf'))
-        bias = bias[:, None, None]
-    if q.device.type == 'cpu' and torch.is_grad_enabled():
+    bias = _bias(w, padding, q.dtype)
+    trains_weights = w is not None and w.requires_grad
+    if trains_weights or (q.device.type == 'cpu' and torch.is_grad_enabled()):
         # For windows, the backward pass of torch's fused CPU kernel takes several times as long as these products.
         logits = q * scale @ k.transpose(-1, -2)
-        return F.dropout((logits if bias is None else logits + bias).softmax(dim=-1), dropout) @ v
+        attention = (logits if bias is None else logits + bias).softmax(dim=-1)
+        out = F.dropout(attention, dropout).to(v.dtype) @ v
+        if trains_weights:
+            out = out + _nothing(logits.detach(), bias.detach(), v.detach(), out.detach(), w, padding, halted_gradient)
+        return out
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def _bias(w: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to logits [W, heads, T, T]: log w, -inf for keys without weight; None if nothing is."""
+    if w is not None:
+        absent = w <= 0
+        if padding is None:  # in windows without any weight all keys stay, whose output is not used
+            absent = absent & ~absent.all(dim=1, keepdim=True)
+        else:
+            absent = padding | absent & ~(absent | padding).all(dim=1, keepdim=True)
+        bias = torch.where(w > 0, w, 1).log().to(dtype).masked_fill(absent, float('-inf'))
+    elif padding is not None:
+        bias = torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, float('-inf'))
+    else:
+        return None
+    return bias[:, None, None]
+
+
+def _nothing(
+    logits: Tensor, bias: Tensor, v: Tensor, out: Tensor, w: Tensor, padding: Tensor | None, halted_gradient: str
+) -> Tensor:
+    """Zeros [W, heads, T, D] through which keys of weight 0 have a gradient.
+
+    Of key j in the output of query i it is r (v_j - out_i), where r is exp(logit) over the sum of those with weight,
+    the derivative of Eq. 6. With 1 instead of 0 as weight, the output would change by r / (1 + r) (v_j - out_i).
+    """
+    halted = w <= 0 if padding is None else (w <= 0) & ~padding
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    excess = logits - (logits + bias).logsumexp(dim=-1, keepdim=True)
+    ratio = excess.sigmoid() if halted_gradient == 'difference' else excess.clamp(max=LARGEST_EXPONENT).exp()
+    ratio = (ratio * halted[:, None, None]).to(v.dtype)
+    share = ratio * torch.where(halted, w, 0)[:, None, None].to(v.dtype)
+    return share @ v - share.sum(dim=-1, keepdim=True) * out
 
 
 def _explicit(

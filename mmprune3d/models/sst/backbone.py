@@ -20,7 +20,8 @@ from mmprune3d.ops.windows import WindowPlan, plan_windows
 from .input_layer import WindowedTokens
 
 LAYER_KEYS = (
-    'use_bn', 'cosine', 'tau_min', 'non_shared_tau', 'post_norm', 'mlp_dropout', 'head_dims', 'backend'
+    'use_bn', 'cosine', 'tau_min', 'non_shared_tau', 'post_norm', 'mlp_dropout', 'head_dims', 'backend',
+    'halted_gradient',
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class SSTBackbone(BaseModule):
         to_bev: Make a map; False: return tokens.
         checkpoint_blocks: Blocks whose activations are computed again in the backward pass.
         layer_cfg: Options of the attention layers: post_norm, use_bn, cosine, tau_min, non_shared_tau, mlp_dropout,
-            head_dims (width of a head, free of d_model), backend (``'sdpa'``, ``'explicit'``).
+            head_dims (width of a head, free of d_model), backend (``'sdpa'``, ``'explicit'``), halted_gradient.
         bucket_sizes: Tokens per window that windows are padded to; None: a table for the device.
         init_cfg: Initialisation, as in ``BaseModule``.
 

@@ -105,7 +105,9 @@ class HaltingSST(SSTBackbone):
             its first ``'layer'``. Halted tokens are gone in any case.
         unet_to_bev: Add the map of the first module that has one to the bird's-eye-view map (halt++, section A.2.3),
             through a 1 x 1 convolution that starts at 0.
-        **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`.
+        **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`. Here ``halted_gradient`` of
+            `layer_cfg` is ``'difference'`` by default: in a trained SST the logits of halted keys can be 30 and more
+            above those that are left, and the derivative is then 1e15 times that of anything else.
 
     Raises:
         ValueError: If a gate has unknown keys or stands before no block, or two before the same, or tokens influence
@@ -120,10 +122,11 @@ class HaltingSST(SSTBackbone):
         unet_to_bev: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        layer_cfg = dict(halted_gradient='difference') | dict(kwargs.pop('layer_cfg', None) or {})
+        super().__init__(layer_cfg=layer_cfg, **kwargs)
         if score_scope not in SCORE_SCOPES:
             raise ValueError(f'unknown score_scope {score_scope!r}; valid are {", ".join(SCORE_SCOPES)}')
-        if (kwargs.get('layer_cfg') or {}).get('use_bn'):
+        if layer_cfg.get('use_bn'):
             raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
         self.recycle, self.score_scope = recycle, score_scope
         self.halting = nn.ModuleList(self._gate(dict(config)) for config in halting)

@@ -1,0 +1,164 @@
+"""A trained SST as the start of one with narrower attention: state dict in, state dict out.
+
+These are the baselines of dynamic token halting (section A.2.2), width and head scaling. Only the inside of attention
+gets smaller; tokens keep their width, so all other tensors are passed on as they are. What is smallest goes:
+
+* of the channels that make a head's values, those with the smallest ``|v row| |out_proj column|``; a head counts by the
+  sum of its channels;
+* of the channels that make its logits, those with the smallest ``|q row and bias| |k row|``. (A bias of the keys adds
+  the same to all logits of a query, which changes no attention; in cosine attention it does, and counts.)
+
+Attention weights add up to 1, so the value bias of a removed channel reaches every token alike: it goes into the bias
+of out_proj. Logits of dot products are divided by the root of a head's width, which is made up for. So what adds
+nothing to the large model can be removed without any change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .metadata import with_metadata
+
+_ATTENTION = 'win_attn.self_attn.'
+_NAMES = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
+
+
+def keep_heads(state_dict: Mapping[str, Tensor], num_heads: int, keep: int) -> dict[str, Tensor]:
+    """The `keep` strongest heads of every attention layer, in their order.
+
+    Fits ``nhead=[keep] * num_blocks``, with ``head_dims`` in ``layer_cfg`` set to the width that heads have now.
+
+    Args:
+        state_dict: Of an SST backbone or detector; not modified, and shared where nothing is removed.
+        num_heads: Heads of its attention layers.
+        keep: Heads to keep, 1 to `num_heads`; of equally strong ones the first stay.
+
+    Raises:
+        ValueError: If there are no attention layers, `num_heads` does not fit them, or `keep` is out of range.
+    """
+    made = dict(state_dict)
+    for layer in _layers(state_dict, num_heads):
+        _check_keep(keep, num_heads, 'heads', layer)
+        heads = _strongest(layer.value_strength().sum(1), keep)
+        channels = torch.arange(layer.width, device=heads.device).expand(keep, -1)
+        made.update(layer.taken(heads, channels, channels))
+    return with_metadata(made, state_dict)
+
+
+def keep_head_channels(state_dict: Mapping[str, Tensor], num_heads: int, keep: int) -> dict[str, Tensor]:
+    """The `keep` strongest channels of every head in every attention layer, in their order.
+
+    Channels of logits and of values are chosen apart. Fits ``head_dims=keep`` in ``layer_cfg``.
+
+    Args:
+        state_dict: Of an SST backbone or detector; not modified, and shared where nothing is removed.
+        num_heads: Heads of its attention layers.
+        keep: Channels to keep, 1 to the width of a head; of equally strong ones the first stay.
+
+    Raises:
+        ValueError: If there are no attention layers, `num_heads` does not fit them, or `keep` is out of range.
+    """
+    made = dict(state_dict)
+    for layer in _layers(state_dict, num_heads):
+        _check_keep(keep, layer.width, 'channels of a head', layer)
+        heads = torch.arange(num_heads, device=layer.out.device)
+        logits, values = (_strongest(s, keep) for s in (layer.logit_strength(), layer.value_strength()))
+        made.update(layer.taken(heads, logits, values))
+    return with_metadata(made, state_dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Attention:
+    """Tensors of one layer by head: E channels of tokens, H heads of D channels."""
+
+    name: str
+    weight: Tensor  # [3, H, D, E], queries, keys, values
+    bias: Tensor  # [3, H, D]
+    out: Tensor  # [E, H, D]
+    out_bias: Tensor  # [E]
+    tau: Tensor | None  # [1, H, 1, 1] or [1, 1, 1], of cosine attention
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[2]
+
+    def value_strength(self) -> Tensor:
+        """[H, D]; without the bias, which stays."""
+        return self.weight[2].norm(dim=2) * self.out.norm(dim=0)
+
+    def logit_strength(self) -> Tensor:
+        """[H, D]."""
+        query, key = torch.cat((self.weight[:2], self.bias[:2, ..., None]), dim=3)
+        return query.norm(dim=2) * (self.weight[1] if self.tau is None else key).norm(dim=2)
+
+    def taken(self, heads: Tensor, logits: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """State dict of the layer with some heads [h] and of each of them some channels [h, d]; {} if that is all."""
+        if values.shape == self.bias.shape[1:]:
+            return {}
+        head = heads[:, None]
+        scale = 1.0 if self.tau is not None else (values.shape[1] / self.width) ** 0.5
+        weight, bias = (
+            torch.stack((both[0][head, logits] * scale, both[1][head, logits], both[2][head, values]))
+            for both in (self.weight, self.bias)
+        )
+        removed = self.bias[2].clone()
+        removed[head, values] = 0
+        tensors = (
+            weight.flatten(0, 2),
+            bias.flatten(),
+            self.out[:, head, values].flatten(1),
+            self.out_bias + (self.out * removed).sum((1, 2)),
+        )
+        made = {self.name + name: tensor for name, tensor in zip(_NAMES, tensors)}
+        if self.tau is not None and self.tau.dim() == 4:
+            made[self.name + 'tau'] = self.tau[:, heads]
+        return made
+
+
+def _strongest(strength: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest in the last dimension, ascending."""
+    return strength.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
+
+
+def _layers(state_dict: Mapping[str, Tensor], num_heads: int) -> list[_Attention]:
+    """All attention layers, by head.
+
+    Raises:
+        ValueError: If there is none, one is incomplete, or its shapes do not fit `num_heads`.
+    """
+    ending = _ATTENTION + _NAMES[0]
+    names = [key.removesuffix(_NAMES[0]) for key in state_dict if key.endswith(ending)]
+    if not names:
+        raise ValueError(
+            f'no attention of SST, *{ending}, in a state dict with {", ".join(list(state_dict)[:3]) or "nothing"}, ...'
+        )
+    missing = [name + part for name in names for part in _NAMES if name + part not in state_dict]
+    if missing:
+        raise ValueError(f'the state dict lacks {", ".join(missing)}')
+    return [_layer(name, state_dict, num_heads) for name in names]
+
+
+def _layer(name: str, state_dict: Mapping[str, Tensor], num_heads: int) -> _Attention:
+    weight, bias, out, out_bias = (state_dict[name + part] for part in _NAMES)
+    tau = state_dict.get(name + 'tau')
+    inner, embed = out.shape[1], out.shape[0]
+    shapes = [list(t.shape) for t in (weight, bias, out_bias)]
+    if shapes != [[3 * inner, embed], [3 * inner], [embed]] or num_heads < 1 or inner % num_heads:
+        raise ValueError(
+            f'{name}: out_proj takes {inner} channels to {embed} and the other tensors are {shapes}, which is not an '
+            f'attention with {num_heads} heads'
+        )
+    if tau is not None and tau.dim() == 4 and tau.shape[1] != num_heads:
+        raise ValueError(f'{name}: tau is for {tau.shape[1]} heads, not {num_heads}')
+    heads = (num_heads, inner // num_heads)
+    by_head = weight.reshape(3, *heads, embed), bias.reshape(3, *heads), out.reshape(embed, *heads)
+    return _Attention(name, *by_head, out_bias, tau)
+
+
+def _check_keep(keep: int, most: int, what: str, layer: _Attention) -> None:
+    if not 1 <= keep <= most:
+        raise ValueError(f'{layer.name}: keep={keep} {what}; valid are 1 to {most}')
