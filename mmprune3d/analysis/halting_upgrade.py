@@ -14,6 +14,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.pruning.halting_plan import HaltingPlan
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens
@@ -27,6 +29,8 @@ from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
 from .upgrade import prepare, read_config, upgraded_config
 
+RECALIBRATED = 16
+"""Training batches on which batch norm is estimated anew."""
 STAGES = {'voxel encoder': 'voxel_encoder', 'backbone': 'backbone', 'neck': 'neck', 'head': 'bbox_head'}
 
 
@@ -167,6 +171,13 @@ def halting_rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> It
     yield f'| halted before each attention layer | {layers[0]} | {layers[1]} | |'
 
 
+def settled(model: nn.Module, config: Config, seed: int = 0) -> None:
+    """Estimates batch norm anew after fine-tuning, in place: stale statistics halt the wrong tokens."""
+    if has_batch_norm(model):
+        raw = draw(Runner.build_dataloader(config.train_dataloader, seed=seed), RECALIBRATED, seed)
+        recalibrate(model, CachedBatches(raw, model.data_preprocessor, seed))
+
+
 def run_halting_upgrade(
     config_file: Path,
     checkpoint: Path,
@@ -208,6 +219,8 @@ def run_halting_upgrade(
     config.dump(out / 'upgraded.py')
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()
+    settled(upgraded.model, original)
+    torch.save({**made, 'state_dict': upgraded.model.state_dict()}, weights)
     comparison = HaltingComparison(runner, upgraded.model, timed, repeats)
     report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
     report['plan'] = halting.to_dict()

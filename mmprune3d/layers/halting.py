@@ -123,7 +123,8 @@ class HaltingUNet(BaseModule):
         token_channels: How many features a token has.
         widths: Channels of each level, two levels or more.
         expansion: How much wider the blocks are in the middle, below the finest level.
-        norm_cfg: Norm of the convolutions, batch norm if None. Put it into evaluation mode to compare forward paths.
+        norm_cfg: Norm of the convolutions; None: batch norm with a momentum of 0.1, since statistics of a new module
+            must keep up with a short fine-tuning. Put it into evaluation mode to compare forward paths.
         init_score: About what an untrained module says, between 0 and 1.
 
     Raises:
@@ -151,7 +152,7 @@ class HaltingUNet(BaseModule):
             )
         self.in_channels, self.token_channels, self.widths = in_channels, token_channels, tuple(widths)
         self.latent_channels = self.widths[0]
-        norm_cfg = norm_cfg or dict(type='BN', eps=1e-3, momentum=0.01)
+        norm_cfg = norm_cfg or dict(type='BN', eps=1e-3, momentum=0.1)
         self.stem = InvertedResidual(in_channels, widths[0], 1, 1, norm_cfg)
         self.encoder, self.merges, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (fine, coarse) in enumerate(pairwise(widths)):

@@ -73,13 +73,15 @@ class HaltingPlan(Plan):
         """
         if self.in_channels > embed_dims:
             raise ValueError(f'{self.title}: in_channels={self.in_channels} of tokens with {embed_dims} features')
-        kinds = ('HaltingUNet', 'HaltingMLP')
+        # as wide, next to the tokens, as in the paper's size: on narrow ones a wider U-Net costs what halting saves
+        widths = tuple(max(8, embed_dims // part) for part in (8, 4, 2))
+        modules = (dict(type='HaltingUNet', widths=widths), dict(type='HaltingMLP'))
         return [
             dict(
                 block=block,
-                module=dict(type=kind, in_channels=self.in_channels),
+                module=dict(module, in_channels=self.in_channels),
                 threshold=self.threshold,
                 bounds=tuple(round(bound, 4) for bound in bounds),
             )
-            for block, (kind, bounds) in enumerate(zip(kinds, self.bounds(num_blocks)))
+            for block, (module, bounds) in enumerate(zip(modules, self.bounds(num_blocks)))
         ]

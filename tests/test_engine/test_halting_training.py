@@ -205,7 +205,7 @@ def two_ranks(rank: int, work_dir: Path, results: Any) -> None:
 
 def trained(work_dir: Path, **changes: Any) -> tuple[dict[str, list], list[dict[str, float]], bool]:
     """What weights changed by in plain gradient descent, the losses, and whether all parameters took part."""
-    slow = dict(optimizer=dict(type='SGD', lr=0.01))
+    slow = dict(optimizer=dict(type='SGD', lr=1e-3))  # steps at which small differences stay small
     runner = train(work_dir, model=detector_config(halting=EXACT), optim_wrapper=slow, param_scheduler=[], **changes)
     values = dict(unwrap(runner.model).named_parameters())
     whole = GradientsHook.seen == [set(values)] * ITERATIONS

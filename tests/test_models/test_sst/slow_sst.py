@@ -21,10 +21,12 @@ def slow_attention(
     weights: Tensor | None = None,
     scale: float | None = None,
     live: Tensor | None = None,
+    secant: bool = False,
 ) -> Tensor:
     """Eq. 6 as it is written, window by window; [N, heads, D].
 
-    Windows without `live` tokens [N] bool (None: those with a weight) give 0.
+    Windows without `live` tokens [N] bool (None: those with a weight) give 0. With `secant` the gradient of the weight
+    of others is what they would change by a weight of 1, each alone.
     """
     weights = query.new_ones(len(query)) if weights is None else weights
     live = weights > 0 if live is None else live
@@ -34,8 +36,21 @@ def slow_attention(
         rows = (windows == window).nonzero().squeeze(1)
         if live[rows].any():
             q, k, v = (part[rows].transpose(0, 1) for part in (query, key, value))
-            share = (q @ k.transpose(1, 2) * scale).exp() * weights[rows]
-            out = out.index_copy(0, rows, (share @ v / share.sum(2, keepdim=True)).transpose(0, 1))
+            logits = q @ k.transpose(1, 2) * scale
+
+            def attend(w: Tensor, logits: Tensor = logits, v: Tensor = v) -> Tensor:
+                share = logits.exp() * w
+                return share @ v / share.sum(2, keepdim=True)
+
+            if secant:
+                own = weights[rows] * live[rows]
+                found = plain = attend(own)
+                for place in (~live[rows]).nonzero().squeeze(1).tolist():
+                    instead = torch.arange(len(rows)) == place
+                    found = found + weights[rows[place]] * (attend(own + instead) - plain).detach()
+            else:
+                found = attend(weights[rows])
+            out = out.index_copy(0, rows, found.transpose(0, 1))
     return out
 
 
@@ -62,9 +77,9 @@ def slow_layer(
         if own.tau is not None:
             q, k = q / q.norm(dim=2, keepdim=True), k / k.norm(dim=2, keepdim=True)
             q, scale = q / own.tau.reshape(1, -1, 1).clamp(min=own.tau_min), 1.0
-        return slow_attention(q, k, v, windows, weights, scale, live).flatten(1) @ own.out_proj.weight.T + (
-            own.out_proj.bias
-        )
+        secant = own.halted_gradient == 'difference' and own.backend == 'sdpa'
+        out = slow_attention(q, k, v, windows, weights, scale, live, secant)
+        return out.flatten(1) @ own.out_proj.weight.T + own.out_proj.bias
 
     def feed(y: Tensor) -> Tensor:
         hidden = y @ layer.linear1.weight.T + layer.linear1.bias

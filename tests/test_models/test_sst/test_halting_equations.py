@@ -19,7 +19,7 @@ def gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 FAITHFUL = {name: SETTINGS[name] for name in SETTINGS if name not in ('tokens', 'halt++')}
 
 
-@pytest.mark.parametrize('layers', LAYERS[::4], ids=str)
+@pytest.mark.parametrize('layers', [*LAYERS[::4], dict(halted_gradient='difference')], ids=str)
 @pytest.mark.parametrize('name', FAITHFUL)
 def test_values_and_gradients_are_those_of_the_equations(name: str, layers: dict) -> None:
     """Eq. 8 to 10 with k0 + (s - s0) for every decision: all gradients, of scores, features and every weight."""
