@@ -52,7 +52,7 @@ def window_attention(
         [N, heads, D].
 
     Raises:
-        ValueError: If `backend` or `halted_gradient` is unknown.
+        ValueError: If `backend` or `halted_gradient` is unknown, or they do not go together.
     """
     check_choices(backend, halted_gradient)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -85,6 +85,8 @@ def check_choices(backend: str, halted_gradient: str) -> None:
         raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
     if halted_gradient not in HALTED_GRADIENTS:
         raise ValueError(f'unknown halted_gradient {halted_gradient!r}; valid are {", ".join(HALTED_GRADIENTS)}')
+    if backend == 'explicit' and halted_gradient != 'derivative':
+        raise ValueError(f'the explicit backend has no halted_gradient {halted_gradient!r}; valid is derivative')
 
 
 def _fused(

@@ -122,7 +122,9 @@ class HaltingSST(SSTBackbone):
         unet_to_bev: bool = False,
         **kwargs: Any,
     ) -> None:
-        layer_cfg = dict(halted_gradient='difference') | dict(kwargs.pop('layer_cfg', None) or {})
+        layer_cfg = dict(kwargs.pop('layer_cfg', None) or {})
+        if layer_cfg.get('backend') != 'explicit':
+            layer_cfg.setdefault('halted_gradient', 'difference')
         super().__init__(layer_cfg=layer_cfg, **kwargs)
         if score_scope not in SCORE_SCOPES:
             raise ValueError(f'unknown score_scope {score_scope!r}; valid are {", ".join(SCORE_SCOPES)}')
