@@ -99,8 +99,8 @@ def main() -> None:
         found = module.measure(row, args.repeats, **options)
         results += found if args.command == 'backbone' else [found]
         print(f'{row}: done', flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({'rows': results, 'env': env}, indent=2) + '\n')
+        if args.json:  # an interrupted run keeps what it has
+            args.json.write_text(json.dumps({'rows': results, 'env': env}, indent=2) + '\n')
     print(module.markdown(results))
     if args.command == 'sweep':
         print('Plots:', *(decoder_sweep.plot(result, args.plots) for result in results))
