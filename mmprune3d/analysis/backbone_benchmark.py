@@ -2,8 +2,9 @@
 
 Columns: halting, our unhalted detector, and the unhalted one with the published attention scheme (`official_sst`).
 Sparsity is the mean over the attention layers of the share of halted tokens. Weights are random, and which tokens halt
-is prescribed (see `token_layouts`): neither changes how long the rest takes. Halting modules, planning windows anew,
-the map and its convolutions count as backbone; voxelization, point encoder, neck, head and decoding as detector.
+is prescribed (see `token_layouts`); heads are set to find as many candidate boxes at each sparsity. Halting modules,
+planning windows anew, the map and its convolutions count as backbone; voxelization, point encoder, neck, head and
+decoding as detector.
 """
 
 from __future__ import annotations
@@ -16,7 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone_models import ROWS, Detectors, Row, make_detectors, make_layout, run_blocks, set_sparsity, steer
+from .backbone_models import (
+    ROWS,
+    Detectors,
+    Row,
+    calibrate,
+    heatmap_biases,
+    make_detectors,
+    make_layout,
+    run_blocks,
+    set_heatmap_biases,
+    set_sparsity,
+    steer,
+)
 from .decoder_benchmark import interleaved
 from .official_sst import OfficialBlocks
 from .token_layouts import TokenLayout, priority
@@ -84,11 +97,14 @@ def measure_layout(
     """`measure` for detectors that are there already."""
     halting, device = detectors.halting.backbone, detectors.tokens.feats.device.type
     steer(halting, layout, row.priority)
-    records = {}
+    records, biases, own = {}, {}, [bias.clone() for bias in heatmap_biases(detectors.halting)]
+    inputs = detectors.halting.data_preprocessor(detectors.sample)['inputs']
     for sparsity in sparsities:
         set_sparsity(halting, sparsity)
         records[sparsity] = halting.forward_with_record(detectors.tokens, path='sparse')[1]
-    times = {part: interleaved(calls, repeats, device) for part, calls in _calls(detectors, records).items()}
+        biases[sparsity] = calibrate(detectors.halting, inputs)
+    times = {part: interleaved(calls, repeats, device) for part, calls in _calls(detectors, records, biases).items()}
+    set_heatmap_biases(detectors.halting, own)
     results = []
     for sparsity, record in records.items():
         result = {'layout': name, 'origin': layout.origin, 'tokens': len(detectors.tokens.coords)}
@@ -102,7 +118,9 @@ def measure_layout(
     return results
 
 
-def _calls(detectors: Detectors, records: Mapping[float, Any]) -> dict[str, dict[Any, Callable[[], object]]]:
+def _calls(
+    detectors: Detectors, records: Mapping[float, Any], biases: Mapping[float, Sequence[Tensor]]
+) -> dict[str, dict[Any, Callable[[], object]]]:
     """Part -> what is to be timed, by sparsity or by the key of a baseline."""
     fast, halting, official, tokens = detectors.fast, detectors.halting, detectors.official, detectors.tokens
     feats, blocks = fast.backbone.embed(tokens), official.backbone.blocks
@@ -124,6 +142,7 @@ def _calls(detectors: Detectors, records: Mapping[float, Any]) -> dict[str, dict
 
     def at(sparsity: float, call: Callable[[], object]) -> object:
         set_sparsity(halting.backbone, sparsity)
+        set_heatmap_biases(halting, biases[sparsity])
         return call()
 
     for sparsity, record in records.items():

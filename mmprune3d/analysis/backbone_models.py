@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def make_detectors(row: Row, layout: TokenLayout, window: int | None, device: st
     sample['data_samples'][0].set_metainfo({'box_type_3d': LiDARInstance3DBoxes})
     with torch.inference_mode():
         inputs = fast.data_preprocessor(sample)['inputs']
-        _calibrate(fast, inputs)
+        calibrate(fast, inputs)
         tokens = fast.tokens(inputs)
     official.load_state_dict(fast.state_dict())
     added = halted.load_state_dict(fast.state_dict(), strict=False)
@@ -140,14 +140,30 @@ def make_detectors(row: Row, layout: TokenLayout, window: int | None, device: st
     return Detectors(fast, halted, official, sample, tokens, area)
 
 
-def _calibrate(detector: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Moves the biases of the heat maps so that `CANDIDATES` cells of each pass the threshold of the head."""
+def calibrate(detector: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Moves the biases of the heat maps so that `CANDIDATES` cells of each pass the threshold of the head.
+
+    Returns:
+        The biases, one tensor per task.
+    """
     head = detector.bbox_head
     threshold = torch.tensor(head.bbox_coder.score_threshold).logit()
     for task, (maps,) in zip(head.task_heads, head(detector.extract_feat(inputs))):
         logits = maps['heatmap'].flatten()
         passing = logits.topk(min(CANDIDATES, logits.numel())).values[-1]
         task.cls_head[-1].bias += threshold.to(passing) - passing
+    return [bias.clone() for bias in heatmap_biases(detector)]
+
+
+def heatmap_biases(detector: nn.Module) -> list[nn.Parameter]:
+    """What `calibrate` moves, one parameter per task."""
+    return [task.cls_head[-1].bias for task in detector.bbox_head.task_heads]
+
+
+def set_heatmap_biases(detector: nn.Module, values: Sequence[Tensor]) -> None:
+    """Sets what `calibrate` moves to what it returned."""
+    for bias, value in zip(heatmap_biases(detector), values):
+        bias.copy_(value)
 
 
 def halted_shares(sparsity: float, layers: int = 8) -> tuple[float, float]:

@@ -16,10 +16,13 @@ from mmprune3d.analysis.backbone_benchmark import PARTS, ROWS, compare_attention
 from mmprune3d.analysis.backbone_models import (
     CANDIDATES,
     Detectors,
+    calibrate,
     fitted,
     halted_shares,
+    heatmap_biases,
     make_detectors,
     run_blocks,
+    set_heatmap_biases,
     set_sparsity,
     steer,
 )
@@ -137,6 +140,19 @@ def test_about_as_many_cells_pass_the_threshold_as_in_a_trained_head(detectors: 
     assert passing == pytest.approx(CANDIDATES, abs=5)
 
 
+def test_halted_detectors_have_as_many_candidates(detectors: Detectors) -> None:
+    halting = detectors.halting
+    with torch.no_grad():
+        own = [bias.clone() for bias in heatmap_biases(halting)]
+        for sparsity in (0.0, 0.89):
+            set_sparsity(halting.backbone, sparsity)
+            calibrate(halting, inputs_of(detectors))
+            (maps,) = halting.bbox_head(halting.extract_feat(inputs_of(detectors)))[0]
+            passing = int((maps['heatmap'].sigmoid() >= halting.bbox_head.bbox_coder.score_threshold).sum())
+            assert passing == pytest.approx(CANDIDATES, abs=5)
+        set_heatmap_biases(halting, own)
+
+
 def inputs_of(detectors: Detectors) -> dict[str, Any]:
     return detectors.fast.data_preprocessor(detectors.sample)['inputs']
 
@@ -218,6 +234,6 @@ def test_configs_that_differ_in_more_than_halting_are_refused(
 
     names = ['neck', 'nick', 'neck']
     monkeypatch.setattr(backbone_models, 'build', lambda config: Model())
-    monkeypatch.setattr(backbone_models, '_calibrate', lambda *_: None)
+    monkeypatch.setattr(backbone_models, 'calibrate', lambda *_: None)
     with pytest.raises(RuntimeError, match=r'differ in more than halting: nick.weight, nick.bias, neck.weight'):
         make_detectors(ROWS['objects'], layout, None)
