@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.pruning.gpq import GPQPlan
+from mmprune3d.pruning.settings import Plan
 
 from .compact import GPQ_HOOK, Compacted, compact
 
@@ -42,12 +43,6 @@ def shortened(config: Config, epochs: int) -> Config:
     return config
 
 
-def check_finetuning(epochs: int | None, lr_factor: float) -> None:
-    """Raises ValueError if these are no settings of `finetuning`."""
-    if (epochs is not None and epochs < 1) or lr_factor <= 0:
-        raise ValueError(f'epochs={epochs} and lr_factor={lr_factor} must be positive')
-
-
 def finetuning(
     config: Config, checkpoint: Path, work_dir: Path, epochs: int | None = None, lr_factor: float = LR_FACTOR
 ) -> Config:
@@ -75,25 +70,36 @@ def finetuning(
 
 
 @dataclass(frozen=True)
-class QueryPruning:
-    """GPQ on a trained detector.
+class PlanWithFineTuning:
+    """A pruning plan, and how the detector is fine-tuned.
 
     Attributes:
         plan: What to remove.
         epochs: Epochs of fine-tuning; None means as many as the config trains.
         lr_factor: Times the learning rate of the config.
+
+    Raises:
+        ValueError: If epochs or the factor are not positive.
     """
 
-    plan: GPQPlan
+    plan: Plan
     epochs: int | None = None
     lr_factor: float = LR_FACTOR
 
     def __post_init__(self) -> None:
-        check_finetuning(self.epochs, self.lr_factor)
+        if (self.epochs is not None and self.epochs < 1) or self.lr_factor <= 0:
+            raise ValueError(f'epochs={self.epochs} and lr_factor={self.lr_factor} must be positive')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
         return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
+
+
+@dataclass(frozen=True)
+class QueryPruning(PlanWithFineTuning):
+    """GPQ on a trained detector."""
+
+    plan: GPQPlan
 
     def config(self, config: Config, checkpoint: Path, work_dir: Path) -> Config:
         """`config`, set up to fine-tune while queries go; it goes on where an earlier run in `work_dir` stopped.

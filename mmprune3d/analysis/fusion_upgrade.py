@@ -26,7 +26,7 @@ from mmprune3d.visualization.keep_rates import draw_keep_rates
 from . import report as reports
 from .channel_pruning import slim
 from .channel_settings import MAP, ChannelSettings
-from .finetune import LR_FACTOR, check_finetuning, finetuning
+from .finetune import PlanWithFineTuning, finetuning
 from .fusion_comparison import FusionComparison, fusion_rows
 from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
 from .upgrade import prepare, read_config, upgraded_config
@@ -55,25 +55,10 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class FusionPruning:
-    """Pruning with fine-tuning.
-
-    Attributes:
-        plan: What is removed.
-        epochs: Epochs of fine-tuning; None means as many as the config trains.
-        lr_factor: Times the learning rate of the config.
-    """
+class FusionPruning(PlanWithFineTuning):
+    """Pruning with fine-tuning."""
 
     plan: AlterMOMAPlan
-    epochs: int | None = None
-    lr_factor: float = LR_FACTOR
-
-    def __post_init__(self) -> None:
-        check_finetuning(self.epochs, self.lr_factor)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The plan, and what the config says of its detector."""

@@ -23,7 +23,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from . import report as reports
 from .accuracy import evenly_spaced
-from .finetune import LR_FACTOR, check_finetuning, finetuning
+from .finetune import PlanWithFineTuning, finetuning
 from .flops import count_flops
 from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
@@ -35,25 +35,10 @@ STAGES = {'voxel encoder': 'voxel_encoder', 'backbone': 'backbone', 'neck': 'nec
 
 
 @dataclass(frozen=True)
-class HaltingUpgrade:
-    """Halting with fine-tuning.
-
-    Attributes:
-        plan: How much halts.
-        epochs: Epochs of fine-tuning; None means as many as the config trains.
-        lr_factor: Times the learning rate of the config.
-    """
+class HaltingUpgrade(PlanWithFineTuning):
+    """Halting with fine-tuning."""
 
     plan: HaltingPlan
-    epochs: int | None = None
-    lr_factor: float = LR_FACTOR
-
-    def __post_init__(self) -> None:
-        check_finetuning(self.epochs, self.lr_factor)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
 
     def config(self, config: Config) -> Config:
         """`config` with a backbone whose tokens halt.
