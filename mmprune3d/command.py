@@ -14,6 +14,8 @@ TRACEBACK = 'MMPRUNE3D_TRACEBACK'
 """Environment variable: if it is set and not 0, every error keeps its traceback."""
 GOES_ON = 'what was finished is kept; the same command goes on from there'
 """What a user is told after Ctrl-C, unless the tool says otherwise."""
+NOTHING_KEPT = 'nothing half-written is left; the same command begins anew'
+"""The same for tools that write their results at the end."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
