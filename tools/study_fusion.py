@@ -70,7 +70,8 @@ def start(args: argparse.Namespace) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    writable(args.out)
+    if args.out.exists() or args.command != 'table':
+        writable(args.out)
     run(args)
 
 

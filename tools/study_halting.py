@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    writable(args.out)
+    if args.out.exists() or args.command != 'table':
+        writable(args.out)
     if args.command == 'table':
         print(table(args.out))
         return
