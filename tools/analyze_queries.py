@@ -47,7 +47,9 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Looks at the detectors."""
     from mmprune3d.analysis.query_analysis import Candidate, run_analysis
+    from mmprune3d.files import writable
 
+    writable(args.out)
     first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)
     candidates = [first, *map(Candidate.parse, args.compare)]
     print(run_analysis(candidates, args.out, args.history, args.samples, args.score_threshold, args.cfg_options))

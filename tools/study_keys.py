@@ -40,7 +40,9 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs what is missing."""
     from mmprune3d.analysis.key_study import run_study
+    from mmprune3d.files import writable
 
+    writable(args.out)
     print(run_study(args.config, args.checkpoint, args.out, args.samples, args.parts, args.cfg_options))
 
 

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from mmengine.config import Config
 
-    from mmprune3d.analysis.query_study import run_training
+    from mmprune3d.analysis.query_study import check_name, run_training
     from mmprune3d.analysis.query_table import table
     from mmprune3d.files import writable
 
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
         return
     base = Config.fromfile(args.config)
     base.merge_from_dict(args.cfg_options)
+    for name in args.names:
+        check_name(name)  # before the first training
     for name in args.names:
         print(run_training(base, name, args.seed, args.out))
 

@@ -45,6 +45,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generate the data set and say what is in it."""
+    from mmprune3d.files import writable
+
     config = GeneratorConfig(
         out=args.out,
         train_scenes=args.train_scenes,
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         infos=not args.no_infos,
         overwrite=args.overwrite,
     )
+    writable(args.out.parent)
     report = generate(config, progress=not args.quiet)
     print(f'{args.out}: {report.samples} samples')
     for category, count in report.annotations.items():

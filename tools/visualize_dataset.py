@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mmprune3d.command import NOTHING_KEPT, run_main
+from mmprune3d.files import writable
 from mmprune3d.visualization.contact_sheet import CAMERA_WIDTH, save_contact_sheet
 
 
@@ -28,6 +29,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw."""
+    writable(args.out.parent)
     try:
         drawn = save_contact_sheet(args.data_root, args.out, args.count, args.samples, args.version, args.camera_width)
     except IndexError as error:
