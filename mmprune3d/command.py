@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from traceback import walk_tb
+from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parent
 TRACEBACK = 'MMPRUNE3D_TRACEBACK'
@@ -37,18 +38,25 @@ def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        print(f'interrupted: {after_interrupt}', file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED) from None
+        _end_interrupted(after_interrupt)
     except BrokenPipeError:
         # the reader of a pipe has left (`| head`); Python would complain once more as it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        # mmengine (0.10.7) turns whatever stops it as it formats a config into a SyntaxError
+        if any(isinstance(cause, KeyboardInterrupt) for cause in chain(error)):
+            _end_interrupted(after_interrupt)
         if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error):
             raise
         sys.stdout.flush()
         raise SystemExit(f'error: {describe(error)}') from error  # Python prints it to stderr, the status is 1
+
+
+def _end_interrupted(what: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f'interrupted: {what}', file=sys.stderr, flush=True)
+    raise SystemExit(INTERRUPTED) from None
 
 
 def is_expected(error: BaseException) -> bool:

@@ -101,8 +101,21 @@ def test_interrupted(capsys):
     assert ending(raising(KeyboardInterrupt()), capsys, after_interrupt='begin anew')[1] == 'interrupted: begin anew\n'
 
 
+def test_ctrl_c_that_others_turn_into_another_error(capsys):
+    """As mmengine's Config does while it formats: whatever is raised, it raises a SyntaxError."""
+
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
+
+    assert ending(main, capsys) == (130, f'interrupted: {command.GOES_ON}\n')
+
+
 SLEEPER = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 from mmprune3d.command import run_main
 def main():
     print('begun', flush=True)

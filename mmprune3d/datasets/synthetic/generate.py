@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -122,13 +124,29 @@ def _run(config: GeneratorConfig, jobs: list[SceneJob], root: Path) -> Iterator[
         _one_thread_per_process(),
         ProcessPoolExecutor(min(config.workers, len(jobs)), context, _settle_worker) as pool,
     ):
-        futures = {pool.submit(record_scene, job, root): index for index, job in enumerate(jobs)}
+        with _ignoring_ctrl_c():
+            futures = {pool.submit(record_scene, job, root): index for index, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Processes that begin in the block leave Ctrl-C to their parent, which ends them; each would print a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
