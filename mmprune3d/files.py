@@ -93,6 +93,19 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(data, indent=indent) + '\n')
 
 
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: If the file is no JSON; the message names it.
+        OSError: If it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is no whole JSON file ({error}): remove it, and run again what wrote it') from error
+
+
 def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
     """Writes a picture to `path`, whole or not at all; see `replacing`. Errors say why, which ``cv2.imwrite`` does not.
 

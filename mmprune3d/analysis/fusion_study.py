@@ -7,7 +7,6 @@ there are, and what the paper says of each, is `RUNS`.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +183,7 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
     check_name(name)
     row, where = RUNS[name], out / f'{name}-seed{seed}'
     if (where / 'result.json').is_file():
-        return json.loads((where / 'result.json').read_text())
+        return files.read_json(where / 'result.json')
     config = training_config(base, row, checkpoint, seed, where)
     start = time.monotonic()
     runner = (Runner if row.pruning is None else AlterMOMARunner).from_cfg(config)
@@ -216,5 +215,5 @@ def tested(base: Config, weights: Path, seed: int, name: str) -> dict[str, float
 
 def keep_by_group(path: Path) -> dict[str, float]:
     """Group -> share of its weights that stayed, and of all under ``'all'``."""
-    report = json.loads(path.read_text())
+    report = files.read_json(path)
     return {'all': report['total']['rate'], **{name: row['rate'] for name, row in report['groups'].items()}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -24,7 +23,7 @@ def results(out: Path) -> list[dict[str, Any]]:
     files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
     if not files:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
-    return [json.loads(path.read_text()) for path in files]
+    return [files.read_json(path) for path in files]
 
 
 def table(out: Path) -> str:
@@ -45,9 +44,9 @@ def table(out: Path) -> str:
             lines.append(f'| {RUNS[name].title} | {figures} | {RUNS[name].paper} |')
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
     lines += ['', ', '.join(f'{key} {value}' for key, value in env.items())]
-    _draw(out, rows)
     files.write_json(out / 'table.json', {'results': found, 'env': env})
     files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
+    _draw(out, rows)
     return '\n'.join(lines)
 
 

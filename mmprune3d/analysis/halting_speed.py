@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -121,7 +120,7 @@ def measure_speed(
     speeds = {name: {'ms': medians(several), **known} for name, several in times.items()}
     for name, speed in speeds.items():
         path = folder_of(out, name, seed) / RESULT
-        files.write_json(path, json.loads(path.read_text()) | {'speed': speed})
+        files.write_json(path, files.read_json(path) | {'speed': speed})
     return speeds
 
 

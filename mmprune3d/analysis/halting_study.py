@@ -17,7 +17,6 @@ Every training is a command of its own and goes on where it stopped; the table i
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
     """
     where, row = folder_of(out, name, seed), RUNS[name]
     if (where / RESULT).is_file():
-        return json.loads((where / RESULT).read_text())
+        return files.read_json(where / RESULT)
     if not (where / WEIGHTS).is_file():
         fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
     trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']

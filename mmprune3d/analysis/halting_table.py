@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -30,7 +29,7 @@ def results(out: Path) -> dict[str, Results]:
     """
     found = {}
     for name in RUNS:
-        several = [json.loads(path.read_text()) for path in out.glob(f'{name}-*/{RESULT}')]
+        several = [files.read_json(path) for path in out.glob(f'{name}-*/{RESULT}')]
         several = [result for result in several if result['name'] == name]
         if several:
             found[name] = sorted(several, key=lambda result: result['seed'])
@@ -48,10 +47,10 @@ def table(out: Path) -> str:
     rows = results(out)
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
     lines = [*_accuracy(rows), '', *_layers(rows), '', *_notes(rows, env)]
-    draw(out / 'pareto.png', rows)
     everything = [result for several in rows.values() for result in several]
     files.write_json(out / 'table.json', {'results': everything, 'env': env})
     files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
+    draw(out / 'pareto.png', rows)
     return '\n'.join(lines)
 
 

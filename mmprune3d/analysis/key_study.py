@@ -69,10 +69,7 @@ class Record:
         self.path = path
         self.data: dict[str, Any] = {'source': dict(source), 'settings': [], 'env': {}}
         if path.is_file():
-            try:
-                self.data = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f'{path} cannot be read ({error}): remove it, or choose another --out') from error
+            self.data = files.read_json(path)
             differing = [name for name in source if self.data['source'].get(name) != source[name]]
             if differing:
                 raise ValueError(f'{path} is a study with another {", ".join(differing)}: choose another --out')
@@ -165,10 +162,10 @@ class KeyStudy:
         finally:
             if 'test' in self.__dict__:
                 self.test.close()
-        for name, part in parts.items():
-            self.draw(part, self.out / f'{name}.png')
         text = '\n'.join(self.markdown(parts))
         files.write_text(self.out / 'study.md', text)
+        for name, part in parts.items():
+            self.draw(part, self.out / f'{name}.png')
         return text
 
     def listen(self) -> None:

@@ -161,7 +161,6 @@ def run_analysis(
     files = [(candidate.config_file, candidate.checkpoint) for candidate in candidates]
     configs = [prepare(read_config(*pair, overrides), pair[1], out) for pair in files]
     uses = [look_at(name, config, samples, threshold) for name, config in zip(names, configs, strict=True)]
-    draw(uses, history, threshold, out)
     data = {
         'threshold': threshold,
         'models': [use.to_dict() for use in uses],
@@ -170,4 +169,5 @@ def run_analysis(
     files.write_json(out / 'queries.json', data, indent=None)
     text = markdown(uses, history, threshold)
     files.write_text(out / 'queries.md', text)
+    draw(uses, history, threshold, out)  # after what took long is written
     return text

@@ -6,7 +6,6 @@ there are, and what the paper says of each, is `RUNS`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,7 +163,7 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
     check_name(name)
     run, where = RUNS[name], folder(out, name, seed)
     if (where / 'result.json').is_file():
-        return json.loads((where / 'result.json').read_text())
+        return files.read_json(where / 'result.json')
     write_start(run, name, seed, out)
     config = training_config(base, run, name, seed, out)
     runner = Runner.from_cfg(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean
@@ -54,7 +53,7 @@ def pruned_at_run_time(out: Path, seed: int) -> list[dict[str, Any]]:
                 for name, (_, plan) in AT_RUN_TIME.items()
             ]
         files.write_json(path, found)
-    return json.loads(path.read_text())
+    return files.read_json(path)
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -64,7 +63,7 @@ def results(out: Path) -> list[dict[str, Any]]:
         ValueError: If nothing was trained.
     """
     files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
-    found = [json.loads(path.read_text()) for path in files]
+    found = [files.read_json(path) for path in files]
     if not found:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
     seeds = [result['seed'] for result in found if result['name'] == SOURCE]

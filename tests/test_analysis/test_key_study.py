@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,7 +181,7 @@ def test_settings_that_find_nothing_or_nan_do_not_end_the_study(
 
 def test_a_study_file_that_is_not_one_is_named(tmp_path: Path) -> None:
     (tmp_path / 'study.json').write_text('{"source": {')
-    with pytest.raises(ValueError, match=r'study.json cannot be read .* remove it'):
+    with pytest.raises(ValueError, match=r'study.json is no whole JSON file .* remove it'):
         key_study.Record(tmp_path / 'study.json', {})
 
 
@@ -208,6 +211,26 @@ def test_parts_fit_the_papers_tables() -> None:
     assert {type(plan) for plan in parts['tome'].plans} == {TgGBCPlan, ToMePlan}
     assert {plan.seed for plan in parts['random'].plans if isinstance(plan, RandomPlan)} == {0, 1, 2}
     assert [plan.n for plan in PARTS['n'](Decoder(1000, 3)).plans] == [1, 2, 1, 2]
+
+
+def test_features_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    mark = f'features-{platform.node()}-'
+    for name in (f'{mark}{dead.pid}-x', f'{mark}{os.getpid()}-x', f'{mark}y-x', 'features-another-1-x'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '0.pth').touch()
+    store = TensorStore(0, tmp_path)
+    store.append({'x': torch.ones(3)})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert f'{mark}{dead.pid}-x' not in left and len(left) == 4
+    assert torch.equal(store[0]['x'], torch.ones(3))
+    store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{mark}{os.getpid()}-x',
+        f'{mark}y-x',
+        'features-another-1-x',
+    }
 
 
 @pytest.mark.parametrize('text', ['r,x', ''])
