@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import os
+import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from mmprune3d import adapters
+from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
@@ -38,8 +43,27 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def _mark() -> str:
+    """Begins the names of this machine's folders of features."""
+    return f'features-{platform.node()}-'
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes features of processes of this machine that were killed: they can be many gigabytes."""
+    for path in folder.glob(f'{glob.escape(_mark())}*-*'):
+        process = path.name.removeprefix(_mark()).partition('-')[0]
+        try:
+            os.kill(int(process), 0)  # asks whether it is there, nothing else
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (OSError, ValueError):  # somebody else's
+            continue
+
+
 class TensorStore(Sequence):
     """Trees of tensors: in memory as long as they fit, the rest in files of a folder that goes with the store.
+
+    Folders that killed processes left behind in the same place go first.
 
     Args:
         memory_limit: Bytes to keep in memory.
@@ -50,7 +74,9 @@ class TensorStore(Sequence):
         self.memory_limit = memory_limit
         self.held = 0
         self._items: list[Any] = []
-        self._files = TemporaryDirectory(prefix='features-', dir=folder)
+        if folder is not None:
+            remove_leftovers(folder)
+        self._files = TemporaryDirectory(prefix=f'{_mark()}{os.getpid()}-', dir=folder)
 
     def append(self, tree: Any) -> None:
         """Adds a tree; its tensors are moved to the CPU."""
@@ -66,7 +92,7 @@ class TensorStore(Sequence):
             self._items.append(tree)
         else:
             path = Path(self._files.name) / f'{len(self)}.pth'
-            torch.save(tree, path)
+            save_checkpoint(tree, path)
             self._items.append(path)
 
     def __len__(self) -> int:

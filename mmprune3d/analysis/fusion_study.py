@@ -7,7 +7,6 @@ there are, and what the paper says of each, is `RUNS`.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,15 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmprune3d import files
+from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.loops.altermoma_loop import REPORT
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 
-from .accuracy import evaluate, summarize
+from .accuracy import figures_of_row
 from .upgrade import prepare
 
 SPARSITIES = (80, 85, 90)
@@ -135,10 +136,8 @@ def training_config(base: Config, row: Row, checkpoint: Path, seed: int, work_di
         config.runner_type = 'AlterMOMARunner'
         config.pruning = {**row.pruning, 'recalibrate': RECALIBRATION_BATCHES, 'seed': seed}
     config.randomness = dict(seed=seed)
-    config.work_dir = str(work_dir)
     config.default_hooks.checkpoint.max_keep_ckpts = 1
-    config.resume = (work_dir / 'last_checkpoint').is_file()
-    config.load_from = None if config.resume else str(checkpoint)
+    go_on(config, work_dir, checkpoint)
     return config
 
 
@@ -162,6 +161,16 @@ def dataset_length(config: Config) -> int:
     return len(DATASETS.build(settings))
 
 
+def check_name(name: str) -> None:
+    """Refuses what is not in `RUNS`.
+
+    Raises:
+        ValueError: The message lists what is.
+    """
+    if name not in RUNS:
+        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+
+
 def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
     """Prunes, fine-tunes and tests, unless that was done.
 
@@ -171,49 +180,40 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    check_name(name)
     row, where = RUNS[name], out / f'{name}-seed{seed}'
     if (where / 'result.json').is_file():
-        return json.loads((where / 'result.json').read_text())
+        return files.read_json(where / 'result.json')
     config = training_config(base, row, checkpoint, seed, where)
     start = time.monotonic()
     runner = (Runner if row.pruning is None else AlterMOMARunner).from_cfg(config)
     runner.train()
     seconds = time.monotonic() - start
-    weights = torch.load((where / 'last_checkpoint').read_text().strip(), map_location='cpu', weights_only=True)
+    weights = torch.load(newest_whole_checkpoint(where), map_location='cpu', weights_only=True)
     final = where / 'final.pth'
-    torch.save({'state_dict': weights['state_dict'], 'meta': {}}, final)
+    files.save_checkpoint({'state_dict': weights['state_dict'], 'meta': {}}, final)
     figures = tested(base, final, seed, name)
     loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
     result = {'name': name, 'seed': seed, 'seconds': seconds, 'iterations': runner.max_iters, 'loss': loss, **figures}
     if row.pruning is not None:
         result['keep'] = keep_by_group(where / REPORT)
-    (where / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(where / 'result.json', result)
     for path in where.glob('epoch_*.pth'):
         path.unlink()
     return result
 
 
 def tested(base: Config, weights: Path, seed: int, name: str) -> dict[str, float]:
-    """Accuracy, after batch norm was estimated anew: running averages lag behind a short fine-tuning.
-
-    A detector that finds nothing at all has an accuracy of 0, over which the nuScenes evaluation stumbles.
-    """
+    """Accuracy, after batch norm was estimated anew: running averages lag behind a short fine-tuning."""
     runner = Runner.from_cfg(prepare(base, weights, weights.parent / 'test'))
     runner.load_or_resume()
     loader = Runner.build_dataloader(base.train_dataloader, seed=seed)
     batches = draw(loader, RECALIBRATION_BATCHES, seed)
     recalibrate(runner.model, CachedBatches(batches, runner.model.data_preprocessor, seed))
-    try:
-        return summarize(evaluate(runner, name, leave=False))
-    except Exception as error:
-        if 'Invalid box type: None' not in str(error):
-            raise
-        return {'mAP': 0.0, 'NDS': 0.0}
+    return figures_of_row(runner, name)
 
 
 def keep_by_group(path: Path) -> dict[str, float]:
     """Group -> share of its weights that stayed, and of all under ``'all'``."""
-    report = json.loads(path.read_text())
+    report = files.read_json(path)
     return {'all': report['total']['rate'], **{name: row['rate'] for name, row in report['groups'].items()}}

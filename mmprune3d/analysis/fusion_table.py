@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mmprune3d import files
 from mmprune3d.visualization.curves import draw_curves
 
 from . import report as reports
@@ -23,7 +23,7 @@ def results(out: Path) -> list[dict[str, Any]]:
     files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
     if not files:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
-    return [json.loads(path.read_text()) for path in files]
+    return [files.read_json(path) for path in files]
 
 
 def table(out: Path) -> str:
@@ -44,9 +44,9 @@ def table(out: Path) -> str:
             lines.append(f'| {RUNS[name].title} | {figures} | {RUNS[name].paper} |')
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
     lines += ['', ', '.join(f'{key} {value}' for key, value in env.items())]
+    files.write_json(out / 'table.json', {'results': found, 'env': env})
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     _draw(out, rows)
-    (out / 'table.json').write_text(json.dumps({'results': found, 'env': env}, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
 

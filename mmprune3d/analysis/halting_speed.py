@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -15,6 +14,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
+
+from mmprune3d import files
 
 from . import report as reports
 from .accuracy import evenly_spaced
@@ -119,7 +120,7 @@ def measure_speed(
     speeds = {name: {'ms': medians(several), **known} for name, several in times.items()}
     for name, speed in speeds.items():
         path = folder_of(out, name, seed) / RESULT
-        path.write_text(json.dumps(json.loads(path.read_text()) | {'speed': speed}, indent=2) + '\n')
+        files.write_json(path, files.read_json(path) | {'speed': speed})
     return speeds
 
 

@@ -281,11 +281,11 @@ def run_halting(
             if index in shown:
                 found = found_boxes(prediction, loader.dataset.metainfo['classes'], score)
                 draw_sample(out / f'halting_{index}.png', record, boxes, found, grid, f'sample {index}')
-    draw_sparsity(out / 'layers.png', {config_file.stem: statistics.curves()}, 'attention layer')
-    if curves:
-        draw_sparsity(out / 'training.png', curves, 'iteration')
     dtype = str(next(detector.parameters()).dtype).removeprefix('torch.')
     report = {'config': config_file.name, **statistics.to_dict(), 'env': reports.environment(1, dtype)}
     text = f'# Halted tokens of {config_file.stem}\n\n{statistics.markdown()}\n\nOver {statistics.samples} samples.\n'
     reports.write(report, out, text)
+    draw_sparsity(out / 'layers.png', {config_file.stem: statistics.curves()}, 'attention layer')
+    if curves:
+        draw_sparsity(out / 'training.png', curves, 'iteration')
     return text

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mmprune3d import files
 from mmprune3d.visualization.pareto import ParetoPoint, draw_pareto
 
 from . import report as reports
@@ -29,7 +29,7 @@ def results(out: Path) -> dict[str, Results]:
     """
     found = {}
     for name in RUNS:
-        several = [json.loads(path.read_text()) for path in out.glob(f'{name}-*/{RESULT}')]
+        several = [files.read_json(path) for path in out.glob(f'{name}-*/{RESULT}')]
         several = [result for result in several if result['name'] == name]
         if several:
             found[name] = sorted(several, key=lambda result: result['seed'])
@@ -47,10 +47,10 @@ def table(out: Path) -> str:
     rows = results(out)
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
     lines = [*_accuracy(rows), '', *_layers(rows), '', *_notes(rows, env)]
-    draw(out / 'pareto.png', rows)
     everything = [result for several in rows.values() for result in several]
-    (out / 'table.json').write_text(json.dumps({'results': everything, 'env': env}, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_json(out / 'table.json', {'results': everything, 'env': env})
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
+    draw(out / 'pareto.png', rows)
     return '\n'.join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,13 +161,13 @@ def run_analysis(
     files = [(candidate.config_file, candidate.checkpoint) for candidate in candidates]
     configs = [prepare(read_config(*pair, overrides), pair[1], out) for pair in files]
     uses = [look_at(name, config, samples, threshold) for name, config in zip(names, configs, strict=True)]
-    draw(uses, history, threshold, out)
     data = {
         'threshold': threshold,
         'models': [use.to_dict() for use in uses],
         'history': None if history is None else history.to_dict(),
     }
-    (out / 'queries.json').write_text(json.dumps(data) + '\n')
+    files.write_json(out / 'queries.json', data, indent=None)
     text = markdown(uses, history, threshold)
-    (out / 'queries.md').write_text(text)
+    files.write_text(out / 'queries.md', text)
+    draw(uses, history, threshold, out)  # after what took long is written
     return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean
@@ -14,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from mmprune3d import adapters
+from mmprune3d import adapters, files
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 
 from . import report as reports
@@ -53,8 +52,8 @@ def pruned_at_run_time(out: Path, seed: int) -> list[dict[str, Any]]:
                 {'name': name, 'seed': seed, 'queries': FEW, 'iterations': 0, **test.evaluate(plan)}
                 for name, (_, plan) in AT_RUN_TIME.items()
             ]
-        path.write_text(json.dumps(found, indent=2) + '\n')
-    return json.loads(path.read_text())
+        files.write_json(path, found)
+    return files.read_json(path)
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -64,7 +63,7 @@ def results(out: Path) -> list[dict[str, Any]]:
         ValueError: If nothing was trained.
     """
     files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
-    found = [json.loads(path.read_text()) for path in files]
+    found = [files.read_json(path) for path in files]
     if not found:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
     seeds = [result['seed'] for result in found if result['name'] == SOURCE]
@@ -144,8 +143,8 @@ def table(out: Path, repeats: int = 20) -> str:
         )
     lines += ['', f'{objects:.1f} objects per sample', '', ', '.join(f'{key} {value}' for key, value in env.items())]
     data = {'results': found, 'decoder_ms': times, 'objects_per_sample': objects, 'env': env}
-    (out / 'table.json').write_text(json.dumps(data, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_json(out / 'table.json', data)
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
 

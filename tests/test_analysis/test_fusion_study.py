@@ -9,12 +9,13 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d.analysis import fusion_study
+from mmprune3d.analysis import accuracy, fusion_study
 from mmprune3d.analysis.fusion_redundancy import explained, redundancy_table
 from mmprune3d.analysis.fusion_study import RUNS, SPARSITIES, plan_of, run_training, training_config
 from mmprune3d.analysis.fusion_table import results, table
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
+from mmprune3d.evaluation import NaNPredictionError
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'bevfusion' / 'bevfusion_tiny.py'
 
@@ -50,9 +51,11 @@ def test_every_row_of_the_study_is_a_training(monkeypatch: pytest.MonkeyPatch, t
 def test_an_unfinished_training_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fusion_study, 'dataset_length', lambda _: 100)
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'epoch_1.pth')
     config = training_config(Config.fromfile(CONFIG), RUNS['dense'], Path('start.pth'), 0, tmp_path)
     assert config.resume
-    assert config.load_from is None
+    assert config.load_from == str(tmp_path / 'epoch_1.pth')
+    assert config.default_hooks.checkpoint.max_keep_ckpts == 2  # with 1, mmengine deletes it before it saves the next
 
 
 def test_an_unknown_training_lists_the_valid_ones(tmp_path: Path) -> None:
@@ -107,3 +110,24 @@ def test_the_table_of_redundancy() -> None:
     )
     assert '| camera masked | 38.5 | 40.0 |' in text
     assert '| camera from lidar | 12.3 |' in text
+
+
+def test_a_row_that_predicts_nan_counts_as_nothing_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: object, **__: object) -> dict[str, float]:
+        raise NaNPredictionError('the detector predicts NaN: 3 of 9 scores of sample 0')
+
+    told = []
+    monkeypatch.setattr(accuracy, 'evaluate', evaluate)
+    monkeypatch.setattr(accuracy, 'print_log', lambda text, **_: told.append(text))
+    assert accuracy.figures_of_row(None, 'imp-90') == {'mAP': 0.0, 'NDS': 0.0}
+    assert told[0].startswith('imp-90: the detector predicts NaN') and 'finds nothing' in told[0]
+
+
+def test_a_result_that_is_not_whole_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'dense-seed0' / 'result.json'
+    path.parent.mkdir()
+    path.write_text('{"name": "dense", "mAP"')
+    with pytest.raises(ValueError, match=r'dense-seed0/result.json is no whole JSON file .* remove it'):
+        results(tmp_path)
+    with pytest.raises(ValueError, match='remove it, and run again'):
+        run_training(Config(), Path('x.pth'), 'dense', 0, tmp_path)

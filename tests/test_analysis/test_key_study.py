@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +147,44 @@ def test_settings_that_are_not_possible_are_listed_and_not_run(
     assert (tmp_path / 'tome.png').is_file()
 
 
+def test_settings_that_find_nothing_or_nan_do_not_end_the_study(
+    overrides: dict[str, Any], petr_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CachedTest.evaluate
+
+    def evaluate(test: CachedTest, plan: KeyPlan) -> dict[str, float]:
+        coder = test.model.pts_bbox_head.bbox_coder
+        nowhere = torch.tensor([900.0, 900, 900, 901, 901, 901])
+        scores = float('nan') if plan.r == 120 else 1.0
+        predict = test.model.predict
+
+        def poisoned(*args: object, **settings: object) -> list:
+            found = predict(*args, **settings)
+            for sample in found:
+                sample.pred_instances_3d.scores_3d = sample.pred_instances_3d.scores_3d * scores
+            return found
+
+        with monkeypatch.context() as patched:
+            if plan.r == 60:
+                patched.setattr(coder, 'post_center_range', nowhere)
+            patched.setattr(test.model, 'predict', poisoned)
+            return real(test, plan)
+
+    monkeypatch.setattr(CachedTest, 'evaluate', evaluate)
+    table = run_study(CONFIG, petr_checkpoint, tmp_path, 2, 'r', overrides)
+    nothing, nan, *others = json.loads((tmp_path / 'study.json').read_text())['settings'][1:]
+    assert nothing['mAP'] == nothing['NDS'] == 0 and nothing['mATE'] == 1
+    assert 'predicts NaN' in nan['impossible'] and 'mAP' not in nan
+    assert len(others) == 3 and all('mAP' in other for other in others)
+    assert '- the detector predicts NaN' in table
+
+
+def test_a_study_file_that_is_not_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'study.json').write_text('{"source": {')
+    with pytest.raises(ValueError, match=r'study.json is no whole JSON file .* remove it'):
+        key_study.Record(tmp_path / 'study.json', {})
+
+
 def test_finished_settings_are_not_run_again(
     study: Path, overrides: dict[str, Any], petr_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +211,26 @@ def test_parts_fit_the_papers_tables() -> None:
     assert {type(plan) for plan in parts['tome'].plans} == {TgGBCPlan, ToMePlan}
     assert {plan.seed for plan in parts['random'].plans if isinstance(plan, RandomPlan)} == {0, 1, 2}
     assert [plan.n for plan in PARTS['n'](Decoder(1000, 3)).plans] == [1, 2, 1, 2]
+
+
+def test_features_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    mark = f'features-{platform.node()}-'
+    for name in (f'{mark}{dead.pid}-x', f'{mark}{os.getpid()}-x', f'{mark}y-x', 'features-another-1-x'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '0.pth').touch()
+    store = TensorStore(0, tmp_path)
+    store.append({'x': torch.ones(3)})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert f'{mark}{dead.pid}-x' not in left and len(left) == 4
+    assert torch.equal(store[0]['x'], torch.ones(3))
+    store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{mark}{os.getpid()}-x',
+        f'{mark}y-x',
+        'features-another-1-x',
+    }
 
 
 @pytest.mark.parametrize('text', ['r,x', ''])
