@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmprune3d.compat import installed_version
 
 UNITS = {
     'mAP': '', 'NDS': '', 'mATE': 'm', 'mASE': '1 - IoU', 'mAOE': 'rad', 'mAVE': 'm/s', 'mAAE': '1 - acc',
@@ -22,8 +23,20 @@ def environment(batch_size: int, dtype: str, device: str | None = None) -> dict[
     """What the figures depend on: device (by default a GPU if there is one), precision, batch, threads, versions."""
     on_gpu = torch.cuda.is_available() if device is None else device == 'cuda'
     device = torch.cuda.get_device_name() if on_gpu else processor()
-    versions = {name: metadata.version(name) for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d')}
+    versions = versions_of('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d')
     return {'device': device, 'dtype': dtype, 'batch': batch_size, 'threads': torch.get_num_threads(), **versions}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The version of each package, installed or only on the path; 'unknown' where nothing says it."""
+    return {name: _version_of(name) for name in packages}
+
+
+def _version_of(package: str) -> str:
+    try:
+        return installed_version(package) or 'unknown'
+    except Exception:  # a package that cannot even be imported is no reason to lose the figures that go with it
+        return 'unknown'
 
 
 def processor() -> str:
