@@ -10,6 +10,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --halting sparsity=0.82 --epochs 6   (SST)
 
+    python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000 --samples 600   (a part of a large test set)
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -18,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from mmprune3d.command import run_main
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +55,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--calibrate', type=int, help='for auto: test samples to search on, evenly spaced (default all)'
     )
+    parser.add_argument(
+        '--samples',
+        type=int,
+        help='test samples to evaluate, evenly spaced, or whole scenes of temporal models (default all)',
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/upgrade'), help='report folder')
     parser.add_argument('--timed', type=int, default=8, help='test batches to time')
     parser.add_argument('--repeats', type=int, default=3, help='how often each is timed')
@@ -80,30 +89,27 @@ def main() -> None:
         '--gpq, --tggbc or --tome (queries and keys)': methods or args.gpq,
     }
     if sum(bool(given) for given in kinds.values()) != 1:
-        raise SystemExit(f'error: say what to prune, one kind: {", ".join(kinds)}')
-    measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures')}
+        raise ValueError(f'say what to prune, one kind: {", ".join(kinds)}')
+    measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures', 'samples')}
     measured['overrides'] = args.cfg_options
-    try:
-        if args.altermoma:
-            pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
-            run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
-            return
-        if args.halting:
-            halting = HaltingUpgrade(HaltingPlan.parse(args.halting), args.epochs, args.lr_factor)
-            run_halting_upgrade(args.config, args.checkpoint, halting, args.out, **measured)
-            return
-        plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
-        run_upgrade(
-            args.config,
-            args.checkpoint,
-            plans[0] if plans else None,
-            args.out,
-            gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
-            **measured,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    if args.altermoma:
+        pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
+        run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
+        return
+    if args.halting:
+        halting = HaltingUpgrade(HaltingPlan.parse(args.halting), args.epochs, args.lr_factor)
+        run_halting_upgrade(args.config, args.checkpoint, halting, args.out, **measured)
+        return
+    plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
+    run_upgrade(
+        args.config,
+        args.checkpoint,
+        plans[0] if plans else None,
+        args.out,
+        gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
+        **measured,
+    )
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -80,7 +80,10 @@ def draw_upgrade_2d(
     """
     stages = removal_stages([ids.cpu().numpy() for ids in kept])
     first, last = found_boxes(before, threshold), found_boxes(after, threshold)
-    boxes, truth = Comparison(first, last, *match_boxes_2d(first, last)), true_boxes((info or {}).get('instances') or ())
+    boxes, truth = (
+        Comparison(first, last, *match_boxes_2d(first, last)),
+        true_boxes((info or {}).get('instances') or ()),
+    )
     (image,) = camera_images(inputs[None])
     (cells,), side = cells_of(stages, 1, *after.get('batch_input_shape', image.shape[:2]))
     picture, scale = draw_keys(image, cells, stage_colors(stages), side, max(LEAST_WIDTH, image.shape[1]))

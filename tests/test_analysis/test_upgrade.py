@@ -20,7 +20,7 @@ from mmprune3d.analysis.search import SearchRequest
 from mmprune3d.analysis.upgrade import prepare, read_config, run_upgrade, upgraded_config
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
-from mmprune3d.visualization.upgrade import LEGEND_HEIGHT
+from mmprune3d.visualization.legend import LEGEND_HEIGHT
 
 from .conftest import CONFIG
 
