@@ -89,7 +89,7 @@ def main() -> None:
         '--gpq, --tggbc or --tome (queries and keys)': methods or args.gpq,
     }
     if sum(bool(given) for given in kinds.values()) != 1:
-        raise ValueError(f'say what to prune, one kind: {", ".join(kinds)}')
+        raise SystemExit(f'error: say what to prune, one kind: {", ".join(kinds)}')
     measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures', 'samples')}
     measured['overrides'] = args.cfg_options
     if args.altermoma:

@@ -160,6 +160,7 @@ class CachedTest:
         require_accuracy(runner, 'testing plans')
         check_samples(runner)
         self.indices = choose(whole.dataset, self.model, samples).indices
+        self.is_all = len(self.indices) == len(whole.dataset)
         self._stack = ExitStack()
         self._stack.enter_context(judged_alone(runner, Chosen(whole.dataset, self.indices)))
         self.features = TensorStore(memory_limit, folder)
