@@ -98,8 +98,8 @@ def columns_of(count: int) -> int:
 def mosaic(images: Mapping[str, np.ndarray]) -> np.ndarray:
     """The images of all cameras in one.
 
-    The six cameras of nuScenes stand as a driver looks around, in whatever order they come; others stand in the order
-    given, row by row. Images of different sizes have a margin.
+    The cameras of nuScenes stand as a driver looks around, in whatever order they come, and with a gap for one or two
+    that are not there; others stand in the order given, row by row. Images of different sizes have a margin.
 
     Args:
         images: Name -> [H, W, 3] uint8, one or more.
@@ -112,12 +112,20 @@ def mosaic(images: Mapping[str, np.ndarray]) -> np.ndarray:
     """
     if not images:
         raise ValueError('there are no camera images to draw')
-    order = FAMILIAR if set(images) == set(FAMILIAR) else tuple(images)
+    order = _order(images)
     columns = columns_of(len(order))
     height, width = (max(image.shape[axis] for image in images.values()) for axis in (0, 1))
     canvas = np.full((-(-len(order) // columns) * height, columns * width, 3), BACKGROUND, np.uint8)
     for place, name in enumerate(order):
         top, left = place // columns * height, place % columns * width
-        image = images[name]
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+        if name in images:
+            image = images[name]
+            canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return canvas
+
+
+def _order(images: Mapping[str, np.ndarray]) -> list[str]:
+    """Names in the order of their places; those of gaps are among them."""
+    if not set(images) <= set(FAMILIAR):
+        return list(images)
+    return [name for name in FAMILIAR if name in images or len(images) >= 4]
