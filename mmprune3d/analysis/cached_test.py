@@ -117,10 +117,16 @@ def copied(batch: dict[str, Any]) -> dict[str, Any]:
 
 def without_images(batch: dict[str, Any]) -> dict[str, Any]:
     """A copy of a preprocessed batch whose images have their shape, type and device, but no content and no memory."""
+    if isinstance(batch['inputs'], Tensor):
+        return copied({**batch, 'inputs': _empty(batch['inputs'])})
     inputs = dict(batch['inputs'])
     if 'imgs' in inputs:
-        inputs['imgs'] = inputs['imgs'].new_zeros(()).expand(inputs['imgs'].shape)
+        inputs['imgs'] = _empty(inputs['imgs'])
     return copied({**batch, 'inputs': inputs})
+
+
+def _empty(images: Tensor) -> Tensor:
+    return images.new_zeros(()).expand(images.shape)
 
 
 class CachedTest:

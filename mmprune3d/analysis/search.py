@@ -198,9 +198,10 @@ class PlanSearch:
     def _try(self, plan: KeyPlan) -> Trial:
         try:
             plan.removals(self.num_layers, self.num_keys)
+            # other images may have fewer keys than the first
+            figures = dict(self.evaluate(plan))
         except ValueError as error:
             return Trial(plan, reason=str(error))
-        figures = dict(self.evaluate(plan))
         # CocoMetric gives no figure at all where nothing was found
         drops = {name: self.baseline[name] - figures.get(name, 0.0) for name in self.limited}
         return Trial(plan, figures, drops, max(drops.values()) <= self.request.max_drop + ROUNDING)
