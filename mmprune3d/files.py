@@ -93,6 +93,26 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(data, indent=indent) + '\n')
 
 
+def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
+    """Writes a picture to `path`, whole or not at all; see `replacing`. Errors say why, which ``cv2.imwrite`` does not.
+
+    Args:
+        path: Its ending decides the format.
+        image: [H, W, 3] uint8 in the order blue, green, red, or [H, W].
+        jpeg_quality: 1 to 100, for .jpg.
+
+    Raises:
+        ValueError: If OpenCV writes no files with this ending.
+        OSError: See `replacing`.
+    """
+    import cv2
+
+    suffix = Path(path).suffix
+    if not suffix or not cv2.haveImageWriter(f'a{suffix}'):
+        raise ValueError(f'{path}: pictures cannot be written as {suffix or "such"}; valid is .jpg or .png')
+    write_bytes(path, cv2.imencode(suffix, image, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes())
+
+
 def dump_config(config: Any, path: str | Path) -> None:
     """Writes an mmengine config to `path`, whole or not at all; see `replacing`."""
     with replacing(path) as part:

@@ -18,10 +18,11 @@ from mmprune3d.pruning.plan import TgGBCPlan
 
 
 def ending(main, capsys, **settings) -> tuple[int, str]:
-    """Exit status, and what is on stderr."""
+    """Exit status, and what Python puts on stderr."""
     with pytest.raises(SystemExit) as caught:
         command.run_main(main, **settings)
-    return caught.value.code, capsys.readouterr().err
+    code, said = caught.value.code, capsys.readouterr().err
+    return (1, f'{said}{code}\n') if isinstance(code, str) else (code, said)
 
 
 def test_success_does_not_end_the_process(capsys):
@@ -106,6 +107,10 @@ from mmprune3d.command import run_main
 def main():
     print('begun', flush=True)
     time.sleep(600)
+try:
+    run_main(lambda: int('x'))
+except SystemExit as error:
+    assert error.code.startswith('error: '), error.code
 run_main(main)
 """
 

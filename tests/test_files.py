@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,31 +18,48 @@ from mmprune3d import files
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
+import numpy as np
 import torch
+from mmengine.config import Config
 from mmprune3d import files
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+
+folder = Path(sys.argv[1])
 weights = {'first': torch.ones(100_000), 'more': [torch.ones(100) for _ in range(40)]}
-try:
-    if sys.argv[1].endswith('.pth'):
-        files.save_checkpoint(weights, sys.argv[1])
-    else:
-        files.write_json(sys.argv[1], list(range(100_000)))
-except OSError as error:
-    assert error.filename == sys.argv[1], error
-    raise SystemExit(77)
+picture = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+writers = {
+    'weights.pth': lambda path: files.save_checkpoint(weights, path),
+    'figures.json': lambda path: files.write_json(path, list(range(100_000))),
+    'picture.jpg': lambda path: files.write_image(path, picture),
+    'config.py': lambda path: files.dump_config(Config(dict(numbers=['a' * 50] * 9_000)), path),
+}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for name, write in writers.items():
+    path = folder / name
+    path.write_bytes(b'as it was')
+    for limit in (0, 1_000, 401_000, 402_700, 425_000) if name == 'weights.pth' else (0, 1_000, 200_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            write(path)
+        except OSError as error:
+            assert error.filename == str(path), error
+        else:
+            raise AssertionError(f'{name} was written with {limit} bytes')
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert path.read_bytes() == b'as it was'
+        assert set(folder.iterdir()) <= {folder / name for name in writers}
 """
 
 
-@pytest.mark.parametrize('limit', [0, 1_000, 401_000, 402_700, 425_000])
-@pytest.mark.parametrize('name', ['weights.pth', 'figures.json'])
-def test_full_disk_is_an_oserror_that_names_the_file_and_leaves_the_old_one(tmp_path: Path, name: str, limit: int):
-    path = tmp_path / name
-    path.write_bytes(b'as it was')
-    done = subprocess.run([sys.executable, '-c', LIMITED, str(path), str(limit)], capture_output=True, text=True)
-    assert done.returncode == 77, done.stderr
-    assert path.read_bytes() == b'as it was'
-    assert list(tmp_path.iterdir()) == [path]
+def test_full_disk_is_an_oserror_that_names_the_file_and_leaves_the_old_one(tmp_path: Path):
+    done = subprocess.run([sys.executable, '-c', LIMITED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('name', ['picture', 'picture.jpgg'])
+def test_pictures_of_unknown_formats(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match='valid is'):
+        files.write_image(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
 
 
 def test_device_that_is_full(tmp_path: Path):

@@ -15,10 +15,10 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='a checkpoint written in training')
     parser.add_argument('target', type=Path, help='the file to write')
     args = parser.parse_args()
-    import mmprune3d  # noqa: F401, for the allow-list of mmengine's checkpoints
     from mmprune3d.checkpoint.publish import publish
+    from mmprune3d.command import NOTHING_KEPT, run_main
 
-    publish(args.source, args.target)
+    run_main(lambda: publish(args.source, args.target), NOTHING_KEPT)
     print(f'{args.target}: {args.target.stat().st_size / 2**20:.1f} MiB')
 
 

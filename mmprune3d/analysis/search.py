@@ -143,7 +143,7 @@ class PlanSearch:
         say: Gets a line per plan that is tried.
 
     Raises:
-        ValueError: If the evaluator has neither mAP nor NDS, or there are too few keys or layers.
+        ValueError: If the evaluator has neither mAP nor NDS, or both are 0, or there are too few keys or layers.
     """
 
     def __init__(
@@ -169,6 +169,11 @@ class PlanSearch:
         self.limited = [name for name in LIMITED if name in self.baseline]
         if not self.limited:
             raise ValueError(f'{NEEDED}; the evaluator gives {", ".join(self.baseline) or "no figure"}')
+        if not any(self.baseline[name] for name in self.limited):
+            raise ValueError(
+                f'the unpruned detector has {" and ".join(self.limited)} of 0 on these {samples} samples: whatever is '
+                'removed, nothing is lost. Look at checkpoint, score threshold and data'
+            )
 
     def run(self) -> KeyPlan | None:
         """Searches; returns the plan, or None if nothing holds the limit."""
@@ -198,7 +203,7 @@ class PlanSearch:
     def _try(self, plan: KeyPlan) -> Trial:
         try:
             plan.removals(self.num_layers, self.num_keys)
-            # other images may have fewer keys than the first
+            # fails for images with fewer keys than the first, and for a model that predicts NaN
             figures = dict(self.evaluate(plan))
         except ValueError as error:
             return Trial(plan, reason=str(error))

@@ -187,5 +187,4 @@ def run_upgrade(
 def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any]) -> None:
     """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights."""
     files.save_checkpoint(checkpoint, out / 'upgraded.pth')
-    with files.replacing(out / 'upgraded.py') as part:
-        config.dump(part)
+    files.dump_config(config, out / 'upgraded.py')

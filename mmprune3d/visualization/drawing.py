@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmprune3d.files import replacing
+from mmprune3d.files import write_image
 
 Color = tuple[int, int, int]
 
@@ -122,7 +122,6 @@ def save_image(path: Path, image: np.ndarray, quality: int) -> None:
 
     Raises:
         OSError: If it cannot be written.
+        ValueError: If there is no such format.
     """
-    with replacing(path) as part:
-        if not cv2.imwrite(str(part), np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality]):
-            raise OSError(f'cannot write {path}')
+    write_image(path, np.ascontiguousarray(image[..., ::-1]), quality)
