@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmprune3d.command import run_main
-
 
 def parse_args() -> argparse.Namespace:
     """The command line; see --help."""
@@ -73,6 +71,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the upgrade that is asked for."""
     from mmprune3d.analysis.finetune import QueryPruning
     from mmprune3d.analysis.fusion_upgrade import FusionPruning, run_fusion_upgrade
     from mmprune3d.analysis.halting_upgrade import HaltingUpgrade, run_halting_upgrade
@@ -112,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_main(main)
+    main()
