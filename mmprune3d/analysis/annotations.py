@@ -95,6 +95,8 @@ def require_accuracy_of(config: Config, what: str) -> None:
     Raises:
         ValueError: See there.
     """
+    if config.get('test_dataloader') is None or config.get('test_evaluator') is None:
+        raise ValueError(f'{what} needs accuracy, but the config has no test_dataloader and test_evaluator')
     init_default_scope(config.get('default_scope', 'mmdet3d'))
     dataset = DATASETS.build(copy.deepcopy(config.test_dataloader.dataset))
     evaluator = EVALUATOR.build(dict(type='Evaluator', metrics=copy.deepcopy(config.test_evaluator)))

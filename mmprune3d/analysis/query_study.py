@@ -19,6 +19,7 @@ from mmprune3d import files
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 
 from .accuracy import figures_of_row
+from .annotations import require_accuracy_of
 from .compact import compact
 from .finetune import LR_FACTOR, shortened
 from .upgrade import prepare
@@ -149,13 +150,14 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
 
     Raises:
         FileNotFoundError: If what it starts from is not there.
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or accuracy cannot be measured.
     """
     if name not in RUNS:
         raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
     run, where = RUNS[name], folder(out, name, seed)
     if (where / 'result.json').is_file():
         return json.loads((where / 'result.json').read_text())
+    require_accuracy_of(base, 'the study')
     write_start(run, name, seed, out)
     config = training_config(base, run, name, seed, out)
     runner = Runner.from_cfg(config)

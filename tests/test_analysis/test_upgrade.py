@@ -16,7 +16,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d.analysis import comparison, upgrade
+from mmprune3d.analysis import comparison, fusion_study, halting_study, key_study, query_study, upgrade
 from mmprune3d.analysis.accuracy import summarize
 from mmprune3d.analysis.finetune import QueryPruning, shortened
 from mmprune3d.analysis.search import SearchRequest
@@ -267,7 +267,7 @@ def test_samples_that_would_be_mixed_up_are_refused_at_once(
     folder: Path, overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     changed = {**overrides, 'test_dataloader.dataset.indices': [0, 2]}
-    with pytest.raises(ValueError, match='would take sample .* for another one'):
+    with pytest.raises(ValueError, match=r'would take sample .* for another one'):
         run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, changed, 1, 1, 0)
     with pytest.raises(ValueError, match='cannot choose 4 of 3 samples'):
         run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, 1, 1, 0, samples=4)
@@ -291,6 +291,25 @@ def test_without_annotations_the_report_says_so(folder: Path, overrides: dict[st
     report = run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path / 'absent', absent, 1, 1, pictures=1)
     assert report['samples']['no_accuracy'].startswith('the test set has no annotations')
     assert len(list((tmp_path / 'absent' / 'pictures').iterdir())) == 1
+
+
+def test_studies_do_not_train_what_they_cannot_judge(folder: Path, overrides: dict[str, Any], tmp_path: Path) -> None:
+    changed = overrides | {
+        'test_evaluator.format_only': True,
+        'test_evaluator.jsonfile_prefix': str(tmp_path / 'results'),
+    }
+    config, message = read_config(CONFIG, folder / 'petr.pth', changed), 'the study needs accuracy, but NuScenesMetric'
+    with pytest.raises(ValueError, match=message):
+        query_study.run_training(config, 'scratch-300', 0, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fusion_study.run_training(config, folder / 'petr.pth', 'dense', 0, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        halting_study.run_training(config, folder / 'petr.pth', 'halt-82', 0, tmp_path)
+    with pytest.raises(ValueError, match='testing plans needs accuracy, but NuScenesMetric'):
+        key_study.run_study(CONFIG, folder / 'petr.pth', tmp_path / 'keys', None, 'r', changed)
+    config.test_evaluator = None
+    with pytest.raises(ValueError, match='no test_dataloader and test_evaluator'):
+        query_study.run_training(config, 'scratch-300', 0, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(
