@@ -29,6 +29,7 @@ from .channel_pruning import slim
 from .channel_settings import MAP, ChannelSettings
 from .finetune import PlanWithFineTuning, finetuning
 from .fusion_comparison import FusionComparison, fusion_rows
+from .measured import Measured, source_of_upgrade
 from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
 from .tested import TestedSet, safely
 from .upgrade import prepare, read_config, upgraded_config, write_upgraded
@@ -162,7 +163,8 @@ def run_fusion_upgrade(
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
     # what has no map, and what cannot be tested, is refused before hours of training
     fusion = _fusion_map(pruning, original, runner)
-    tested = TestedSet.of(runner, samples)
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
+    tested = TestedSet.of(runner, samples, measured)
     made, weights = pruning.run(original, checkpoint, out), out / 'upgraded.pth'
     config = copy.deepcopy(made.config)
     config.load_from = str(weights)
@@ -175,6 +177,7 @@ def run_fusion_upgrade(
     report = comparison.report(f'{config_file.stem}: {pruning.plan.criterion}, {_target(pruning.plan)}')
     report |= {'plan': pruning.to_dict(), 'keep': made.keep}
     reports.finish(report, out, f'{reports.markdown(report, fusion_rows)}\n## What stays\n\n{made.table}\n')
+    measured.finish()
     drawn = comparison.pictures(out / 'pictures', pictures)
     reports.tell_pictures([*drawn, *safely(runner, 'keep_rates.png', lambda: _draw_rates(made.keep, out / 'pictures'))])
     return report

@@ -25,6 +25,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 from . import report as reports
 from .finetune import PlanWithFineTuning, finetuning
 from .flops import count_flops
+from .measured import Measured, source_of_upgrade
 from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
 from .tested import TestedSet
@@ -201,7 +202,8 @@ def run_halting_upgrade(
     files.writable(out)
     halting.config(original)  # what is no SST is refused before anything is built
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
-    tested = TestedSet.of(runner, samples)
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
+    tested = TestedSet.of(runner, samples, measured)
     config, made = halting.run(original, checkpoint, out)
     weights = out / 'upgraded.pth'
     config = copy.deepcopy(config)
@@ -215,6 +217,7 @@ def run_halting_upgrade(
     report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
     report['plan'] = halting.to_dict()
     reports.finish(report, out, reports.markdown(report, halting_rows))
+    measured.finish()
     folder = out / 'pictures'
     reports.tell_pictures([*comparison.pictures(folder, pictures), *comparison.token_pictures(folder, pictures)])
     return report

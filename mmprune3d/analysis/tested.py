@@ -12,8 +12,10 @@ from mmengine.runner import Runner
 from . import report as reports
 from .accuracy import evaluate, evenly_spaced, summarize
 from .annotations import check_dataset, no_accuracy
+from .measured import Measured
 from .samples import Chosen, check_samples, data_info, judged_alone, restrict, total_samples
 
+BASELINE = 'baseline'
 NO_FIGURES = 'the evaluator gave no figures'
 
 
@@ -27,6 +29,7 @@ class TestedSet:
         note: How a part was chosen, or ''.
         no_accuracy: Why accuracy cannot be measured, or ''.
         env: What figures depend on; gathered early, so that it cannot fail late.
+        measured: Where figures of the baseline are kept until the upgrade is finished, or None.
     """
 
     __test__ = False  # no test of pytest's
@@ -36,14 +39,16 @@ class TestedSet:
     note: str
     no_accuracy: str
     env: dict[str, Any]
+    measured: Measured | None = None
 
     @classmethod
-    def of(cls, runner: Runner, samples: int | None = None) -> TestedSet:
+    def of(cls, runner: Runner, samples: int | None = None, measured: Measured | None = None) -> TestedSet:
         """Restricts a runner to a part of its test set, and checks what can be.
 
         Args:
             runner: Built from the prepared config.
             samples: How many to test, see `samples.choose`; None means all.
+            measured: See the attribute.
 
         Raises:
             ValueError: If they cannot be tested or judged; the message says what can.
@@ -55,14 +60,18 @@ class TestedSet:
         reason = no_accuracy(loader.dataset, runner.test_evaluator)
         dtype = str(next(runner.model.parameters()).dtype).removeprefix('torch.')
         env = reports.environment(loader.batch_size or 1, dtype)
-        return cls(runner, total_samples(runner), choice.note, reason, env)
+        return cls(runner, total_samples(runner), choice.note, reason, env, measured)
 
     def figures(self, title: str) -> dict[str, float]:
         """Accuracy of the runner's model as it is now; nothing where it cannot be measured."""
         if self.no_accuracy:
             return {}
-        with judged_alone(self.runner):
-            return summarize(evaluate(self.runner, title))
+
+        def measure() -> dict[str, float]:
+            with judged_alone(self.runner):
+                return summarize(evaluate(self.runner, title))
+
+        return self.measured.figures(title, measure) if self.measured and title == BASELINE else measure()
 
     def to_dict(self, timed: int, figures: Iterable[dict[str, float]]) -> dict[str, Any]:
         """What a report says about samples.

@@ -19,6 +19,7 @@ from . import report as reports
 from .annotations import require_accuracy
 from .cached_test import CachedTest
 from .comparison import Comparison, Variant
+from .measured import Measured, source_of_upgrade
 from .samples import restrict
 from .search import PlanSearch, SearchRequest, require_limited
 from .tested import TestedSet
@@ -80,13 +81,14 @@ def upgraded_checkpoint(checkpoint: dict[str, Any], plan: KeyPlan) -> dict[str, 
     return data
 
 
-def find_plan(runner: Runner, request: SearchRequest, out: Path) -> PlanSearch:
+def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measured | None = None) -> PlanSearch:
     """Searches a plan on the runner's model and test set.
 
     Args:
         runner: Built from the prepared config.
         request: What to look for.
         out: Where `search.json` and `search.md` go.
+        measured: Where trials are kept until the upgrade is finished, or None.
 
     Raises:
         ValueError: If no plan holds the limit; the files say what was tried.
@@ -95,7 +97,11 @@ def find_plan(runner: Runner, request: SearchRequest, out: Path) -> PlanSearch:
         known = {None: test.baseline}
 
         def figures(plan: KeyPlan | None) -> dict[str, float]:
-            return known[plan] if plan in known else test.evaluate(plan)
+            if plan in known:
+                return known[plan]
+            if measured is None:
+                return test.evaluate(plan)
+            return measured.figures(f'{request.calibrate or "all"} samples, {plan}', lambda: test.evaluate(plan))
 
         search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
         search.run()
@@ -124,7 +130,7 @@ def run_upgrade(
     """Prunes, measures baseline and upgraded model, and writes the report folder.
 
     The upgraded model is written as soon as its plan is known to fit, then the report, then the pictures, none of which
-    costs what was written before.
+    costs what was written before. Until the report is there, `measured.json` keeps accuracies for a second call.
 
     Args:
         config_file: The unpruned detector's config.
@@ -153,7 +159,9 @@ def run_upgrade(
     config, upgraded, weights = original, runner, checkpoint
     # what no adapter knows, and what cannot be tested, is refused before hours of work
     adapters.stages(runner.model)
-    tested = TestedSet.of(runner, samples)
+    tuned = None if gpq is None else gpq.to_dict()
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples, gpq=tuned))
+    tested = TestedSet.of(runner, samples, measured)
     if isinstance(plan, SearchRequest):
         require_accuracy(runner, 'auto')
         require_limited(runner)
@@ -166,7 +174,7 @@ def run_upgrade(
         upgraded.load_or_resume()
         restrict(upgraded, samples)
     if isinstance(plan, SearchRequest):
-        search = find_plan(upgraded, plan, out)
+        search = find_plan(upgraded, plan, out, measured)
         plan = search.plan
     comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats, tested)
     costs = comparison.costs()  # seconds, after which the plan is known to fit
@@ -178,8 +186,9 @@ def run_upgrade(
     if search is not None:
         report['search'] = search.to_dict()
     if gpq is not None:
-        report['gpq'] = gpq.to_dict()
+        report['gpq'] = tuned
     reports.finish(report, out, reports.markdown(report) + ('' if search is None else search.markdown()))
+    measured.finish()
     reports.tell_pictures(comparison.pictures(out / 'pictures', pictures))
     return report
 

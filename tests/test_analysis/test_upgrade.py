@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from mmprune3d.analysis import comparison, fusion_study, halting_study, key_study, query_study, upgrade
+from mmprune3d.analysis import comparison, fusion_study, halting_study, key_study, query_study, tested, upgrade
 from mmprune3d.analysis.accuracy import summarize
 from mmprune3d.analysis.finetune import QueryPruning, shortened
+from mmprune3d.analysis.measured import Measured, source_of_upgrade
 from mmprune3d.analysis.search import SearchRequest
 from mmprune3d.analysis.upgrade import prepare, read_config, run_upgrade, upgraded_config
 from mmprune3d.pruning.gpq import GPQPlan
@@ -234,19 +236,55 @@ def test_pictures_that_fail_cost_nothing(
     )
 
 
-def test_the_upgraded_model_is_there_before_the_long_work(
+def test_an_interrupted_upgrade_has_its_model_and_goes_on(
     folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    titles, evaluate = [], tested.evaluate
 
-    monkeypatch.setattr(comparison.Comparison, 'accuracy', interrupt)
+    def interrupted(runner: Runner, title: str) -> dict[str, float]:
+        titles.append(title)
+        if titles == ['baseline', 'upgraded']:
+            raise KeyboardInterrupt
+        return evaluate(runner, title)
+
+    monkeypatch.setattr(tested, 'evaluate', interrupted)
+
+    def start(checkpoint: Path) -> None:
+        run_upgrade(CONFIG, checkpoint, SMALL, tmp_path / 'out', overrides, timed=1, repeats=1, pictures=0)
+
     with pytest.raises(KeyboardInterrupt):
-        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, timed=1, repeats=1, pictures=1)
-    assert Config.fromfile(tmp_path / 'upgraded.py').custom_hooks[-1].type == 'TgGBCHook'
-    data = torch.load(tmp_path / 'upgraded.pth', weights_only=True)
+        start(folder / 'petr.pth')
+    assert Config.fromfile(tmp_path / 'out' / 'upgraded.py').custom_hooks[-1].type == 'TgGBCHook'
+    data = torch.load(tmp_path / 'out' / 'upgraded.pth', weights_only=True)
     assert TgGBCPlan.from_dict(data['meta']['mmprune3d']['tggbc']) == SMALL
-    assert not (tmp_path / 'report.json').exists()
+    assert not (tmp_path / 'out' / 'report.json').exists()
+    kept = json.loads((tmp_path / 'out' / 'measured.json').read_text())['figures']['baseline']
+
+    start(folder / 'petr.pth')
+    assert titles == ['baseline', 'upgraded', 'upgraded']
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert {name: report['baseline'][name] for name in kept} == kept
+    assert not (tmp_path / 'out' / 'measured.json').exists()
+    start(folder / 'petr.pth')  # a finished one is measured anew
+    assert titles[3:] == ['baseline', 'upgraded']
+
+
+def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
+    config, checkpoint = Config(dict(model=dict(type='A'))), tmp_path / 'a.pth'
+    checkpoint.write_bytes(b'1')
+
+    def measured(value: float, **others: Any) -> float:
+        made = Measured(tmp_path, source_of_upgrade(config, checkpoint, 5, **others))
+        return made.figures('baseline', lambda: {'mAP': value})['mAP']
+
+    assert (measured(0.1), measured(0.2)) == (0.1, 0.1)
+    assert measured(0.3, gpq={'target': 5}) == 0.3
+    checkpoint.write_bytes(b'2')
+    assert measured(0.4) == 0.4
+    config.model.type = 'B'
+    assert measured(0.5) == 0.5
+    (tmp_path / 'measured.json').write_text('{"source"')
+    assert measured(0.6) == 0.6
 
 
 @pytest.mark.parametrize('way', ['samples', 'indices'])
