@@ -13,9 +13,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 
-from .compat import SUPPORTED, parse_version
+from .compat import SUPPORTED, installed_version, parse_version
 
 REBUILD_MMCV = (
     'pip install "setuptools<80" ninja psutil && MMCV_WITH_OPS=1 '
@@ -31,6 +30,8 @@ OPTIONAL = (
     ('onnx', 'export', 'pip install onnx onnxscript'),
     ('onnxruntime', 'export', 'pip install onnxruntime'),
 )
+MODULES = {'nuscenes-devkit': 'nuscenes'}
+"""What is imported, where it is called otherwise and has no version of its own to ask for."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class Finding:
 
 
 def version_of(name: str) -> str | None:
-    """The version of an installed distribution, None if it is absent."""
+    """The version of a package that is installed or only on the path; None if it is absent, or broken and silent."""
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
+        found = installed_version(name)
+    except Exception:  # only on the path, and importing it fails: a broken set-up may raise anything
         return None
+    module = MODULES.get(name)
+    return 'on the path' if found is None and module and importlib.util.find_spec(module) else found
 
 
 def try_import(name: str) -> str | None:

@@ -10,6 +10,8 @@
 
     python tools/upgrade.py CONFIG CHECKPOINT --halting sparsity=0.82 --epochs 6   (SST)
 
+    python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000 --samples 600   (a part of a large test set)
+
 Writes report.md, report.json, pictures/, and the upgraded config and checkpoint, which mmdet3d's own tools/test.py
 runs.
 """
@@ -51,6 +53,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--calibrate', type=int, help='for auto: test samples to search on, evenly spaced (default all)'
     )
+    parser.add_argument(
+        '--samples',
+        type=int,
+        help='test samples to evaluate, evenly spaced, or whole scenes of temporal models (default all)',
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/upgrade'), help='report folder')
     parser.add_argument('--timed', type=int, default=8, help='test batches to time')
     parser.add_argument('--repeats', type=int, default=3, help='how often each is timed')
@@ -64,6 +71,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the upgrade that is asked for."""
     from mmprune3d.analysis.finetune import QueryPruning
     from mmprune3d.analysis.fusion_upgrade import FusionPruning, run_fusion_upgrade
     from mmprune3d.analysis.halting_upgrade import HaltingUpgrade, run_halting_upgrade
@@ -81,28 +95,25 @@ def main() -> None:
     }
     if sum(bool(given) for given in kinds.values()) != 1:
         raise SystemExit(f'error: say what to prune, one kind: {", ".join(kinds)}')
-    measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures')}
+    measured = {name: getattr(args, name) for name in ('timed', 'repeats', 'pictures', 'samples')}
     measured['overrides'] = args.cfg_options
-    try:
-        if args.altermoma:
-            pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
-            run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
-            return
-        if args.halting:
-            halting = HaltingUpgrade(HaltingPlan.parse(args.halting), args.epochs, args.lr_factor)
-            run_halting_upgrade(args.config, args.checkpoint, halting, args.out, **measured)
-            return
-        plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
-        run_upgrade(
-            args.config,
-            args.checkpoint,
-            plans[0] if plans else None,
-            args.out,
-            gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
-            **measured,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    if args.altermoma:
+        pruning = FusionPruning(AlterMOMAPlan.parse(args.altermoma), args.epochs, args.lr_factor)
+        run_fusion_upgrade(args.config, args.checkpoint, pruning, args.out, **measured)
+        return
+    if args.halting:
+        halting = HaltingUpgrade(HaltingPlan.parse(args.halting), args.epochs, args.lr_factor)
+        run_halting_upgrade(args.config, args.checkpoint, halting, args.out, **measured)
+        return
+    plans = [parse_plan(*item, args.max_drop, args.calibrate) for item in methods.items()]
+    run_upgrade(
+        args.config,
+        args.checkpoint,
+        plans[0] if plans else None,
+        args.out,
+        gpq=QueryPruning(GPQPlan.parse(args.gpq), args.epochs, args.lr_factor) if args.gpq else None,
+        **measured,
+    )
 
 
 if __name__ == '__main__':

@@ -14,6 +14,8 @@ from mmprune3d.evaluation import NaNPredictionError
 
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 """Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
+COCO_METRICS = ('bbox_mAP', 'segm_mAP')
+"""How the figures of mmdet's CocoMetric begin, after its prefix."""
 
 
 class ProgressBarHook(Hook):
@@ -38,13 +40,17 @@ class ProgressBarHook(Hook):
 
 
 def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The nuScenes figures among `metrics`, by short name; other evaluators' figures keep their full names."""
+    """The nuScenes figures among `metrics`, or else those of COCO, by short name; others keep their full names."""
     summary = {}
     for name in NUSCENES_METRICS:
         matches = [value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == name]
         if matches:
             summary[name] = float(matches[0])
-    return summary or {name: float(value) for name, value in metrics.items()}
+    if summary:
+        return summary
+    short = {name: name.rsplit('/', 1)[-1] for name in metrics}
+    plain = {name: last if last.startswith(COCO_METRICS) else name for name, last in short.items()}
+    return {plain[name]: float(value) for name, value in metrics.items()}
 
 
 def evenly_spaced(total: int, count: int | None) -> list[int]:
@@ -76,6 +82,9 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
     Raises:
         NaNPredictionError: If the model predicts NaN.
     """
+    # a test that ended early, as with a plan that does not fit, has left its results
+    for metric in runner.test_evaluator.metrics:
+        metric.results.clear()
     bar = ProgressBarHook(title, leave)
     runner.register_hook(bar, priority='LOWEST')
     try:

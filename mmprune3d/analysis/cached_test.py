@@ -18,15 +18,16 @@ import torch
 from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
+from .annotations import require_accuracy
 from .key_attention import mean_attention_kept
-from .nuscenes_subset import quick_evaluation
+from .samples import Chosen, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that are kept in memory; what comes later goes to files."""
@@ -120,7 +121,7 @@ class Replay:
         position: Number of the batch that was taken last.
     """
 
-    def __init__(self, dataset: Subset, batch_size: int, batches: list[dict[str, Any]]) -> None:
+    def __init__(self, dataset: Chosen, batch_size: int, batches: list[dict[str, Any]]) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.batches = batches
@@ -142,10 +143,16 @@ def copied(batch: dict[str, Any]) -> dict[str, Any]:
 
 def without_images(batch: dict[str, Any]) -> dict[str, Any]:
     """A copy of a preprocessed batch whose images have their shape, type and device, but no content and no memory."""
+    if isinstance(batch['inputs'], Tensor):
+        return copied({**batch, 'inputs': _empty(batch['inputs'])})
     inputs = dict(batch['inputs'])
     if 'imgs' in inputs:
-        inputs['imgs'] = inputs['imgs'].new_zeros(()).expand(inputs['imgs'].shape)
+        inputs['imgs'] = _empty(inputs['imgs'])
     return copied({**batch, 'inputs': inputs})
+
+
+def _empty(images: Tensor) -> Tensor:
+    return images.new_zeros(()).expand(images.shape)
 
 
 class CachedTest:
@@ -156,8 +163,8 @@ class CachedTest:
 
     Args:
         runner: Built from a config with a test set; its checkpoint is loaded here.
-        samples: How many samples, spread evenly over the test set; None means all. A detector with a memory of earlier
-            frames needs all.
+        samples: How many samples, spread evenly over the test set, or in whole scenes (see `samples.choose`); None
+            means all.
         memory_limit: See `TensorStore`.
         folder: See `TensorStore`.
 
@@ -182,12 +189,12 @@ class CachedTest:
         if not callable(getattr(self.model, 'extract_feat', None)):
             raise ValueError(f'{type(self.model).__name__} has no `extract_feat`: its features cannot be kept')
         whole = runner.test_dataloader
-        self.indices = evenly_spaced(len(whole.dataset), samples)
+        require_accuracy(runner, 'testing plans')
+        check_samples(runner)
+        self.indices = choose(whole.dataset, self.model, samples).indices
         self.is_all = len(self.indices) == len(whole.dataset)
-        infos = [whole.dataset.get_data_info(index) for index in self.indices]
-        self.tokens = [info['token'] for info in infos if 'token' in info]
         self._stack = ExitStack()
-        self._stack.enter_context(quick_evaluation(self.tokens))
+        self._stack.enter_context(judged_alone(runner, Chosen(whole.dataset, self.indices)))
         self.features = TensorStore(memory_limit, folder)
         self._stack.callback(self.features.close)
         self.baseline = self._record(whole)
@@ -196,7 +203,7 @@ class CachedTest:
 
     def _record(self, whole: DataLoader) -> dict[str, float]:
         """Tests the unpruned model and keeps what a replay needs."""
-        dataset, batches = Subset(whole.dataset, self.indices), []
+        dataset, batches = Chosen(whole.dataset, self.indices), []
         loader = DataLoader(dataset, whole.batch_size, num_workers=whole.num_workers, collate_fn=whole.collate_fn)
         preprocess, extract = self.model.data_preprocessor.forward, self.model.extract_feat
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,12 +18,12 @@ from mmprune3d import adapters
 from mmprune3d.adapters.learned_queries import num_queries
 from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.upgrade import draw_upgrade
+from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d
 
-from . import report as reports
-from .accuracy import evaluate, evenly_spaced, summarize
 from .flops import count_flops
 from .latency import StageTimer, medians
 from .memory import peak_memory
+from .tested import TestedSet
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,13 @@ class Comparison:
         upgraded: What to compare its model with.
         timed: How many test batches to time.
         repeats: How often each is timed.
+        tested: Its test set, if it was checked already.
     """
 
-    def __init__(self, runner: Runner, upgraded: Variant, timed: int = 8, repeats: int = 3) -> None:
+    def __init__(
+        self, runner: Runner, upgraded: Variant, timed: int = 8, repeats: int = 3, tested: TestedSet | None = None
+    ) -> None:
+        self.tested = tested or TestedSet.of(runner)
         runner.load_or_resume()
         self.runner = runner
         self.repeats = repeats
@@ -70,11 +75,11 @@ class Comparison:
         return self.runner.model.test_step(copy.deepcopy(batch))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
-        """Metrics of both, over the whole test set."""
+        """Metrics of both, over the test set; none where accuracy cannot be measured."""
         results = {}
         for name, variant in self.variants.items():
             variant.take(self.runner)
-            results[name] = summarize(evaluate(self.runner, name))
+            results[name] = self.tested.figures(name)
         return results
 
     def latency(self) -> dict[str, dict[str, float]]:
@@ -105,31 +110,43 @@ class Comparison:
             }
         return results
 
-    def report(self, title: str) -> dict[str, Any]:
-        """Everything measured, as plain types."""
+    def report(self, title: str, costs: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Everything measured, as plain types.
+
+        Args:
+            title: Of the report.
+            costs: What `costs` gave, if it was called already.
+        """
         plan = self.variants['upgraded'].plan
         # the quick parts first: a plan that does not fit fails in seconds
-        costs, latency, accuracy = self.costs(), self.latency(), self.accuracy()
-        dtype = str(next(self.runner.model.parameters()).dtype).removeprefix('torch.')
-        batch_size = self.runner.test_dataloader.batch_size
+        costs, latency, accuracy = costs or self.costs(), self.latency(), self.accuracy()
         return {
             'title': title,
             'plan': None if plan is None else plan.to_dict(),
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.variants},
-            'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
-            'env': reports.environment(batch_size, dtype),
+            'samples': self.tested.to_dict(count_samples(self.batches), accuracy.values()),
+            'env': self.tested.env,
         }
 
     def pictures(self, folder: Path, count: int) -> list[Path]:
-        """Draws `count` samples spread over the test set, before and after."""
-        dataset, paths = self.runner.test_dataloader.dataset, []
-        collate = self.runner.test_dataloader.collate_fn
-        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
-            batch, found = collate([dataset[index]]), {}
+        """Draws `count` samples spread over the test set, before and after; those that fail are warnings."""
+
+        def draw(number: int, batch: dict[str, Any], info: dict[str, Any]) -> Path:
+            path, found = folder / f'sample_{number:04d}.jpg', {}
             for name, variant in self.variants.items():
                 variant.take(self.runner)
                 found[name] = self.predict(batch)[0]
-            kept = [ids[0] for ids in adapters.kept_keys(self.runner.model, lambda batch=batch: self.predict(batch))]
-            paths.append(folder / f'sample_{index:04d}.jpg')
-            draw_upgrade(paths[-1], batch['inputs']['img'][0], found['baseline'], found['upgraded'], kept)
-        return paths
+            kept = [ids[0] for ids in adapters.kept_keys(self.runner.model, lambda: self.predict(batch))]
+            if 'pred_instances_3d' in found['upgraded']:
+                images = info.get('images') or {}
+                draw_upgrade(path, batch['inputs']['img'][0], found['baseline'], found['upgraded'], kept, images)
+            else:
+                draw_upgrade_2d(path, batch['inputs'][0], found['baseline'], found['upgraded'], kept, info)
+            return path
+
+        return self.tested.draw(count, draw)
+
+
+def count_samples(batches: Iterable[dict[str, Any]]) -> int:
+    """How many samples there are in batches; the last one may be smaller."""
+    return sum(len(batch['data_samples']) for batch in batches)

@@ -16,6 +16,7 @@ from .fusion_flops import count_costs, gflops_by_part
 from .latency import REST, TOTAL
 from .memory import peak_memory
 from .side_by_side import SideBySide
+from .tested import TestedSet
 
 
 class FusionComparison(SideBySide):
@@ -27,12 +28,19 @@ class FusionComparison(SideBySide):
         fusion: The map of both.
         timed: How many test batches to time.
         repeats: How often each is timed.
+        tested: Its test set, if it was checked already.
     """
 
     def __init__(
-        self, runner: Runner, upgraded: nn.Module, fusion: FusionMap, timed: int = 8, repeats: int = 3
+        self,
+        runner: Runner,
+        upgraded: nn.Module,
+        fusion: FusionMap,
+        timed: int = 8,
+        repeats: int = 3,
+        tested: TestedSet | None = None,
     ) -> None:
-        super().__init__(runner, upgraded, timed, repeats)
+        super().__init__(runner, upgraded, timed, repeats, tested)
         self.fusion = fusion
 
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:

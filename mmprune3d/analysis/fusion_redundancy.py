@@ -19,6 +19,7 @@ from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, resolve
 from mmprune3d.adapters.modality_masking import ModalityMasker
 
 from .accuracy import evaluate, summarize
+from .annotations import require_accuracy
 from .upgrade import prepare
 
 RIDGE = 1e-3
@@ -85,6 +86,7 @@ def redundancy(config: Config, checkpoint: Path, out: Path, samples: int = 48) -
         streams' features are not all zero, fitted on every other cell.
     """
     runner = Runner.from_cfg(prepare(config, checkpoint, out))
+    require_accuracy(runner, 'what masking costs')
     runner.load_or_resume()
     model = runner.model
     fusion = fusion_map(model)

@@ -25,6 +25,7 @@ from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 
 from .accuracy import figures_of_row
+from .annotations import require_accuracy_of
 from .upgrade import prepare
 
 SPARSITIES = (80, 85, 90)
@@ -178,12 +179,13 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
         What ``result.json`` holds: settings and figures.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or accuracy cannot be measured.
     """
     check_name(name)
     row, where = RUNS[name], out / f'{name}-seed{seed}'
     if (where / 'result.json').is_file():
         return files.read_json(where / 'result.json')
+    require_accuracy_of(base, 'the study')
     config = training_config(base, row, checkpoint, seed, where)
     start = time.monotonic()
     runner = (Runner if row.pruning is None else AlterMOMARunner).from_cfg(config)

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
@@ -28,8 +29,10 @@ from .channel_pruning import slim
 from .channel_settings import MAP, ChannelSettings
 from .finetune import PlanWithFineTuning, finetuning
 from .fusion_comparison import FusionComparison, fusion_rows
+from .measured import Measured, source_of_upgrade
 from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
-from .upgrade import prepare, read_config, upgraded_config
+from .tested import TestedSet, safely
+from .upgrade import prepare, read_config, upgraded_config, write_upgraded
 
 RECALIBRATED = 16
 """Batches on which batch norm is estimated anew, unless the config says something else."""
@@ -131,6 +134,7 @@ def run_fusion_upgrade(
     timed: int,
     repeats: int,
     pictures: int,
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Prunes, fine-tunes, measures baseline and upgraded model, and writes the report folder.
 
@@ -144,38 +148,44 @@ def run_fusion_upgrade(
         timed: Test batches to time.
         repeats: How often each is timed.
         pictures: Samples to draw.
+        samples: How many test samples to evaluate, see `samples.choose`; None means all.
 
     Returns:
         The report, as in `report.json`; what stays of each layer is under `keep`.
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
-        ValueError: If the plan does not fit.
+        OSError: If `out` cannot be written.
+        ValueError: If the plan or the test set does not fit.
     """
     original = read_config(config_file, checkpoint, overrides)
+    files.writable(out)
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
-    # what has no map is refused before hours of training
+    # what has no map, and what cannot be tested, is refused before hours of training
     fusion = _fusion_map(pruning, original, runner)
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
+    tested = TestedSet.of(runner, samples, measured)
     made, weights = pruning.run(original, checkpoint, out), out / 'upgraded.pth'
-    torch.save(made.checkpoint, weights)
     config = copy.deepcopy(made.config)
     config.load_from = str(weights)
-    config.dump(out / 'upgraded.py')
+    files.save_checkpoint(made.checkpoint, weights)
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()
     settled(upgraded.model, original, pruning)
-    torch.save({**made.checkpoint, 'state_dict': upgraded.model.state_dict()}, weights)
-    comparison = FusionComparison(runner, upgraded.model, fusion, timed, repeats)
+    write_upgraded(out, config, {**made.checkpoint, 'state_dict': upgraded.model.state_dict()})
+    comparison = FusionComparison(runner, upgraded.model, fusion, timed, repeats, tested)
     report = comparison.report(f'{config_file.stem}: {pruning.plan.criterion}, {_target(pruning.plan)}')
     report |= {'plan': pruning.to_dict(), 'keep': made.keep}
-    text = f'{reports.markdown(report, fusion_rows)}\n## What stays\n\n{made.table}\n'
-    reports.write(report, out, text)
+    reports.finish(report, out, f'{reports.markdown(report, fusion_rows)}\n## What stays\n\n{made.table}\n')
+    measured.finish()
     drawn = comparison.pictures(out / 'pictures', pictures)
-    draw_keep_rates(made.keep, out / 'pictures' / 'keep_rates.png')
-    print(text)
-    print(f'Pictures: {", ".join(map(str, [*drawn, out / "pictures" / "keep_rates.png"]))}')
-    print(f'Upgraded model: {out / "upgraded.py"} {weights}')
+    reports.tell_pictures([*drawn, *safely(runner, 'keep_rates.png', lambda: _draw_rates(made.keep, out / 'pictures'))])
     return report
+
+
+def _draw_rates(keep: dict[str, Any], folder: Path) -> Path:
+    draw_keep_rates(keep, folder / 'keep_rates.png')
+    return folder / 'keep_rates.png'
 
 
 def settled(model: nn.Module, config: Config, pruning: FusionPruning) -> None:

@@ -35,6 +35,7 @@ from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.pruning.halting import HaltingRecord
 
 from .accuracy import evenly_spaced, figures_of_row
+from .annotations import require_accuracy_of
 from .fusion_study import dataset_length
 from .halting_rows import RUNS, Row, row_config
 from .halting_statistics import HaltingStatistics, listening
@@ -121,11 +122,12 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
         tokens by kind and attention layer.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or accuracy cannot be measured.
     """
     where, row = folder_of(out, name, seed), RUNS[name]
     if (where / RESULT).is_file():
         return files.read_json(where / RESULT)
+    require_accuracy_of(base, 'the study')
     if not (where / WEIGHTS).is_file():
         fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
     trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']

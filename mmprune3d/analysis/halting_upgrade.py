@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from mmprune3d import files
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
@@ -22,12 +23,13 @@ from mmprune3d.visualization.halted_tokens import draw_halted_tokens
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from . import report as reports
-from .accuracy import evenly_spaced
 from .finetune import PlanWithFineTuning, finetuning
 from .flops import count_flops
+from .measured import Measured, source_of_upgrade
 from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
-from .upgrade import prepare, read_config, upgraded_config
+from .tested import TestedSet
+from .upgrade import prepare, read_config, upgraded_config, write_upgraded
 
 RECALIBRATED = 16
 """Training batches on which batch norm is estimated anew."""
@@ -125,15 +127,13 @@ class HaltingComparison(SideBySide):
 
     def token_pictures(self, folder: Path, count: int) -> list[Path]:
         """Draws where the tokens of `count` samples halted, with the boxes that are there and those that are found."""
-        dataset, paths = self.runner.test_dataloader.dataset, []
         encoder = self.models['upgraded'].voxel_encoder
-        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
-            batch = self.runner.test_dataloader.collate_fn([dataset[index]])
+
+        def draw(number: int, batch: dict[str, Any], _: dict[str, Any]) -> Path:
             record, sample = self.records('upgraded', batch)[0], self.predict('upgraded', batch)[0]
-            truth = annotated_boxes(sample)
-            paths.append(folder / f'tokens_{index:04d}.png')
+            truth, path = annotated_boxes(sample), folder / f'tokens_{number:04d}.png'
             draw_halted_tokens(
-                paths[-1],
+                path,
                 record.coords.cpu().numpy(),
                 record.halted_at().cpu().numpy(),
                 [step.layer for step in record.steps],
@@ -141,9 +141,11 @@ class HaltingComparison(SideBySide):
                 encoder.point_cloud_range,
                 None if truth is None else truth.corners[:, :4, :2],
                 {'found': confident_boxes(sample, THRESHOLD).corners[:, :4, :2]},
-                title=f'sample {index}: {record.mean_sparsity():.0%} of the tokens halted on average',
+                title=f'sample {number}: {record.mean_sparsity():.0%} of the tokens halted on average',
             )
-        return paths
+            return path
+
+        return self.tested.draw(count, draw)
 
 
 def halting_rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
@@ -172,6 +174,7 @@ def run_halting_upgrade(
     timed: int,
     repeats: int,
     pictures: int,
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Inserts halting, fine-tunes, measures baseline and upgraded model, and writes the report folder.
 
@@ -185,34 +188,36 @@ def run_halting_upgrade(
         timed: Test batches to time.
         repeats: How often each is timed.
         pictures: Samples to draw.
+        samples: How many test samples to evaluate, see `samples.choose`; None means all.
 
     Returns:
         The report, as in `report.json`.
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
-        ValueError: If the plan does not fit.
+        OSError: If `out` cannot be written.
+        ValueError: If the plan or the test set does not fit.
     """
     original = read_config(config_file, checkpoint, overrides)
+    files.writable(out)
     halting.config(original)  # what is no SST is refused before anything is built
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
+    tested = TestedSet.of(runner, samples, measured)
     config, made = halting.run(original, checkpoint, out)
     weights = out / 'upgraded.pth'
-    torch.save(made, weights)
     config = copy.deepcopy(config)
     config.load_from = str(weights)
-    config.dump(out / 'upgraded.py')
+    files.save_checkpoint(made, weights)
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()
     settled(upgraded.model, original)
-    torch.save({**made, 'state_dict': upgraded.model.state_dict()}, weights)
-    comparison = HaltingComparison(runner, upgraded.model, timed, repeats)
+    write_upgraded(out, config, {**made, 'state_dict': upgraded.model.state_dict()})
+    comparison = HaltingComparison(runner, upgraded.model, timed, repeats, tested)
     report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
     report['plan'] = halting.to_dict()
-    text = reports.markdown(report, halting_rows)
-    reports.write(report, out, text)
-    drawn = comparison.pictures(out / 'pictures', pictures) + comparison.token_pictures(out / 'pictures', pictures)
-    print(text)
-    print(f'Pictures: {", ".join(map(str, drawn))}')
-    print(f'Upgraded model: {out / "upgraded.py"} {weights}')
+    reports.finish(report, out, reports.markdown(report, halting_rows))
+    measured.finish()
+    folder = out / 'pictures'
+    reports.tell_pictures([*comparison.pictures(folder, pictures), *comparison.token_pictures(folder, pictures)])
     return report

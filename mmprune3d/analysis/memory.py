@@ -7,6 +7,11 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .quiet import without_lines
+
+NOTICE = 'USDT:'
+"""Start of the lines that torch 2.13 writes to standard error when a profiler starts and stops."""
+
 
 def peak_memory(call: Callable[[], object]) -> float:
     """MiB (2**20 bytes) that tensors of one `call` occupy at most at the same time, weights and inputs not counted.
@@ -21,8 +26,14 @@ def peak_memory(call: Callable[[], object]) -> float:
         call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with without_lines(NOTICE):
+        profiler.start()
+    try:
         call()
+    finally:
+        with without_lines(NOTICE):
+            profiler.stop()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == '[memory]':

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from .onnx_export import OPSET, TOLERANCES
 from .onnx_graph import check_static, optional, tidied
 from .query_breakdown import PARTS, decoder_flops, head_flops, label, profile
 from .query_models import Pair, Row, make_pair
+from .report import versions_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -183,7 +183,7 @@ def parts_of(model: ModelProto, feeds: dict[str, np.ndarray], keys: int, repeats
 
 def versions() -> dict[str, str]:
     """Versions of the packages that only this benchmark needs."""
-    return {name: metadata.version(name) for name in ('onnx', 'onnxscript', 'onnxruntime')}
+    return versions_of('onnx', 'onnxscript', 'onnxruntime')
 
 
 def markdown(results: list[dict[str, Any]]) -> str:

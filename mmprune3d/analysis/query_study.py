@@ -18,6 +18,7 @@ from mmprune3d import files
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 
 from .accuracy import figures_of_row
+from .annotations import require_accuracy_of
 from .compact import compact
 from .finetune import LR_FACTOR, shortened
 from .upgrade import prepare
@@ -158,12 +159,13 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
 
     Raises:
         FileNotFoundError: If what it starts from is not there.
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or accuracy cannot be measured.
     """
     check_name(name)
     run, where = RUNS[name], folder(out, name, seed)
     if (where / 'result.json').is_file():
         return files.read_json(where / 'result.json')
+    require_accuracy_of(base, 'the study')
     write_start(run, name, seed, out)
     config = training_config(base, run, name, seed, out)
     runner = Runner.from_cfg(config)

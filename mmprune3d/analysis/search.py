@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mmprune3d.evaluation import NaNPredictionError
+from mmengine.runner import Runner
+
 from mmprune3d.pruning.plan import PLANS, KeyPlan
+
+from .samples import images_of, is_kind
 
 AUTO = 'auto'
 GRID = 16
 """r is tried at multiples of 1/16 of the keys."""
-LIMITED = ('mAP', 'NDS')
-"""Figures that may not drop by more than the limit, as far as the evaluator has them."""
+LIMITED = ('mAP', 'NDS', 'bbox_mAP')
+"""Figures that may not drop by more than the limit, as far as the evaluator has them: of nuScenes and COCO."""
+NEEDED = f'{AUTO} limits the drop of one of {", ".join(LIMITED)}, from 0 to 1'
 ROUNDING = 1e-9
 """What the difference of two scores may be off."""
 WARNING = (
@@ -82,6 +86,23 @@ def parse_plan(
     return PLANS[method].parse(text)
 
 
+def require_limited(runner: Runner) -> None:
+    """Refuses evaluators that are known not to give a figure of `LIMITED`, before they are run.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    metrics = runner.test_evaluator.metrics
+    without = [
+        is_kind(metric, 'KittiMetric', 'IndoorMetric')
+        or (images_of(metric) is not None and 'bbox' not in getattr(metric, 'metrics', ()))
+        for metric in metrics
+    ]
+    if all(without):
+        names = ', '.join(type(metric).__name__ for metric in metrics)
+        raise ValueError(f'{NEEDED}; {names} of the config gives none of them: give a plan with r and n')
+
+
 @dataclass(frozen=True)
 class Trial:
     """One plan that was tried.
@@ -104,7 +125,9 @@ class Trial:
         """For the screen."""
         if self.reason:
             return f'r={self.plan.r} n={self.plan.n}: {self.reason}'
-        figures = ', '.join(f'{name} {self.figures[name]:.4f} ({0 - drop:+.4f})' for name, drop in self.drops.items())
+        figures = ', '.join(
+            f'{name} {self.figures.get(name, 0.0):.4f} ({0 - drop:+.4f})' for name, drop in self.drops.items()
+        )
         return f'r={self.plan.r} n={self.plan.n}: {figures} {"holds" if self.holds else "drops too much"}'
 
 
@@ -145,7 +168,7 @@ class PlanSearch:
         self.baseline = dict(evaluate(None))
         self.limited = [name for name in LIMITED if name in self.baseline]
         if not self.limited:
-            raise ValueError(f'the evaluator gives neither mAP nor NDS, only {", ".join(self.baseline)}')
+            raise ValueError(f'{NEEDED}; the evaluator gives {", ".join(self.baseline) or "no figure"}')
         if not any(self.baseline[name] for name in self.limited):
             raise ValueError(
                 f'the unpruned detector has {" and ".join(self.limited)} of 0 on these {samples} samples: whatever is '
@@ -180,13 +203,12 @@ class PlanSearch:
     def _try(self, plan: KeyPlan) -> Trial:
         try:
             plan.removals(self.num_layers, self.num_keys)
+            # fails for images with fewer keys than the first, and for a model that predicts NaN
+            figures = dict(self.evaluate(plan))
         except ValueError as error:
             return Trial(plan, reason=str(error))
-        try:
-            figures = dict(self.evaluate(plan))
-        except NaNPredictionError as error:
-            return Trial(plan, reason=str(error))
-        drops = {name: self.baseline[name] - figures[name] for name in self.limited}
+        # CocoMetric gives no figure at all where nothing was found
+        drops = {name: self.baseline[name] - figures.get(name, 0.0) for name in self.limited}
         return Trial(plan, figures, drops, max(drops.values()) <= self.request.max_drop + ROUNDING)
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +245,7 @@ class PlanSearch:
         baseline = ' | '.join(f'{self.baseline[name]:.4f}' for name in names)
         yield f'| 0 | - | {baseline} |{" - |" * len(names)} baseline |'
         for trial in self.trials:
-            figures = [f'{trial.figures[name]:.4f}' if trial.figures else '-' for name in names]
+            figures = [f'{trial.figures.get(name, 0.0):.4f}' if trial.drops else '-' for name in names]
             changes = [f'{0 - trial.drops[name]:+.4f}' if trial.drops else '-' for name in names]
             verdict = 'not possible' if trial.reason else 'yes' if trial.holds else 'no'
             yield f'| {trial.plan.r} | {trial.plan.n} | {" | ".join([*figures, *changes])} | {verdict} |'

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
-from . import report as reports
-from .accuracy import evaluate, evenly_spaced, summarize
+from .comparison import count_samples
 from .latency import StageTimer, medians
+from .tested import TestedSet
 
 THRESHOLD = 0.3
 """Boxes below this score are not drawn."""
@@ -32,9 +32,13 @@ class SideBySide:
         upgraded: The pruned model, with its weights.
         timed: How many test batches to time.
         repeats: How often each is timed.
+        tested: Its test set, if it was checked already.
     """
 
-    def __init__(self, runner: Runner, upgraded: nn.Module, timed: int = 8, repeats: int = 3) -> None:
+    def __init__(
+        self, runner: Runner, upgraded: nn.Module, timed: int = 8, repeats: int = 3, tested: TestedSet | None = None
+    ) -> None:
+        self.tested = tested or TestedSet.of(runner)
         runner.load_or_resume()
         self.runner, self.repeats = runner, repeats
         self.batches = list(islice(runner.test_dataloader, timed))
@@ -58,11 +62,11 @@ class SideBySide:
         return self.models[name].eval().test_step(copy.deepcopy(batch))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
-        """Metrics of both, over the whole test set."""
+        """Metrics of both, over the test set; none where accuracy cannot be measured."""
         results = {}
         for name, model in self.models.items():
             self.runner.model = model
-            results[name] = summarize(evaluate(self.runner, name))
+            results[name] = self.tested.figures(name)
         return results
 
     def latency(self) -> dict[str, dict[str, float]]:
@@ -83,30 +87,31 @@ class SideBySide:
     def report(self, title: str) -> dict[str, Any]:
         """Everything measured, as plain types."""
         costs, latency, accuracy = self.costs(), self.latency(), self.accuracy()
-        dtype = str(next(self.models['upgraded'].parameters()).dtype).removeprefix('torch.')
-        batch_size = self.runner.test_dataloader.batch_size
         return {
             'title': title,
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.models},
-            'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
-            'env': reports.environment(batch_size, dtype),
+            'samples': self.tested.to_dict(count_samples(self.batches), accuracy.values()),
+            'env': self.tested.env,
         }
 
     def pictures(self, folder: Path, count: int) -> list[Path]:
-        """Draws `count` samples spread over the test set, with the boxes of both models from above."""
-        dataset, paths = self.runner.test_dataloader.dataset, []
-        for index in evenly_spaced(len(dataset), min(count, len(dataset))) if count else ():
-            batch = self.runner.test_dataloader.collate_fn([dataset[index]])
+        """Draws `count` samples spread over the test set, with the boxes of both models from above.
+
+        Pictures that fail are warnings.
+        """
+
+        def draw(number: int, batch: dict[str, Any], _: dict[str, Any]) -> Path:
             found = {name: self.predict(name, batch)[0] for name in self.models}
             truth = annotated_boxes(found['upgraded'])
             boxes = {name: confident_boxes(sample, THRESHOLD).corners[:, :4, :2] for name, sample in found.items()}
-            paths.append(folder / f'sample_{index:04d}.png')
-            points = batch['inputs']['points'][0]
+            path, points = folder / f'sample_{number:04d}.png', batch['inputs']['points'][0]
             draw_bev_boxes(
-                paths[-1],
+                path,
                 getattr(points, 'tensor', points).numpy(),
                 None if truth is None else truth.corners[:, :4, :2],
                 boxes,
-                title=f'sample {index}, scores from {THRESHOLD}',
+                title=f'sample {number}, scores from {THRESHOLD}',
             )
-        return paths
+            return path
+
+        return self.tested.draw(count, draw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,18 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune3d import adapters
+from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 
 from . import report as reports
+from .annotations import require_accuracy
 from .cached_test import CachedTest
 from .comparison import Comparison, Variant
-from .search import PlanSearch, SearchRequest
+from .measured import Measured, source_of_upgrade
+from .samples import restrict
+from .search import PlanSearch, SearchRequest, require_limited
+from .tested import TestedSet
 
 if TYPE_CHECKING:
     from .finetune import QueryPruning
@@ -78,29 +81,33 @@ def upgraded_checkpoint(checkpoint: dict[str, Any], plan: KeyPlan) -> dict[str, 
     return data
 
 
-def find_plan(runner: Runner, request: SearchRequest, out: Path) -> PlanSearch:
+def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measured | None = None) -> PlanSearch:
     """Searches a plan on the runner's model and test set.
 
     Args:
         runner: Built from the prepared config.
         request: What to look for.
-        out: Where the search is written if nothing is found.
+        out: Where `search.json` and `search.md` go.
+        measured: Where trials are kept until the upgrade is finished, or None.
 
     Raises:
-        ValueError: If no plan holds the limit; then `search.json` and `search.md` say what was tried.
+        ValueError: If no plan holds the limit; the files say what was tried.
     """
     with CachedTest(runner, request.calibrate) as test:
         known = {None: test.baseline}
 
         def figures(plan: KeyPlan | None) -> dict[str, float]:
-            return known[plan] if plan in known else test.evaluate(plan)
+            if plan in known:
+                return known[plan]
+            if measured is None:
+                return test.evaluate(plan)
+            return measured.figures(f'{request.calibrate or "all"} samples, {plan}', lambda: test.evaluate(plan))
 
         search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
         search.run()
+    files.write_json(out / 'search.json', search.to_dict())
+    files.write_text(out / 'search.md', search.markdown())
     if search.plan is None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'search.json').write_text(json.dumps(search.to_dict(), indent=2) + '\n')
-        (out / 'search.md').write_text(search.markdown())
         raise ValueError(
             f'no plan keeps {" and ".join(search.limited)} within {request.max_drop:g} of the baseline; '
             f'{out / "search.md"} lists what was tried'
@@ -118,8 +125,12 @@ def run_upgrade(
     repeats: int,
     pictures: int,
     gpq: QueryPruning | None = None,
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Prunes, measures baseline and upgraded model, and writes the report folder.
+
+    The upgraded model is written as soon as its plan is known to fit, then the report, then the pictures, none of which
+    costs what was written before. Until the report is there, `measured.json` keeps accuracies for a second call.
 
     Args:
         config_file: The unpruned detector's config.
@@ -132,43 +143,57 @@ def run_upgrade(
         repeats: How often each is timed.
         pictures: Samples to draw.
         gpq: Queries to prune first, by fine-tuning.
+        samples: How many test samples to evaluate, see `samples.choose`; None means all.
 
     Returns:
         The report, as in `report.json`; a search is in it under `search`, the plan of GPQ under `gpq`.
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
-        ValueError: If a plan does not fit, or a search finds none.
+        OSError: If `out` cannot be written.
+        ValueError: If a plan or the test set does not fit, or a search finds none.
     """
     original = read_config(config_file, checkpoint, overrides)
+    files.writable(out)
     runner, search = Runner.from_cfg(prepare(original, checkpoint, out)), None
     config, upgraded, weights = original, runner, checkpoint
+    # what no adapter knows, and what cannot be tested, is refused before hours of work
+    adapters.stages(runner.model)
+    tuned = None if gpq is None else gpq.to_dict()
+    measured = Measured(out, source_of_upgrade(original, checkpoint, samples, gpq=tuned))
+    tested = TestedSet.of(runner, samples, measured)
+    if isinstance(plan, SearchRequest):
+        require_accuracy(runner, 'auto')
+        require_limited(runner)
     if gpq is not None:
-        # what no adapter knows is refused before hours of training
-        adapters.stages(runner.model)
         learned_queries(runner.model)
         small = gpq.run(original, checkpoint, out)
         config, weights = small.config, out / 'upgraded.pth'
-        torch.save(small.checkpoint, weights)
+        files.save_checkpoint(small.checkpoint, weights)
         upgraded = Runner.from_cfg(prepare(config, weights, out))
         upgraded.load_or_resume()
+        restrict(upgraded, samples)
     if isinstance(plan, SearchRequest):
-        search = find_plan(upgraded, plan, out)
+        search = find_plan(upgraded, plan, out, measured)
         plan = search.plan
-    comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats)
+    comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats, tested)
+    costs = comparison.costs()  # seconds, after which the plan is known to fit
+    data = torch.load(weights, map_location='cpu', weights_only=True)
+    data = data if plan is None else upgraded_checkpoint(data, plan)
+    write_upgraded(out, upgraded_config(config, plan), data)
     methods = [one.method for one in (gpq and gpq.plan, plan) if one is not None]
-    report = comparison.report(f'{config_file.stem}: {", ".join(methods)}')
+    report = comparison.report(f'{config_file.stem}: {", ".join(methods)}', costs)
     if search is not None:
         report['search'] = search.to_dict()
     if gpq is not None:
-        report['gpq'] = gpq.to_dict()
-    text = reports.markdown(report) + ('' if search is None else search.markdown())
-    reports.write(report, out, text)
-    drawn = comparison.pictures(out / 'pictures', pictures)
-    upgraded_config(config, plan).dump(out / 'upgraded.py')
-    data = torch.load(weights, map_location='cpu', weights_only=True)
-    torch.save(data if plan is None else upgraded_checkpoint(data, plan), out / 'upgraded.pth')
-    print(text)
-    print(f'Pictures: {", ".join(map(str, drawn))}')
-    print(f'Upgraded model: {out / "upgraded.py"} {out / "upgraded.pth"}')
+        report['gpq'] = tuned
+    reports.finish(report, out, reports.markdown(report) + ('' if search is None else search.markdown()))
+    measured.finish()
+    reports.tell_pictures(comparison.pictures(out / 'pictures', pictures))
     return report
+
+
+def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any]) -> None:
+    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights."""
+    files.save_checkpoint(checkpoint, out / 'upgraded.pth')
+    files.dump_config(config, out / 'upgraded.py')

@@ -1,4 +1,4 @@
-"""Contact sheets of nuScenes-format data: six cameras with boxes, and the point clouds from above, sample by sample."""
+"""Contact sheets of nuScenes-format data: the cameras with boxes, and the point clouds from above, sample by sample."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mmprune3d.files import write_image
-
+from .cameras import mosaic
 from .drawing import (
+    BACKGROUND,
     CLASS_COLORS,
     bird_eye_canvas,
     box_corners,
     draw_boxes,
     draw_boxes_from_above,
-    mosaic,
+    save_image,
     to_canvas,
 )
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
 
 CAMERA_WIDTH = 560
+ENTRY_WIDTH = 176
+"""Pixels that a class needs in the legend."""
 REACH = 50.0
 """Metres that the view from above shows to each side."""
-BACKGROUND = (24, 24, 24)
 EGO_BOX = np.array([[0.0, 0.4, -1.84, 4.1, 1.75, 1.6, np.pi / 2]])
 """The recording car in the LiDAR frame, as [x, y, z, length, width, height, yaw]."""
 
@@ -72,13 +73,13 @@ def load_view(nusc: NuScenes, index: int) -> SampleView:
     images, projections, radar = {}, {}, [np.zeros((0, 3))]
     for channel, token in sample['data'].items():
         data, pose = nusc.get('sample_data', token), np.linalg.inv(_sensor_to_global(nusc, token)) @ from_lidar
-        if channel.startswith('CAM'):
-            images[channel] = cv2.imread(nusc.get_sample_data_path(token))[..., ::-1]
+        if data['sensor_modality'] == 'camera':
+            images[channel] = _read(nusc.get_sample_data_path(token))
             intrinsic = nusc.get('calibrated_sensor', data['calibrated_sensor_token'])['camera_intrinsic']
             projections[channel] = np.eye(4)
             projections[channel][:3, :3] = intrinsic
             projections[channel] = projections[channel] @ pose
-        elif channel.startswith('RADAR'):
+        elif data['sensor_modality'] == 'radar':
             radar.append(_move(np.linalg.inv(pose), _radar_points(nusc.get_sample_data_path(token))))
     points = np.fromfile(nusc.get_sample_data_path(sample['data']['LIDAR_TOP']), np.float32).reshape(-1, 5)[:, :3]
     boxes, labels = _boxes(nusc, sample)
@@ -97,6 +98,13 @@ def _sensor_to_global(nusc: NuScenes, token: str) -> np.ndarray:
     steps = [nusc.get(table, data[f'{table}_token']) for table in ('ego_pose', 'calibrated_sensor')]
     ego, sensor = (transform_matrix(step['translation'], Quaternion(step['rotation'])) for step in steps)
     return ego @ sensor
+
+
+def _read(path: str) -> np.ndarray:
+    image = cv2.imread(path)
+    if image is None:
+        raise FileNotFoundError(f'{path} does not exist or is no image')
+    return image[..., ::-1]
 
 
 def _move(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -172,14 +180,22 @@ def _text_band(text: str, width: int, height: int = 24) -> np.ndarray:
 
 
 def _legend(width: int, height: int = 26) -> np.ndarray:
-    band = np.full((height, width, 3), BACKGROUND, np.uint8)
+    """The colours of the classes, in as many lines as the width makes necessary."""
+    columns = max(1, min(len(CLASS_COLORS), (width - 16) // ENTRY_WIDTH))
+    band = np.full((-(-len(CLASS_COLORS) // columns) * height, width, 3), BACKGROUND, np.uint8)
     for k, (label, color) in enumerate(CLASS_COLORS.items()):
-        left = 8 + k * (width - 16) // len(CLASS_COLORS)
-        cv2.rectangle(band, (left, 7), (left + 12, height - 7), color, -1)
-        cv2.putText(
-            band, label, (left + 18, height - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (220, 220, 220), 1, cv2.LINE_AA
-        )
+        left, top = 8 + k % columns * (width - 16) // columns, k // columns * height
+        cv2.rectangle(band, (left, top + 7), (left + 12, top + height - 7), color, -1)
+        place = (left + 18, top + height - 8)
+        cv2.putText(band, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (220, 220, 220), 1, cv2.LINE_AA)
     return band
+
+
+def _widened(row: np.ndarray, width: int) -> np.ndarray:
+    """With a margin to the right: samples may have different numbers of cameras."""
+    canvas = np.full((row.shape[0], width, 3), BACKGROUND, np.uint8)
+    canvas[:, : row.shape[1]] = row
+    return canvas
 
 
 def contact_sheet(nusc: NuScenes, indices: Sequence[int], camera_width: int = CAMERA_WIDTH) -> np.ndarray:
@@ -200,7 +216,8 @@ def contact_sheet(nusc: NuScenes, indices: Sequence[int], camera_width: int = CA
     if wrong:
         raise IndexError(f'samples {wrong} do not exist; there are {len(nusc.sample)}, counted from 0')
     rows = [draw_view(load_view(nusc, index), camera_width) for index in indices]
-    return np.vstack([*rows, _legend(rows[0].shape[1])])
+    width = max(row.shape[1] for row in rows)
+    return np.vstack([*(_widened(row, width) for row in rows), _legend(width)])
 
 
 def save_contact_sheet(
@@ -237,5 +254,5 @@ def save_contact_sheet(
         int(value) for value in np.linspace(0, len(nusc.sample) - 1, min(count, len(nusc.sample)) + 2)[1:-1]
     )
     sheet = contact_sheet(nusc, chosen, camera_width)
-    write_image(out, np.ascontiguousarray(sheet[..., ::-1]), jpeg_quality=85)
+    save_image(out, sheet, quality=85)
     return chosen

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
+
+from mmprune3d.files import write_image
 
 Color = tuple[int, int, int]
 
@@ -21,6 +25,7 @@ CLASS_COLORS: dict[str, Color] = {
 }
 """RGB of each nuScenes detection class."""
 
+BACKGROUND: Color = (24, 24, 24)
 NEAR_PLANE = 0.2
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 
@@ -82,7 +87,7 @@ def _clip_near(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | 
 
 def bird_eye_canvas(size: int, reach: float, step: float = 10.0) -> np.ndarray:
     """A dark square of `size` pixels that shows `reach` metres to each side, with rings every `step` metres."""
-    canvas = np.full((size, size, 3), 24, np.uint8)
+    canvas = np.full((size, size, 3), BACKGROUND, np.uint8)
     center = (size // 2, size // 2)
     for radius in np.arange(step, reach * 1.5, step):
         cv2.circle(canvas, center, round(radius * size / (2 * reach)), (52, 52, 52), 1, cv2.LINE_AA)
@@ -107,7 +112,16 @@ def draw_boxes_from_above(
         cv2.polylines(canvas, [tick], False, color, width, cv2.LINE_AA)
 
 
-def mosaic(images: dict[str, np.ndarray]) -> np.ndarray:
-    """Six cameras as a driver would look around: front left, front, front right above back left, back, back right."""
-    rows = (('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'), ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'))
-    return np.vstack([np.hstack([images[name] for name in row]) for row in rows])
+def save_image(path: Path, image: np.ndarray, quality: int) -> None:
+    """Writes an RGB image, whole or not at all.
+
+    Args:
+        path: File to write; its ending says the format.
+        image: [H, W, 3] uint8.
+        quality: Of a JPEG, up to 100.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If there is no such format.
+    """
+    write_image(path, np.ascontiguousarray(image[..., ::-1]), quality)

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmprune3d.files import write_image
-
-from .contact_sheet import BACKGROUND, EGO_BOX
-from .drawing import Color, bird_eye_canvas, box_corners, draw_boxes, draw_boxes_from_above, mosaic, to_canvas
+from .cameras import camera_names, columns_of, mosaic
+from .contact_sheet import EGO_BOX
+from .drawing import (
+    BACKGROUND,
+    Color,
+    bird_eye_canvas,
+    box_corners,
+    draw_boxes,
+    draw_boxes_from_above,
+    save_image,
+    to_canvas,
+)
 from .keys import KEPT, cells_of, removal_stages, stage_colors, tint_removed
+from .legend import AFTER, BEFORE, LOST, NEW, TEXT, TRUTH, draw_legend
 
-CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
-"""Order of the cameras in mmdet3d's nuScenes info files, and so of images and keys in a batch."""
 CAMERA_WIDTH = 640
+"""Pixels that a camera is wide in the picture; one alone or two are wider, so that there is room for the legend."""
+LEAST_WIDTH = 1280
+"""Pixels that all cameras together are wide, at least."""
 REACH = 55.0
 """Metres that the view from above shows to each side."""
 NEAR = 2.0
 """Metres on the ground within which two boxes of a class are the same object."""
-BEFORE: Color = (255, 255, 255)
-AFTER: Color = (255, 190, 0)
-LOST: Color = (255, 70, 70)
-NEW: Color = (70, 230, 120)
-TRUTH: Color = (78, 78, 84)
-TEXT: Color = (235, 235, 235)
-LEGEND_HEIGHT = 64
 
 
 class Boxes(NamedTuple):
@@ -87,7 +91,13 @@ def match_boxes(first: Boxes, second: Boxes, within: float = NEAR) -> tuple[np.n
     """
     distances = np.linalg.norm(first.centers[:, None] - second.centers[None], axis=-1)
     distances[(first.labels[:, None] != second.labels[None]) | (distances > within)] = np.inf
-    has_first, has_second = np.zeros(len(first.labels), bool), np.zeros(len(second.labels), bool)
+    return join_nearest(distances)
+
+
+def join_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joins rows and columns [N, M] one by one, the nearest first; infinite ones never. Which found a partner."""
+    distances = distances.copy()
+    has_first, has_second = (np.zeros(size, bool) for size in distances.shape)
     while distances.size and np.isfinite(distances.min()):
         row, col = np.unravel_index(distances.argmin(), distances.shape)
         has_first[row] = has_second[col] = True
@@ -120,34 +130,66 @@ class Comparison(NamedTuple):
         ]
 
 
+def projections(sample: BaseDataElement, count: int) -> list[np.ndarray]:
+    """From the LiDAR's frame to pixels of each image times depth, [4, 4].
+
+    Args:
+        sample: Has `cam2img` and `lidar2cam`, or `lidar2img`.
+        count: How many images there are.
+
+    Raises:
+        ValueError: If it has neither for each image.
+    """
+    found = [np.asarray(sample.get(name)) for name in ('cam2img', 'lidar2cam', 'lidar2img')]
+    fits = [matrix.ndim == 3 and len(matrix) == count for matrix in found]
+    if fits[0] and fits[1]:
+        intrinsics = np.tile(np.eye(4), (count, 1, 1))
+        intrinsics[:, : found[0].shape[1], : found[0].shape[2]] = found[0]
+        return list(intrinsics @ found[1])
+    if fits[2]:
+        return list(found[2])
+    raise ValueError(f'the data sample has neither cam2img and lidar2cam nor lidar2img for its {count} images')
+
+
 def draw_cameras(
-    images: list[np.ndarray], sample: BaseDataElement, stages: np.ndarray, boxes: Comparison, width: int = CAMERA_WIDTH
+    images: list[np.ndarray],
+    sample: BaseDataElement,
+    names: list[str],
+    stages: np.ndarray,
+    boxes: Comparison,
+    width: int = CAMERA_WIDTH,
 ) -> np.ndarray:
     """All cameras, with removed keys tinted and the boxes of both models.
 
     Args:
         images: RGB.
-        sample: Has `cam2img` and `lidar2cam`.
+        sample: Says where the cameras are, see `projections`.
+        names: Of the cameras.
         stages: [N_k], see `removal_stages`.
         boxes: What to draw.
-        width: Pixels that each camera is wide in the picture.
+        width: Pixels that each camera is wide in the picture, if there are several side by side.
     """
     seen = sample.get('batch_input_shape', images[0].shape[:2])
+    width = max(width, -(-LEAST_WIDTH // columns_of(len(images))))
     (cells, side), colors, drawn = cells_of(stages, len(images), *seen), stage_colors(stages), {}
-    for name, image, cell, cam2img, lidar2cam in zip(
-        CAMERAS, images, cells, sample.cam2img, sample.lidar2cam, strict=True
-    ):
-        scale, intrinsic, cam2img = width / image.shape[1], np.eye(4), np.asarray(cam2img)
-        size = (width, round(scale * image.shape[0]))
-        resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        drawn[name] = tint_removed(resized, cell, colors, scale * side)
-        intrinsic[: cam2img.shape[0], : cam2img.shape[1]] = cam2img
-        projection = np.diag([scale, scale, 1.0, 1.0]) @ intrinsic @ np.asarray(lidar2cam)
+    for name, image, cell, matrix in zip(names, images, cells, projections(sample, len(images)), strict=True):
+        drawn[name], scale = draw_keys(image, cell, colors, side, width)
+        projection = np.diag([scale, scale, 1.0, 1.0]) @ matrix
         for part, color, thickness in boxes.layers():
             draw_boxes(drawn[name], part.corners, projection, [color] * len(part.labels), thickness)
-        _label(drawn[name], f'{name}: {100 * (cell == KEPT).mean():.0f} % of keys kept')
+        label_image(drawn[name], f'{name}: {100 * (cell == KEPT).mean():.0f} % of keys kept')
         drawn[name][:, -1] = drawn[name][-1] = BACKGROUND
     return mosaic(drawn)
+
+
+def draw_keys(
+    image: np.ndarray, cells: np.ndarray, colors: dict[int, Color], side: int, width: int
+) -> tuple[np.ndarray, float]:
+    """An image of `width` pixels with removed keys tinted, and how much larger it is; see `keys.tint_removed`."""
+    scale = width / image.shape[1]
+    size = (width, round(scale * image.shape[0]))
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return tint_removed(resized, cells, colors, scale * side), scale
 
 
 def draw_from_above(boxes: Comparison, truth: Boxes | None, size: int) -> np.ndarray:
@@ -166,7 +208,7 @@ def draw_from_above(boxes: Comparison, truth: Boxes | None, size: int) -> np.nda
             _fill(canvas, part, color, 0.45)
         draw_boxes_from_above(canvas, part.corners, REACH, [color] * len(part.labels), min(thickness, 2))
     draw_boxes_from_above(canvas, box_corners(EGO_BOX), REACH, [(150, 150, 150)])
-    _label(canvas, 'from above, 10 m between rings')
+    label_image(canvas, 'from above, 10 m between rings')
     return canvas
 
 
@@ -178,40 +220,10 @@ def _fill(canvas: np.ndarray, boxes: Boxes, color: Color, opacity: float) -> Non
     cv2.addWeighted(layer, opacity, canvas, 1 - opacity, 0, dst=canvas)
 
 
-def _label(image: np.ndarray, text: str) -> None:
+def label_image(image: np.ndarray, text: str) -> None:
+    """Writes `text` into the upper left corner."""
     for color, thickness in (((0, 0, 0), 3), (TEXT, 1)):
         cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
-
-
-def draw_legend(stages: np.ndarray, boxes: Comparison, has_truth: bool, width: int) -> np.ndarray:
-    """Two lines: what the colours of cells mean, and those of boxes."""
-    band, total = np.full((LEGEND_HEIGHT, width, 3), BACKGROUND, np.uint8), len(stages)
-    cells = [(None, f'{total} keys:')]
-    for stage, color in stage_colors(stages).items():
-        cells.append((color, f'{(stages == stage).sum()} removed after layer {stage}'))
-    cells.append((None, f'{(stages == KEPT).sum()} kept (image as it is)'))
-    lines = [
-        (AFTER, f'pruned ({len(boxes.after.labels)})'),
-        (BEFORE, f'baseline ({len(boxes.before.labels)})'),
-        (LOST, f'in the baseline only ({(~boxes.found_again).sum()})'),
-        (NEW, f'in the pruned model only ({(~boxes.known).sum()})'),
-    ]
-    if has_truth:
-        lines.append((TRUTH, 'annotated'))
-    _legend_line(band, 22, cells)
-    _legend_line(band, 50, [(None, 'boxes:'), *lines])
-    return band
-
-
-def _legend_line(band: np.ndarray, base: int, entries: list[tuple[Color | None, str]]) -> None:
-    left = 10
-    for color, text in entries:
-        if color is not None:
-            cv2.rectangle(band, (left, base - 12), (left + 18, base + 2), color, -1)
-            cv2.rectangle(band, (left, base - 12), (left + 18, base + 2), (120, 120, 120), 1)
-            left += 26
-        cv2.putText(band, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.5, TEXT, 1, cv2.LINE_AA)
-        left += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 28
 
 
 def draw_upgrade(
@@ -220,6 +232,7 @@ def draw_upgrade(
     before: BaseDataElement,
     after: BaseDataElement,
     kept: list[Tensor],
+    images: Mapping[str, Mapping[str, Any]] | None = None,
     threshold: float = 0.3,
 ) -> None:
     """Writes one picture: the cameras, the scene from above, and what the colours mean.
@@ -227,18 +240,20 @@ def draw_upgrade(
     Args:
         path: File to write.
         inputs: [N, 3, H, W], un-normalised BGR images of the sample.
-        before: Baseline prediction with `pred_instances_3d`, `cam2img`, `lidar2cam`.
+        before: Baseline prediction with `pred_instances_3d`, and where the cameras are (see `projections`).
         after: Prediction of the pruned model.
         kept: Per decoder layer, the original ids [K] of the keys it reads.
+        images: Of the sample's info, for the names of the cameras.
         threshold: Boxes below this score are left out.
 
     Raises:
         OSError: If the file cannot be written.
+        ValueError: If keys or cameras are not known well enough to draw them.
     """
     stages = removal_stages([ids.cpu().numpy() for ids in kept])
     first, last = confident_boxes(before, threshold), confident_boxes(after, threshold)
     boxes, truth = Comparison(first, last, *match_boxes(first, last)), annotated_boxes(after)
-    cameras = draw_cameras(camera_images(inputs), after, stages, boxes)
+    names = camera_names(after.metainfo, images or {}, len(inputs))
+    cameras = draw_cameras(camera_images(inputs), after, names, stages, boxes)
     left = np.vstack([cameras, draw_legend(stages, boxes, truth is not None, cameras.shape[1])])
-    picture = np.hstack([left, draw_from_above(boxes, truth, len(left))])
-    write_image(path, np.ascontiguousarray(picture[..., ::-1]), jpeg_quality=92)
+    save_image(path, np.hstack([left, draw_from_above(boxes, truth, len(left))]), quality=92)

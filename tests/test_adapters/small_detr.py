@@ -57,12 +57,12 @@ def config(conditional: bool) -> dict:
     )
 
 
-def build(conditional: bool) -> nn.Module:
-    """The detector, with random weights and biases."""
+def build(conditional: bool, settings: dict | None = None) -> nn.Module:
+    """The detector, with random weights and biases; `settings` may hold more than `config` has."""
     register_all_modules(init_default_scope=False)
     torch.manual_seed(SEED)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(config(conditional))
+        model = MODELS.build(settings or config(conditional))
     for parameter in model.parameters():
         if parameter.dim() < 4:
             spread = 4 * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.2

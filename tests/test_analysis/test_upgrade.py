@@ -4,23 +4,29 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import mmdet3d
+import mmengine
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from mmprune3d.analysis import upgrade
+from mmprune3d.analysis import comparison, fusion_study, halting_study, key_study, query_study, tested, upgrade
 from mmprune3d.analysis.accuracy import summarize
 from mmprune3d.analysis.finetune import QueryPruning, shortened
+from mmprune3d.analysis.measured import Measured, source_of_upgrade
 from mmprune3d.analysis.search import SearchRequest
 from mmprune3d.analysis.upgrade import prepare, read_config, run_upgrade, upgraded_config
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
-from mmprune3d.visualization.upgrade import LEGEND_HEIGHT
+from mmprune3d.visualization import upgrade as pictures
+from mmprune3d.visualization.legend import LEGEND_HEIGHT
 
 from .conftest import CONFIG
 
@@ -161,6 +167,195 @@ def test_a_plan_that_leaves_no_key_fails_before_anything_is_evaluated(
     with pytest.raises(ValueError, match=f'valid are 0 to {KEYS - 1}'):
         run_upgrade(CONFIG, folder / 'petr.pth', TgGBCPlan(r=KEYS, n=1), tmp_path, overrides, 1, 1, 1)
     assert not (tmp_path / 'report.json').exists()
+
+
+SMALL = TgGBCPlan(r=100, n=1, k=40)
+
+
+def with_infos(overrides: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The overrides for a test set whose infos are changed."""
+    infos = mmengine.load(overrides['test_evaluator.ann_file'])
+    for info in infos['data_list']:
+        change(info)
+    path = str(tmp_path / 'infos.pkl')
+    mmengine.dump(infos, path)
+    return {**overrides, 'test_dataloader.dataset.ann_file': path, 'test_evaluator.ann_file': path}
+
+
+@pytest.mark.parametrize('kind', ['five', 'sorted', 'one'])
+def test_pictures_name_the_cameras_as_the_data_does(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    keep = {
+        'five': lambda images: [name for name in images if name != 'CAM_BACK'],
+        'one': lambda images: ['CAM_BACK_LEFT'],
+        'sorted': sorted,
+    }[kind]
+    changed = with_infos(
+        overrides, tmp_path, lambda info: info.update(images={c: info['images'][c] for c in keep(info['images'])})
+    )
+    drawn, draw = [], pictures.draw_cameras
+
+    def spy(images: list[np.ndarray], sample: object, names: list[str], *others: object) -> np.ndarray:
+        drawn.append((images, names))
+        return draw(images, sample, names, *others)
+
+    monkeypatch.setattr(pictures, 'draw_cameras', spy)
+    run_upgrade(CONFIG, folder / 'petr.pth', TgGBCPlan(r=20, n=1, k=40), tmp_path / 'out', changed, 1, 1, 1, samples=1)
+    assert len(list((tmp_path / 'out' / 'pictures').iterdir())) == 1
+    first = mmengine.load(changed['test_evaluator.ann_file'])['data_list'][0]['images']
+    ((images, names),) = drawn
+    assert names == list(first)
+    root = Path(overrides['test_dataloader.dataset.data_root']) / 'samples'
+    files = {name: cv2.imread(str(root / name / first[name]['img_path']))[..., ::-1] for name in names}
+    for image, name in zip(images, names, strict=True):
+        differences = {other: np.abs(image.astype(int) - file).mean() for other, file in files.items()}
+        assert min(differences, key=differences.get) == name
+
+
+def test_pictures_that_fail_cost_nothing(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fail_once(path: Path, *_: object, **__: object) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise IndexError('no such colour')
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'')
+
+    monkeypatch.setattr(comparison, 'draw_upgrade', fail_once)
+    run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, timed=1, repeats=1, pictures=2)
+    assert {'report.json', 'report.md', 'upgraded.py', 'upgraded.pth'} <= {path.name for path in tmp_path.iterdir()}
+    assert [path.name for path in (tmp_path / 'pictures').iterdir()] == [calls[1].name]
+    (log,) = (tmp_path / 'logs').glob('*/*.log')
+    warnings = [line for line in log.read_text().splitlines() if 'WARNING' in line and 'could not be drawn' in line]
+    assert (
+        len(warnings) == 1 and 'the picture of sample 0 could not be drawn: no such colour (IndexError)' in warnings[0]
+    )
+
+
+def test_an_interrupted_upgrade_has_its_model_and_goes_on(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles, evaluate = [], tested.evaluate
+
+    def interrupted(runner: Runner, title: str) -> dict[str, float]:
+        titles.append(title)
+        if titles == ['baseline', 'upgraded']:
+            raise KeyboardInterrupt
+        return evaluate(runner, title)
+
+    monkeypatch.setattr(tested, 'evaluate', interrupted)
+
+    def start(checkpoint: Path) -> None:
+        run_upgrade(CONFIG, checkpoint, SMALL, tmp_path / 'out', overrides, timed=1, repeats=1, pictures=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(folder / 'petr.pth')
+    assert Config.fromfile(tmp_path / 'out' / 'upgraded.py').custom_hooks[-1].type == 'TgGBCHook'
+    data = torch.load(tmp_path / 'out' / 'upgraded.pth', weights_only=True)
+    assert TgGBCPlan.from_dict(data['meta']['mmprune3d']['tggbc']) == SMALL
+    assert not (tmp_path / 'out' / 'report.json').exists()
+    kept = json.loads((tmp_path / 'out' / 'measured.json').read_text())['figures']['baseline']
+
+    start(folder / 'petr.pth')
+    assert titles == ['baseline', 'upgraded', 'upgraded']
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert {name: report['baseline'][name] for name in kept} == kept
+    assert not (tmp_path / 'out' / 'measured.json').exists()
+    start(folder / 'petr.pth')  # a finished one is measured anew
+    assert titles[3:] == ['baseline', 'upgraded']
+
+
+def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
+    config, checkpoint = Config(dict(model=dict(type='A'))), tmp_path / 'a.pth'
+    checkpoint.write_bytes(b'1')
+
+    def measured(value: float, **others: Any) -> float:
+        made = Measured(tmp_path, source_of_upgrade(config, checkpoint, 5, **others))
+        return made.figures('baseline', lambda: {'mAP': value})['mAP']
+
+    assert (measured(0.1), measured(0.2)) == (0.1, 0.1)
+    assert measured(0.3, gpq={'target': 5}) == 0.3
+    checkpoint.write_bytes(b'2')
+    assert measured(0.4) == 0.4
+    config.model.type = 'B'
+    assert measured(0.5) == 0.5
+    (tmp_path / 'measured.json').write_text('{"source"')
+    assert measured(0.6) == 0.6
+
+
+@pytest.mark.parametrize('way', ['samples', 'indices'])
+def test_a_part_of_the_test_set_is_judged_alone(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, way: str
+) -> None:
+    samples = {'samples': 2} if way == 'samples' else {}
+    changed = {**overrides, 'test_dataloader.dataset.indices': 2} if way == 'indices' else overrides
+    run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, changed, 1, 1, 0, **samples)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    chosen = {'chosen': 'evenly spaced'} if samples else {}
+    assert report['samples'] == {'evaluated': 2, 'timed': 1, 'total': 3, **chosen}
+    assert 'NDS' in report['baseline'] and 'NDS' in report['upgraded']
+    assert 'Accuracy on 2 of 3 samples' in (tmp_path / 'report.md').read_text()
+
+
+def test_samples_that_would_be_mixed_up_are_refused_at_once(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    changed = {**overrides, 'test_dataloader.dataset.indices': [0, 2]}
+    with pytest.raises(ValueError, match=r'would take sample .* for another one'):
+        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, changed, 1, 1, 0)
+    with pytest.raises(ValueError, match='cannot choose 4 of 3 samples'):
+        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, 1, 1, 0, samples=4)
+
+
+def test_without_annotations_the_report_says_so(folder: Path, overrides: dict[str, Any], tmp_path: Path) -> None:
+    changed = with_infos(overrides, tmp_path, lambda info: info.update(instances=[]))
+    changed |= {'test_evaluator.format_only': True, 'test_evaluator.jsonfile_prefix': str(tmp_path / 'results')}
+    run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path / 'out', changed, 1, 1, pictures=1)
+    text = (tmp_path / 'out' / 'report.md').read_text()
+    assert '**Accuracy was not measured: the test set has no annotations (no instances in 3 samples)' in text
+    assert 'format_only=True' in text and 'Accuracy on' not in text and '| total (ms) |' in text
+    assert json.loads((tmp_path / 'out' / 'report.json').read_text())['samples']['evaluated'] == 0
+    with pytest.raises(ValueError, match=r'auto needs accuracy, but the test set has no annotations'):
+        request = SearchRequest(TgGBCPlan(r=1, k=40))
+        run_upgrade(CONFIG, folder / 'petr.pth', request, tmp_path / 'auto', changed, 1, 1, 0)
+    absent = with_infos(changed, tmp_path, lambda info: (info.pop('instances'), info.pop('cam_instances', None)))
+    with pytest.raises(ValueError, match=r'no annotations \(no `instances`\).*load_eval_anns=False'):
+        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path / 'absent', absent, 1, 1, 0)
+    absent['test_dataloader.dataset.load_eval_anns'] = False
+    report = run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path / 'absent', absent, 1, 1, pictures=1)
+    assert report['samples']['no_accuracy'].startswith('the test set has no annotations')
+    assert len(list((tmp_path / 'absent' / 'pictures').iterdir())) == 1
+
+
+def test_studies_do_not_train_what_they_cannot_judge(folder: Path, overrides: dict[str, Any], tmp_path: Path) -> None:
+    changed = overrides | {
+        'test_evaluator.format_only': True,
+        'test_evaluator.jsonfile_prefix': str(tmp_path / 'results'),
+    }
+    config, message = read_config(CONFIG, folder / 'petr.pth', changed), 'the study needs accuracy, but NuScenesMetric'
+    with pytest.raises(ValueError, match=message):
+        query_study.run_training(config, 'scratch-300', 0, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fusion_study.run_training(config, folder / 'petr.pth', 'dense', 0, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        halting_study.run_training(config, folder / 'petr.pth', 'halt-82', 0, tmp_path)
+    with pytest.raises(ValueError, match='testing plans needs accuracy, but NuScenesMetric'):
+        key_study.run_study(CONFIG, folder / 'petr.pth', tmp_path / 'keys', None, 'r', changed)
+    config.test_evaluator = None
+    with pytest.raises(ValueError, match='no test_dataloader and test_evaluator'):
+        query_study.run_training(config, 'scratch-300', 0, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='results cannot be written there'):
+        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path / 'file' / 'out', overrides, 1, 1, 0)
 
 
 GPQ = QueryPruning(GPQPlan(target=298, epochs=1), epochs=1)

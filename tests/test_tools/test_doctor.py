@@ -79,6 +79,16 @@ def test_cuda_versions_are_compared(monkeypatch, compiler, clean):
     assert (findings['CUDA'].problem is None) == clean
 
 
+def test_packages_on_the_path_count_and_broken_ones_are_missing(tmp_path, monkeypatch):
+    (tmp_path / 'only_on_the_path.py').write_text('__version__ = "7.8"')
+    (tmp_path / 'broken_here.py').write_text('raise RuntimeError("no")')
+    (tmp_path / 'silent_here.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.MODULES, 'silent-dist', 'silent_here')
+    versions = {name: doctor.version_of(name) for name in ('only_on_the_path', 'broken_here', 'silent-dist', 'absent')}
+    assert versions == {'only_on_the_path': '7.8', 'broken_here': None, 'silent-dist': 'on the path', 'absent': None}
+
+
 def test_import_errors_become_one_line(tmp_path, monkeypatch):
     (tmp_path / 'broken_here.py').write_text('raise RuntimeError("first\\nsecond")')
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mmprune3d.visualization import contact_sheet as contact_sheets
 from mmprune3d.visualization.contact_sheet import SampleView, contact_sheet, draw_view, save_contact_sheet
 from mmprune3d.visualization.drawing import CLASS_COLORS
 
@@ -52,6 +54,35 @@ def test_colour_tells_the_class():
 def test_cameras_keep_their_shape_when_resized():
     small, large = (draw_view(make_view(CAR, ('car',)), width) for width in (WIDTH, 2 * WIDTH))
     assert large.shape[1] - small.shape[1] == 3 * WIDTH + 2 * HEIGHT
+
+
+def test_other_rigs_are_drawn_too():
+    view = make_view(CAR, ('car',))
+    for names in (['ahead'], ['left', 'ahead', 'right', 'behind', 'above']):
+        images = dict.fromkeys(names, view.images['CAM_FRONT'])
+        projections = dict.fromkeys(names, view.projections['CAM_FRONT'])
+        drawn = draw_view(replace(view, images=images, projections=projections), WIDTH)
+        rows, columns = (1, 1) if len(names) == 1 else (2, 3)
+        side = rows * HEIGHT
+        assert drawn.shape == (24 + side, columns * WIDTH + side, 3)
+        for place in range(len(names)):
+            top, left = 24 + place // columns * HEIGHT, place % columns * WIDTH
+            assert count(drawn[top : top + HEIGHT, left : left + WIDTH], 'car') > 10
+
+
+def test_samples_with_different_cameras_stand_below_each_other(monkeypatch):
+    view = make_view(CAR, ('car',))
+    one = {name: {'CAM_FRONT': getattr(view, name)['CAM_FRONT']} for name in ('images', 'projections')}
+    monkeypatch.setattr(contact_sheets, 'load_view', lambda nusc, index: replace(view, **one) if index else view)
+    sheet = contact_sheet(SimpleNamespace(sample=[{}, {}]), [0, 1], WIDTH)
+    assert sheet.shape[1] == 3 * WIDTH + 2 * HEIGHT
+    found = [label for label in CLASS_COLORS if count(sheet[3 * HEIGHT + 48 :], label)]
+    assert found == list(CLASS_COLORS)  # the legend has room for all
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'none\.jpg does not exist or is no image'):
+        contact_sheets._read(str(tmp_path / 'none.jpg'))
 
 
 def test_wrong_samples_and_folders_are_named(tmp_path):

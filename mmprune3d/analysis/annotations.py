@@ -1,0 +1,127 @@
+"""Whether accuracy can be measured at all, known before a test set is run through."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, EVALUATOR, init_default_scope
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from .samples import images_of, infos_of, innermost, is_kind
+
+NUSCENES_VERSIONS = ('v1.0-trainval', 'v1.0-mini')
+"""Of which mmdet3d's NuScenesMetric knows the split with annotations."""
+LABELLED = ('Det3DDataset', 'BaseDetDataset')
+"""Datasets of mmdet3d and mmdet, whose infos have annotations under `instances`."""
+UNLABELLED = 'test_dataloader.dataset.load_eval_anns=False'
+
+
+def no_accuracy(dataset: Dataset, evaluator: Evaluator) -> str:
+    """Why `evaluator` can say nothing about accuracy on `dataset`, or ''.
+
+    Args:
+        dataset: The test set.
+        evaluator: With the metrics of the config.
+    """
+    judging = [metric for metric in evaluator.metrics if not getattr(metric, 'format_only', False)]
+    if judging:
+        reasons = [_unlabelled(dataset, metric) for metric in judging]
+        return reasons[0] if all(reasons) else ''
+    names = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
+    words = f'{names} only writes results to a file (format_only=True)' if names else 'the config has no evaluator'
+    return ', and '.join(reason for reason in (_missing(dataset), words) if reason)
+
+
+def _unlabelled(dataset: Dataset, metric: Any) -> str:
+    """Why one metric has nothing to compare with."""
+    if is_kind(metric, 'NuScenesMetric'):
+        return _unlabelled_nuscenes(metric)
+    images = images_of(metric)
+    if images is not None:
+        return '' if images.anns else f'the ann_file of {type(metric).__name__} has no annotations'
+    return _missing(dataset)
+
+
+def _unlabelled_nuscenes(metric: Any) -> str:
+    """Its annotations are those of the tables, not of the infos."""
+    version = (getattr(metric, 'dataset_meta', None) or {}).get('version')
+    if version not in NUSCENES_VERSIONS:
+        return f'{type(metric).__name__} knows annotations of {", ".join(NUSCENES_VERSIONS)}, not of {version}'
+    table = Path(metric.data_root) / version / 'sample_annotation.json'
+    if not table.is_file():
+        return f'{table} does not exist'
+    with table.open() as file:
+        # an empty list, whatever its white space; the tables of nuScenes have a GiB
+        start = ''.join(file.read(4096).split())
+    return f'{table} has no annotations' if start == '[]' else ''
+
+
+def _missing(dataset: Dataset) -> str:
+    """That no sample has an annotation, as far as the infos are of a kind that says so; else ''."""
+    says = any(is_kind(part, *LABELLED) for part in innermost(dataset))
+    if not says or any(info.get('instances') or _ground_truth(info) for info in infos_of(dataset)):
+        return ''
+    return f'the test set has no annotations (no instances in {len(dataset)} samples)'
+
+
+def _ground_truth(info: dict[str, Any]) -> bool:
+    """Whether there are boxes under the other names that mmdet3d gives them."""
+    boxes = (info.get('eval_ann_info') or info.get('ann_info') or {}).get('gt_labels_3d')
+    return boxes is not None and len(boxes) > 0
+
+
+def require_accuracy(runner: Runner, what: str) -> None:
+    """Refuses work that lives on accuracy where there is none.
+
+    Args:
+        runner: With the test set.
+        what: Is to be done.
+
+    Raises:
+        ValueError: With the reason, and what helps.
+    """
+    check_dataset(runner)
+    _require(runner.test_dataloader.dataset, runner.test_evaluator, what)
+
+
+def require_accuracy_of(config: Config, what: str) -> None:
+    """`require_accuracy` for the test set of a config, without building its model.
+
+    Raises:
+        ValueError: See there.
+    """
+    if config.get('test_dataloader') is None or config.get('test_evaluator') is None:
+        raise ValueError(f'{what} needs accuracy, but the config has no test_dataloader and test_evaluator')
+    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    dataset = DATASETS.build(copy.deepcopy(config.test_dataloader.dataset))
+    evaluator = EVALUATOR.build(dict(type='Evaluator', metrics=copy.deepcopy(config.test_evaluator)))
+    evaluator.dataset_meta = getattr(dataset, 'metainfo', None)
+    _require(dataset, evaluator, what)
+
+
+def _require(dataset: Dataset, evaluator: Evaluator, what: str) -> None:
+    reason = no_accuracy(dataset, evaluator)
+    if reason:
+        raise ValueError(f'{what} needs accuracy, but {reason}: give a split with annotations and an evaluator for it')
+
+
+def check_dataset(runner: Runner) -> None:
+    """Builds the test set, and translates what mmdet3d says if its infos have no annotations.
+
+    Raises:
+        ValueError: If annotations are to be loaded that are not there; the message names the option.
+    """
+    try:
+        next(infos_of(runner.test_dataloader.dataset), None)
+    except KeyError as error:
+        if "'instances'" not in str(error):
+            raise
+        raise ValueError(
+            f'the infos of the test set have no annotations (no `instances`). To measure times alone: {UNLABELLED} '
+            '(with --cfg-options), and an evaluator with format_only=True'
+        ) from error

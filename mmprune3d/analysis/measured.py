@@ -1,0 +1,78 @@
+"""Accuracies that an interrupted upgrade measured already, for the same command to go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mmprune3d import files
+from mmprune3d.version import __version__
+
+FILE = 'measured.json'
+
+
+class Measured:
+    """Figures by key, in a file that is there only while an upgrade is not finished.
+
+    Args:
+        folder: Of the upgrade.
+        source: What the figures depend on; figures of another source are forgotten.
+    """
+
+    def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
+        self.path = folder / FILE
+        self.data: dict[str, Any] = {'source': dict(source), 'figures': {}}
+        if self.path.is_file():
+            try:
+                found = json.loads(self.path.read_text())
+            except ValueError:
+                found = {}
+            if isinstance(found, dict) and found.get('source') == self.data['source']:
+                self.data = found
+
+    def figures(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What was measured under `key`, or else what `measure` gives, which is written down."""
+        known = self.data['figures']
+        if key in known:
+            print_log(f'{key}: measured before the interruption, see {self.path}', logger='current')
+        else:
+            known[key] = measure()
+            files.write_json(self.path, self.data)
+        return dict(known[key])
+
+    def finish(self) -> None:
+        """Forgets everything: the report has it."""
+        self.path.unlink(missing_ok=True)
+
+
+def source_of_upgrade(config: Config, checkpoint: Path, samples: int | None, **others: Any) -> dict[str, Any]:
+    """What accuracies depend on.
+
+    Args:
+        config: As the user gave it.
+        checkpoint: Its weights.
+        samples: How many are tested.
+        others: Plain types, such as the plan of a fine-tuning.
+    """
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    evaluators = config.get('test_evaluator') or ()
+    known = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    paths = [Path(one['ann_file']) for one in known if isinstance(one.get('ann_file'), str)]
+    return {
+        'config': _fingerprint(text.encode()),
+        'checkpoint': _fingerprint(checkpoint.read_bytes()),
+        'samples': samples,
+        'annotations': {str(path): path.stat().st_mtime for path in paths if path.is_file()},
+        'version': __version__,
+        **others,
+    }
+
+
+def _fingerprint(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
