@@ -39,12 +39,12 @@ class HaltingPlan(Plan):
     loss_weight: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_choice('loss', self.losses)
         self.check_count('in_channels', 1)
         for name in ('sparsity', 'threshold', 'slack'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f'{self.title}: {name}={value!r} must be a number from 0 to below 1')
+            self.check_number(name, most=1, below=True)
+        self.check_number('loss_weight')
 
     def bounds(self, num_blocks: int) -> list[tuple[float, float]]:
         """Least and largest share of halted tokens at each of the two gates, of all tokens.

@@ -96,8 +96,8 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
     ('train', 'message'),
     [
         (dict(warm=3), 'train: unknown setting warm; valid are warmup, heating, by_epoch'),
-        (dict(warmup=-1), 'warmup=-1 and heating=2 must not be negative'),
-        (dict(heating=-1, by_epoch=False), 'warmup=1 and heating=-1 must not be negative'),
+        (dict(warmup=-1), 'warmup=-1 must be a number from 0'),
+        (dict(heating=-1, by_epoch=False), 'heating=-1 must be a number from 0'),
     ],
     ids=str,
 )

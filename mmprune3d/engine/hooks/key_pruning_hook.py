@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmprune3d import adapters
 from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.schedules import heated
 
@@ -43,12 +44,15 @@ class KeyPruningHook(Hook):
             raise ValueError(f'{self.plan.title}: q={self.plan.q} cannot be trained with: the losses need all queries')
 
     def before_train(self, runner: Runner) -> None:
-        """Checks before hours of training that the plan fits the model, and that some of it will be pruned."""
-        if self.train is None:
-            return
+        """Checks before hours of training that the plan fits the model, and that some of it will be pruned.
+
+        A plan for validation alone is checked as well: it would stop the run after its first epoch.
+        """
         model = unwrap(runner.model)
         adapters.attach(model, self.plan)
         adapters.detach(model)
+        if self.train is None:
+            return
         if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
             raise ValueError(
                 f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins'
@@ -103,7 +107,7 @@ class TrainingSchedule:
         by_epoch: Units are epochs; otherwise iterations.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative or not finite, or `by_epoch` no bool.
     """
 
     warmup: float = 1
@@ -111,21 +115,19 @@ class TrainingSchedule:
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        if self.warmup < 0 or self.heating < 0:
-            raise ValueError(f'warmup={self.warmup} and heating={self.heating} must not be negative')
+        for name in ('warmup', 'heating'):
+            object.__setattr__(self, name, checks.number(f'train: {name}', getattr(self, name), most=checks.MOST))
+        object.__setattr__(self, 'by_epoch', checks.flag('train: by_epoch', self.by_epoch))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingSchedule:
         """A schedule from a config.
 
         Raises:
-            ValueError: If a setting is unknown.
+            ValueError: If it is no dict, or a setting is unknown.
         """
         valid = [field.name for field in fields(cls)]
-        unknown = sorted(set(data) - set(valid))
-        if unknown:
-            raise ValueError(f'train: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
-        return cls(**data)
+        return cls(**checks.settings('train', data, valid, 'dict(warmup=1, heating=2)'))
 
     def share(self, iteration: int, iterations_per_epoch: int) -> float:
         """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""
