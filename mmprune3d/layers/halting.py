@@ -148,13 +148,13 @@ class HaltingUNet(BaseModule):
         super().__init__()
         token_channels = checks.count('HaltingUNet: token_channels', token_channels, 1)
         in_channels = checks.count('HaltingUNet: in_channels', in_channels, 1)
-        expansion = checks.count('HaltingUNet: expansion', expansion, 1)
+        expansion = checks.count('HaltingUNet: expansion', expansion, 1, 64)
         if in_channels > token_channels:
             raise ValueError(f'HaltingUNet: in_channels={in_channels} of tokens with {token_channels} features')
         widths = checks.plain(widths)
         if not isinstance(widths, (list, tuple)) or len(widths) < 2:
             raise ValueError(f'HaltingUNet: widths={checks.shown(widths)} must be two channel counts or more')
-        widths = tuple(checks.count('HaltingUNet: an entry of widths', width, 1) for width in widths)
+        widths = tuple(checks.count('HaltingUNet: an entry of widths', width, 1, 4096) for width in widths)
         self.in_channels, self.token_channels, self.widths = in_channels, token_channels, widths
         self.latent_channels = self.widths[0]
         norm_cfg = norm_cfg or dict(type='BN', eps=1e-3, momentum=0.1)

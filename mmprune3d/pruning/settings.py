@@ -90,7 +90,9 @@ class Plan:
         for item in filter(None, (part.strip() for part in text.split(','))):
             name, separator, value = (part.strip() for part in item.partition('='))
             if not separator or not name or not value or name in values:
-                raise ValueError(f'{cls.title}: cannot read {item!r}; write each setting once, as {cls.example}')
+                raise ValueError(
+                    f'{cls.title}: cannot read {checks.shown(item)}; write each setting once, as {cls.example}'
+                )
             parts = [_number(part) for part in value.split('+')] if name in cls.lists else [_number(value)]
             values[name] = parts[0] if len(parts) == 1 else parts
         return cls.from_dict(values)

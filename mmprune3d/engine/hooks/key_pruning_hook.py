@@ -55,7 +55,8 @@ class KeyPruningHook(Hook):
             return
         if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
             raise ValueError(
-                f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins'
+                f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins: '
+                'warmup must be shorter'
             )
 
     def before_val_epoch(self, runner: Runner) -> None:

@@ -47,7 +47,8 @@ class HaltingGate(nn.Module):
             that starts at 0.
 
     Raises:
-        ValueError: If threshold or bounds are not within 0 to 1, or another argument is not of its type.
+        ValueError: If threshold or bounds are not within 0 to 1, another argument is not of its type, or the module
+            reads more features than tokens have.
     """
 
     def __init__(
@@ -70,7 +71,11 @@ class HaltingGate(nn.Module):
         module = dict(module)
         if is_a(module, 'HaltingUNet', MODELS):
             module.setdefault('token_channels', embed_dims)
+        for name in ('in_channels', 'token_channels'):
+            if name in module:
+                _check_width(name, checks.count(f'halting: {name}', module[name], 1), embed_dims)
         self.scorer = MODELS.build(module)
+        _check_width('in_channels', getattr(self.scorer, 'in_channels', 1), embed_dims)
         self.fuse = nn.Linear(self.scorer.latent_channels, embed_dims) if fuse and self.scorer.latent_channels else None
         if self.fuse is not None:
             nn.init.zeros_(self.fuse.weight)
@@ -97,6 +102,13 @@ class HaltingGate(nn.Module):
         if self.relative:
             totals = torch.bincount(sample, minlength=len(totals))
         return keep_by_rank(scores.detach(), sample, totals, self.threshold, self.bounds)
+
+
+def _check_width(name: str, width: int, embed_dims: int) -> None:
+    """Raises ValueError if a module reads more features than tokens have, or expects another number of them."""
+    if width > embed_dims or (name == 'token_channels' and width != embed_dims):
+        valid = f'1 to {embed_dims}' if name == 'in_channels' else f'{embed_dims}'
+        raise ValueError(f'halting: {name}={width} of a module for tokens with {embed_dims} features; valid: {valid}')
 
 
 @MODELS.register_module()
