@@ -1,7 +1,7 @@
 """mmprune3d: faster 3D detectors for the mmdetection3d 1.x ecosystem.
 
 ``custom_imports = dict(imports=['mmprune3d'])`` in a config is all that is needed: importing the package checks the
-versions around it, makes checkpoints load safely and strictly, and registers every class.
+versions around it, makes checkpoints load safely and strictly and trainings resume, and registers every class.
 """
 
 from mmprune3d import compat
@@ -10,6 +10,7 @@ from mmprune3d.version import __version__
 compat.check_versions()
 compat.allow_mmengine_checkpoints()
 compat.install_strict_loading()
+compat.install_whole_checkpoints()
 
 # Only now: these need the packages that have just been checked.
 from mmprune3d import adapters, engine, evaluation, models  # noqa: E402

@@ -1,10 +1,11 @@
 """What mmprune3d needs from the packages around it: their versions, and checkpoints that load.
 
-Importing mmprune3d calls three functions:
+Importing mmprune3d calls four functions:
 
 * :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
 * :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
-* :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones.
+* :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones;
+* :func:`install_whole_checkpoints` makes mmengine write checkpoints whole, and resume from one that is.
 
 Nothing here imports torch, mmengine or mmcv before it is called, so that ``tools/doctor.py`` works on a broken set-up.
 """
@@ -196,3 +197,20 @@ def install_strict_loading() -> None:
 
     mmengine.runner.checkpoint.load_state_dict = load_state_dict
     mmengine.runner.load_state_dict = load_state_dict
+
+
+def install_whole_checkpoints() -> None:
+    """Makes mmengine's Runner write checkpoints whole or not at all, and resume from the newest one that is whole.
+
+    See :mod:`mmprune3d.checkpoint.resuming`. Like the strict loading it reaches every training that imports mmprune3d.
+    """
+    import mmengine.runner
+    import mmengine.runner.checkpoint
+    import mmengine.runner.runner
+
+    from mmprune3d.checkpoint.resuming import find_latest_checkpoint, save_whole
+
+    for module in (mmengine.runner, mmengine.runner.checkpoint, mmengine.runner.runner):
+        module.find_latest_checkpoint = find_latest_checkpoint
+        if not hasattr(module.save_checkpoint, '__wrapped__'):
+            module.save_checkpoint = save_whole(module.save_checkpoint)

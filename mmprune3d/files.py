@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,56 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path: The file to write or replace.
 
     Raises:
-        OSError: If the folder cannot be written, the disk is full, and so on. `path` is then as it was.
+        OSError: If the folder cannot be written, the disk is full, and so on. It names `path`, which is as it was.
     """
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.part.{target.name}')
+    with _naming(path, part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            os.replace(part, target)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell of
+                part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(path: str | Path, part: Path) -> Iterator[None]:
+    """Errors in the block are about `path`: a write to a full disk names no file, others name the temporary one."""
     try:
-        yield part
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part), part):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def writable(folder: str | Path) -> Path:
+    """Makes a folder and tries to write into it: what a tool asks before its work, not after.
+
+    Args:
+        folder: Where results shall go.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If it cannot be made or written; the message says so.
+    """
+    folder = Path(folder)
+    probe = folder / f'.probe.{os.getpid()}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b'?')
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f'{error.strerror}; results cannot be written there'
+        raise OSError(error.errno, reason, str(folder)) from error
+    return folder
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -54,14 +93,54 @@ def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(data, indent=indent) + '\n')
 
 
+def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
+    """Writes a picture to `path`, whole or not at all; see `replacing`. Errors say why, which ``cv2.imwrite`` does not.
+
+    Args:
+        path: Its ending decides the format.
+        image: [H, W, 3] uint8 in the order blue, green, red, or [H, W].
+        jpeg_quality: 1 to 100, for .jpg.
+
+    Raises:
+        ValueError: If OpenCV writes no files with this ending.
+        OSError: See `replacing`.
+    """
+    import cv2
+
+    suffix = Path(path).suffix
+    if not suffix or not cv2.haveImageWriter(f'a{suffix}'):
+        raise ValueError(f'{path}: pictures cannot be written as {suffix or "such"}; valid is .jpg or .png')
+    write_bytes(path, cv2.imencode(suffix, image, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes())
+
+
+def dump_config(config: Any, path: str | Path) -> None:
+    """Writes an mmengine config to `path`, whole or not at all; see `replacing`."""
+    with replacing(path) as part:
+        config.dump(part)
+
+
 def save_checkpoint(data: Any, path: str | Path) -> None:
     """Writes `data` with ``torch.save`` to `path`, whole or not at all; see `replacing`.
 
     Raises:
-        OSError: If it cannot be written. ``torch.save`` to a named file turns a full disk into a RuntimeError about its
-            own zip writer (torch 2.13), so that it writes to an open file here.
+        OSError: If it cannot be written. On a full disk ``torch.save`` (2.13) raises a RuntimeError of its zip writer;
+            what went wrong is known to the open file that it is given here.
     """
     import torch
 
-    with replacing(path) as part, part.open('wb') as file:
-        torch.save(data, file)
+    with replacing(path) as part:
+        try:
+            with part.open('wb') as file:
+                torch.save(data, file)
+        except RuntimeError as error:
+            cause = next((one for one in _contexts(error) if isinstance(one, OSError)), None)
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _contexts(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__context__

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from logging import WARNING
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from tqdm import tqdm
+
+from mmprune3d.evaluation import NaNPredictionError
 
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 """Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
@@ -59,6 +63,8 @@ def evenly_spaced(total: int, count: int | None) -> list[int]:
 def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]:
     """Runs the config's test loop and evaluator on the runner's model as it is now.
 
+    A detector that finds nothing has average precisions of 0 and errors of 1, and a warning says so.
+
     Args:
         runner: Built from a config with a test set; loads its checkpoint the first time.
         title: Shown beside the progress bar.
@@ -66,6 +72,9 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
 
     Returns:
         All metrics, under the evaluator's full names.
+
+    Raises:
+        NaNPredictionError: If the model predicts NaN.
     """
     bar = ProgressBarHook(title, leave)
     runner.register_hook(bar, priority='LOWEST')
@@ -73,3 +82,16 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
         return runner.test()
     finally:
         runner.hooks.remove(bar)
+
+
+def figures_of_row(runner: Runner, title: str) -> dict[str, float]:
+    """`evaluate` and `summarize` for a row of a study, which goes on with the next one if this one predicts NaN.
+
+    Returns:
+        The nuScenes figures; mAP and NDS are 0 after NaN, with a warning.
+    """
+    try:
+        return summarize(evaluate(runner, title, leave=False))
+    except NaNPredictionError as error:
+        print_log(f'{title}: {error}; counted as a detector that finds nothing', logger='current', level=WARNING)
+        return {'mAP': 0.0, 'NDS': 0.0}

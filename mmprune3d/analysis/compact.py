@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
+from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.checkpoint.compact import TRAINING_STATE, compact_checkpoint
 from mmprune3d.pruning.gpq import kept_at
@@ -46,10 +47,9 @@ class Compacted:
         Returns:
             The paths of config and checkpoint.
         """
-        out.mkdir(parents=True, exist_ok=True)
         paths = out / f'{stem}_q{self.num_queries}.py', out / f'{stem}_q{self.num_queries}.pth'
-        self.config.dump(paths[0])
-        torch.save(self.checkpoint, paths[1])
+        files.dump_config(self.config, paths[0])
+        files.save_checkpoint(self.checkpoint, paths[1])
         return paths
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmprune3d import files
 from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.pruning.plan import TgGBCPlan
 
@@ -91,8 +92,8 @@ def plot(result: dict[str, Any], folder: Path) -> Path:
     handles = [*axes[-1].get_lines(), *flops.get_lines()]
     axes[0].legend(handles=handles, labels=[handle.get_label() for handle in handles], fontsize=8, loc='lower left')
     figure.suptitle(result['row'])
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{result["row"]}.png'
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=110)
     pyplot.close(figure)
     return path

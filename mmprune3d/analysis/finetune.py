@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
@@ -63,10 +64,7 @@ def finetuning(
         raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
     config = copy.deepcopy(config) if epochs is None else shortened(config, epochs)
     config.optim_wrapper.optimizer.lr *= lr_factor
-    config.work_dir = str(work_dir)
-    config.resume = (work_dir / 'last_checkpoint').is_file()
-    # with load_from, mmengine would resume from that instead of the last checkpoint
-    config.load_from = None if config.resume else str(checkpoint)
+    go_on(config, work_dir, checkpoint)
     return config
 
 
@@ -132,7 +130,7 @@ class QueryPruning(PlanWithFineTuning):
         """
         tuned = self.config(config, checkpoint, out / 'finetune')
         Runner.from_cfg(copy.deepcopy(tuned)).train()
-        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
+        last = newest_whole_checkpoint(out / 'finetune')
         data = torch.load(last, map_location='cpu', weights_only=True)
         small = compact(tuned, data, (self.plan.target,), TRAINING_STATE)[0]
         config = copy.deepcopy(config)

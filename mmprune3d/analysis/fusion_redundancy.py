@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -15,6 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, resolve
 from mmprune3d.adapters.modality_masking import ModalityMasker
 
@@ -101,8 +101,7 @@ def redundancy(config: Config, checkpoint: Path, out: Path, samples: int = 48) -
     for masked in (None, *names):
         with ModalityMasker(model, fusion).masked(masked):
             result['accuracy'][f'{masked or "nothing"} masked'] = summarize(evaluate(runner, f'{masked} masked'))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'redundancy.json').write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(out / 'redundancy.json', result)
     return result
 
 

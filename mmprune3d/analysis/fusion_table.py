@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mmprune3d import files
 from mmprune3d.visualization.curves import draw_curves
 
 from . import report as reports
@@ -45,8 +46,8 @@ def table(out: Path) -> str:
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
     lines += ['', ', '.join(f'{key} {value}' for key, value in env.items())]
     _draw(out, rows)
-    (out / 'table.json').write_text(json.dumps({'results': found, 'env': env}, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_json(out / 'table.json', {'results': found, 'env': env})
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
 

@@ -16,6 +16,8 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from mmprune3d import files
+
 from . import report as reports
 from .accuracy import evenly_spaced
 from .decoder_benchmark import milliseconds
@@ -119,7 +121,7 @@ def measure_speed(
     speeds = {name: {'ms': medians(several), **known} for name, several in times.items()}
     for name, speed in speeds.items():
         path = folder_of(out, name, seed) / RESULT
-        path.write_text(json.dumps(json.loads(path.read_text()) | {'speed': speed}, indent=2) + '\n')
+        files.write_json(path, json.loads(path.read_text()) | {'speed': speed})
     return speeds
 
 

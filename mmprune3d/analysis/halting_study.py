@@ -27,13 +27,15 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmprune3d import files
+from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.halting_counts import grid_of
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.pruning.halting import HaltingRecord
 
-from .accuracy import evaluate, evenly_spaced, summarize
+from .accuracy import evenly_spaced, figures_of_row
 from .fusion_study import dataset_length
 from .halting_rows import RUNS, Row, row_config
 from .halting_statistics import HaltingStatistics, listening
@@ -89,9 +91,7 @@ def training_config(base: Config, row: Row, start: Path, seed: int, work_dir: Pa
         type='CheckpointHook', by_epoch=False, interval=SAVE_EVERY, max_keep_ckpts=1, save_last=True
     )
     config.randomness = dict(seed=seed)
-    config.work_dir = str(work_dir)
-    config.resume = (work_dir / 'last_checkpoint').is_file()
-    config.load_from = None if config.resume else str(start)
+    go_on(config, work_dir, start)
     return config
 
 
@@ -103,8 +103,7 @@ def start_of(base: Config, row: Row, checkpoint: Path, work_dir: Path) -> Path:
     number, width = row.heads
     state = keep_heads(data.get('state_dict', data), base.model.backbone.nhead[0], number)
     state = keep_head_channels(state, number, width)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    torch.save({'state_dict': state, 'meta': {}}, work_dir / 'start.pth')
+    files.save_checkpoint({'state_dict': state, 'meta': {}}, work_dir / 'start.pth')
     return work_dir / 'start.pth'
 
 
@@ -132,7 +131,7 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
         fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
     trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']
     result = {'name': name, 'seed': seed, **trained, **tested(row_config(base, row), where / WEIGHTS, name)}
-    (where / RESULT).write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(where / RESULT, result)
     for path in where.glob('iter_*.pth'):
         path.unlink()
     return result
@@ -151,21 +150,21 @@ def fine_tune(config: Config, path: Path) -> None:
     recalibrate(model, CachedBatches(batches, model.data_preprocessor, seed))
     loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
     meta = {'seconds': time.monotonic() - started, 'iterations': runner.iter, 'loss': float(loss)}
-    torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
+    files.save_checkpoint({'state_dict': model.state_dict(), 'meta': meta}, path)
 
 
 def tested(config: Config, weights: Path, name: str) -> dict[str, Any]:
     """Accuracy, and what is halted: ``sparsity`` is 0, or as `HaltingStatistics` has it without rings, and ``mean``."""
     runner = Runner.from_cfg(prepare(config, weights, weights.parent / 'test'))
     if not halts(runner.model):
-        return {**summarize(evaluate(runner, name, leave=False)), 'sparsity': {'mean': 0.0}}
+        return {**figures_of_row(runner, name), 'sparsity': {'mean': 0.0}}
     statistics = HaltingStatistics(*grid_of(runner.model), rings=())
 
     def count(record: HaltingRecord, boxes: list[Tensor] | None) -> None:
         statistics.add(record, boxes)
 
     with listening(runner.model, count):
-        found = summarize(evaluate(runner, name, leave=False))
+        found = figures_of_row(runner, name)
     sparsity = {kind: row['sparsity'] for kind, row in statistics.to_dict()['rows'].items()}
     return {**found, 'sparsity': {'mean': float(statistics.sparsity().mean()), **sparsity}}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mmprune3d import files
 from mmprune3d.visualization.pareto import ParetoPoint, draw_pareto
 
 from . import report as reports
@@ -49,8 +50,8 @@ def table(out: Path) -> str:
     lines = [*_accuracy(rows), '', *_layers(rows), '', *_notes(rows, env)]
     draw(out / 'pareto.png', rows)
     everything = [result for several in rows.values() for result in several]
-    (out / 'table.json').write_text(json.dumps({'results': everything, 'env': env}, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_json(out / 'table.json', {'results': everything, 'env': env})
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
 

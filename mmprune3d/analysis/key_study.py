@@ -17,6 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmprune3d import files
+from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.curves import draw_curves
 
@@ -67,7 +69,12 @@ class Record:
         self.path = path
         self.data: dict[str, Any] = {'source': dict(source), 'settings': [], 'env': {}}
         if path.is_file():
-            self.data = json.loads(path.read_text())
+            try:
+                self.data = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(
+                    f'{path} is no file of a study ({error}): remove it, or choose another --out'
+                ) from error
             differing = [name for name in source if self.data['source'].get(name) != source[name]]
             if differing:
                 raise ValueError(f'{path} is a study with another {", ".join(differing)}: choose another --out')
@@ -84,10 +91,8 @@ class Record:
         return self.data['settings'][-1]
 
     def save(self) -> None:
-        """Writes the file in one step."""
-        part = self.path.with_suffix('.part')
-        part.write_text(json.dumps(self.data, indent=2) + '\n')
-        part.replace(self.path)
+        """Writes the file, whole or not at all."""
+        files.write_json(self.path, self.data)
 
 
 class KeyStudy:
@@ -101,7 +106,7 @@ class KeyStudy:
     """
 
     def __init__(self, config: Config, source: Mapping[str, Any], samples: int | None, out: Path) -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        files.writable(out)
         self.config = config
         self.samples = samples
         self.out = out
@@ -137,7 +142,10 @@ class KeyStudy:
         except ValueError as error:
             return self.record.add(plan, {'impossible': str(error)})
         begin = time.perf_counter()
-        figures = self.test.evaluate(plan)
+        try:
+            figures = self.test.evaluate(plan)
+        except NaNPredictionError as error:
+            return self.record.add(plan, {'impossible': str(error)})
         seconds = round(time.perf_counter() - begin, 1)
         return self.record.add(plan, {**figures, 'keys': list(keys), 'seconds': seconds})
 
@@ -162,7 +170,7 @@ class KeyStudy:
         for name, part in parts.items():
             self.draw(part, self.out / f'{name}.png')
         text = '\n'.join(self.markdown(parts))
-        (self.out / 'study.md').write_text(text)
+        files.write_text(self.out / 'study.md', text)
         return text
 
     def listen(self) -> None:

@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from mmprune3d import adapters
+from mmprune3d import adapters, files
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
 from mmprune3d.models.petr.position import padded_cells
@@ -321,6 +321,5 @@ def run_export(
     if check:
         differences = ', '.join(f'{name} {value:g}' for name, value in compare(exported, portable, shapes).items())
         print_log(f'ONNX Runtime and PyTorch differ by: {differences}', logger='current')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(exported.SerializeToString())
+    files.write_bytes(out, exported.SerializeToString())
     print_log(f'wrote {out}: opset {OPSET}, {shapes}, plan {portable.plan}', logger='current')

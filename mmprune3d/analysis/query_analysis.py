@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +167,7 @@ def run_analysis(
         'models': [use.to_dict() for use in uses],
         'history': None if history is None else history.to_dict(),
     }
-    (out / 'queries.json').write_text(json.dumps(data) + '\n')
+    files.write_json(out / 'queries.json', data, indent=None)
     text = markdown(uses, history, threshold)
-    (out / 'queries.md').write_text(text)
+    files.write_text(out / 'queries.md', text)
     return text

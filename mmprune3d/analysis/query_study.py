@@ -15,7 +15,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .accuracy import evaluate, summarize
+from mmprune3d import files
+from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
+
+from .accuracy import figures_of_row
 from .compact import compact
 from .finetune import LR_FACTOR, shortened
 from .upgrade import prepare
@@ -111,9 +114,7 @@ def training_config(base: Config, run: Training, name: str, seed: int, out: Path
     hooks += [] if run.gpq is None else [dict(type='GPQHook', **run.gpq)]
     config.custom_hooks = hooks
     config.randomness = dict(seed=seed)
-    config.work_dir = str(work_dir)
-    config.resume = (work_dir / 'last_checkpoint').is_file()
-    config.load_from = None if config.resume else str(work_dir / 'start.pth')
+    go_on(config, work_dir, work_dir / 'start.pth')
     return config
 
 
@@ -132,8 +133,7 @@ def write_start(run: Training, name: str, seed: int, out: Path) -> None:
     if run.start is None:
         weights = {key: value for key, value in weights.items() if 'reference_points' not in key}
     target = folder(out, name, seed) / 'start.pth'
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({'state_dict': weights, 'meta': {}}, target)
+    files.save_checkpoint({'state_dict': weights, 'meta': {}}, target)
 
 
 def folder(out: Path, name: str, seed: int) -> Path:
@@ -160,12 +160,12 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
     config = training_config(base, run, name, seed, out)
     runner = Runner.from_cfg(config)
     runner.train()
-    last = torch.load((where / 'last_checkpoint').read_text().strip(), map_location='cpu', weights_only=True)
+    last = torch.load(newest_whole_checkpoint(where), map_location='cpu', weights_only=True)
     if run.gpq is not None:
         small = compact(config, last, (run.final,))[0]
         config, last = small.config, small.checkpoint
-    torch.save({'state_dict': last['state_dict'], 'meta': {}}, where / 'final.pth')
-    config.dump(where / 'final.py')
+    files.dump_config(config, where / 'final.py')
+    files.save_checkpoint({'state_dict': last['state_dict'], 'meta': {}}, where / 'final.pth')
     tested = Runner.from_cfg(prepare(config, where / 'final.pth', where / 'test'))
     result = {
         'name': name,
@@ -173,7 +173,7 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
         'queries': run.final,
         'iterations': runner.max_iters,
         'gpq': run.gpq,
-        **summarize(evaluate(tested, name)),
+        **figures_of_row(tested, name),
     }
-    (where / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(where / 'result.json', result)
     return result

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from mmprune3d import adapters
+from mmprune3d import adapters, files
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 
 from . import report as reports
@@ -53,7 +53,7 @@ def pruned_at_run_time(out: Path, seed: int) -> list[dict[str, Any]]:
                 {'name': name, 'seed': seed, 'queries': FEW, 'iterations': 0, **test.evaluate(plan)}
                 for name, (_, plan) in AT_RUN_TIME.items()
             ]
-        path.write_text(json.dumps(found, indent=2) + '\n')
+        files.write_json(path, found)
     return json.loads(path.read_text())
 
 
@@ -144,8 +144,8 @@ def table(out: Path, repeats: int = 20) -> str:
         )
     lines += ['', f'{objects:.1f} objects per sample', '', ', '.join(f'{key} {value}' for key, value in env.items())]
     data = {'results': found, 'decoder_ms': times, 'objects_per_sample': objects, 'env': env}
-    (out / 'table.json').write_text(json.dumps(data, indent=2) + '\n')
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    files.write_json(out / 'table.json', data)
+    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     return '\n'.join(lines)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map, parameter_groups, prunable
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.scoring import batches_needed, modality_gradients
@@ -108,8 +108,7 @@ def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, Alter
             for masked, stage in gradients.stages.items()
             if stage.losses
         }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'scores.json').write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(out / 'scores.json', result)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.scoring import batches_needed, score_model
@@ -73,8 +73,7 @@ def scoring_cost(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
         small = AlterMOMAPlan.from_dict({**plan.to_dict(), **least})
         memory = peak_memory(lambda small=small: score_model(model, small, batches, fusion_map(model)))
         result['criteria'][name] = {**counted_passes(model, plan, batches), 'peak_mib': memory}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'cost.json').write_text(json.dumps(result, indent=2) + '\n')
+    files.write_json(out / 'cost.json', result)
     return result
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.plan import PLANS, KeyPlan
 
@@ -127,7 +128,7 @@ class PlanSearch:
         say: Gets a line per plan that is tried.
 
     Raises:
-        ValueError: If the evaluator has neither mAP nor NDS, or there are too few keys or layers.
+        ValueError: If the evaluator has neither mAP nor NDS, or both are 0, or there are too few keys or layers.
     """
 
     def __init__(
@@ -153,6 +154,11 @@ class PlanSearch:
         self.limited = [name for name in LIMITED if name in self.baseline]
         if not self.limited:
             raise ValueError(f'the evaluator gives neither mAP nor NDS, only {", ".join(self.baseline)}')
+        if not any(self.baseline[name] for name in self.limited):
+            raise ValueError(
+                f'the unpruned detector has {" and ".join(self.limited)} of 0 on these {samples} samples: whatever is '
+                'removed, nothing is lost. Look at checkpoint, score threshold and data'
+            )
 
     def run(self) -> KeyPlan | None:
         """Searches; returns the plan, or None if nothing holds the limit."""
@@ -184,7 +190,10 @@ class PlanSearch:
             plan.removals(self.num_layers, self.num_keys)
         except ValueError as error:
             return Trial(plan, reason=str(error))
-        figures = dict(self.evaluate(plan))
+        try:
+            figures = dict(self.evaluate(plan))
+        except NaNPredictionError as error:
+            return Trial(plan, reason=str(error))
         drops = {name: self.baseline[name] - figures[name] for name in self.limited}
         return Trial(plan, figures, drops, max(drops.values()) <= self.request.max_drop + ROUNDING)
 

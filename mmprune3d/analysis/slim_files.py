@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
+from mmprune3d import files
 from mmprune3d.engine.scoring import keep_table
 
 from .upgrade import upgraded_config
@@ -43,14 +42,14 @@ class Slimmed:
             The paths of config and checkpoint. The config names structure and checkpoint as `out` is given: a relative
             path is one from the working directory.
         """
-        out.mkdir(parents=True, exist_ok=True)
         config, paths = copy.deepcopy(self.config), (out / f'{stem}.py', out / f'{stem}.pth')
-        (out / STRUCTURE).write_text(json.dumps(config.model.structure, indent=0) + '\n')
+        files.write_json(out / STRUCTURE, config.model.structure, indent=0)
         config.model.structure, config.load_from = str(out / STRUCTURE), str(paths[1])
-        config.dump(paths[0])
-        torch.save(self.checkpoint, paths[1])
-        (out / 'report.md').write_text(f'# {self.report["title"]}\n\n{slim_table(self.report, layers=True)}\n')
-        (out / REPORT).write_text(json.dumps(self.report, indent=1))  # the last one: then all is there
+        files.dump_config(config, paths[0])
+        files.save_checkpoint(self.checkpoint, paths[1])
+        title = f'# {self.report["title"]}'
+        files.write_text(out / 'report.md', f'{title}\n\n{slim_table(self.report, layers=True)}\n')
+        files.write_json(out / REPORT, self.report, indent=1)  # the last one: then all is there
         return paths
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprune3d.files import save_checkpoint
+
 from . import convert_bevfusion, convert_sst
 
 CODE_SIZE = 10
@@ -152,8 +154,9 @@ def convert_file(src: Path, dst: Path, source: str) -> None:
 
     Raises:
         FileExistsError: If `dst` exists.
+        OSError: If it cannot be written.
     """
     if Path(dst).exists():
         raise FileExistsError(f'{dst} exists; choose another name')
     checkpoint = torch.load(src, map_location='cpu', weights_only=True)
-    torch.save(convert_checkpoint(checkpoint, source), dst)
+    save_checkpoint(convert_checkpoint(checkpoint, source), dst)

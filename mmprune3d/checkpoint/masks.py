@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.masks import pack, unpack
 
 STATE = 'mmprune3d'
@@ -22,7 +23,7 @@ def packed_state(masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Writes a file that `load_masks` and ``MaskHook(masks=...)`` read."""
-    torch.save({STATE: packed_state(masks, record)}, path)
+    save_checkpoint({STATE: packed_state(masks, record)}, path)
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:

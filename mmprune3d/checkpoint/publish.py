@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprune3d.files import save_checkpoint
+
 from .metadata import with_metadata
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmprune3d', 'dataset_meta')
@@ -45,5 +47,4 @@ def publish(source: Path, target: Path, metrics: Mapping[str, Any] | None = None
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key in KEPT_META}
     if metrics:
         meta['metrics'] = dict(metrics)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({'meta': meta, 'state_dict': half_weights(checkpoint['state_dict'])}, target)
+    save_checkpoint({'meta': meta, 'state_dict': half_weights(checkpoint['state_dict'])}, target)

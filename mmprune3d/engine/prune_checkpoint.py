@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.engine.batches import CachedBatches, draw
@@ -42,6 +42,7 @@ def prune_checkpoint(
     Raises:
         ValueError: For settings that are unknown or belong to a training, and as `score_model` does.
     """
+    files.writable(out)
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(dict(overrides or {}))
     asked = [name for name in OF_TRAININGS if name in settings]
@@ -59,11 +60,10 @@ def prune_checkpoint(
     scores = score_model(model, plan, CachedBatches(raw, model.data_preprocessor, plan.seed), fusion)
     masks = make_masks(scores, plan, parameter_groups(model, fusion), earlier=earlier)
     report = keep_report(model, plan, fusion, scores, masks)
-    out.mkdir(parents=True, exist_ok=True)
     save_masks(out / 'masks.pth', masks, {'plan': plan.to_dict()})
-    (out / 'report.json').write_text(json.dumps(report, indent=1))
+    files.write_json(out / 'report.json', report, indent=1)
     title = f'# {plan.criterion}, sparsity {plan.sparsity:g}: {Path(config).stem}'
-    (out / 'report.md').write_text(f'{title}\n\n{keep_table(report, layers=True)}\n')
+    files.write_text(out / 'report.md', f'{title}\n\n{keep_table(report, layers=True)}\n')
     return report
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdet3d.evaluation.metrics import KittiMetric
 from mmdet3d.registry import METRICS
 from mmengine.logging import MMLogger, print_log
 
 from .kitti_ap import EVAL_TYPES, kitti_average_precision
+from .nothing_found import check_predictions, warn_if_nothing
 
 
 @METRICS.register_module('MMPrune3DKittiMetric')
@@ -18,6 +20,20 @@ class KittiMetricCPU(KittiMetric):
     In a config it is ``dict(type='MMPrune3DKittiMetric', ...)``. Overlaps of rotated boxes are exact and in float64
     (see :mod:`mmprune3d.evaluation.kitti_ap`), those of mmdet3d are in float32 on the GPU.
     """
+
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps the results of a batch.
+
+        Raises:
+            NaNPredictionError: If there is NaN in boxes or scores.
+        """
+        check_predictions(data_samples)
+        super().process(data_batch, data_samples)
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        """Average precisions of everything that was kept; 0, with a warning, if nothing was found."""
+        warn_if_nothing(results)
+        return super().compute_metrics(results)
 
     def kitti_evaluate(
         self,

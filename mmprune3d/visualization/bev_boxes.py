@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmprune3d.files import replacing
+
 from .curves import COLORS
 
 TRUTH_COLOR = '0.75'
@@ -55,5 +57,5 @@ def draw_bev_boxes(
         outlines = PolyCollection(boxes[..., ::-1], facecolors='none', edgecolors=color, linewidths=1.0)
         panel.add_collection(outlines)
         panel.set_title(label, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=130)

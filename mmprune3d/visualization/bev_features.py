@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmprune3d.files import replacing
+
 BOX_COLOR = '#56b4e9'
 
 
@@ -68,5 +70,5 @@ def draw_bev_features(
             # boxes beyond the map do not widen the panel
             panel.set(xlim=extent[:2], ylim=extent[2:])
             panel.set_title(f'{name}, {state}', fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=130)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mmprune3d.files import write_image
+
 from .drawing import (
     CLASS_COLORS,
     bird_eye_canvas,
@@ -235,7 +237,5 @@ def save_contact_sheet(
         int(value) for value in np.linspace(0, len(nusc.sample) - 1, min(count, len(nusc.sample)) + 2)[1:-1]
     )
     sheet = contact_sheet(nusc, chosen, camera_width)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), np.ascontiguousarray(sheet[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85]):
-        raise OSError(f'cannot write {out}')
+    write_image(out, np.ascontiguousarray(sheet[..., ::-1]), jpeg_quality=85)
     return chosen

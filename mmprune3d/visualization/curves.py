@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmprune3d.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -55,8 +57,8 @@ def draw_curves(
         panel.spines[['top', 'right']].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def _draw_curve(panel: Axes, label: str, points: Points, name: str, scale: float, index: int, line: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mmprune3d.files import replacing
+
 from .curves import COLORS
 
 BAR_INCHES = 0.16
@@ -54,5 +56,5 @@ def draw_keep_rates(report: Mapping[str, Any], path: Path) -> None:
     panel.set_yticks(places if named else [], list(layers) if named else [], fontsize=6)
     panel.spines[['top', 'right']].set_visible(False)
     figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmprune3d.files import replacing
+
 from .curves import COLORS
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     yield figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def draw_frequencies(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:

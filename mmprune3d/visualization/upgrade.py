@@ -10,6 +10,8 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmprune3d.files import write_image
+
 from .contact_sheet import BACKGROUND, EGO_BOX
 from .drawing import Color, bird_eye_canvas, box_corners, draw_boxes, draw_boxes_from_above, mosaic, to_canvas
 from .keys import KEPT, cells_of, removal_stages, stage_colors, tint_removed
@@ -239,6 +241,4 @@ def draw_upgrade(
     cameras = draw_cameras(camera_images(inputs), after, stages, boxes)
     left = np.vstack([cameras, draw_legend(stages, boxes, truth is not None, cameras.shape[1])])
     picture = np.hstack([left, draw_from_above(boxes, truth, len(left))])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 92]):
-        raise OSError(f'cannot write {path}')
+    write_image(path, np.ascontiguousarray(picture[..., ::-1]), jpeg_quality=92)

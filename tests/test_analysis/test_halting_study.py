@@ -148,8 +148,9 @@ def test_every_row_trains_equally_long(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert budgets == {(ITERATIONS, BATCH_SIZE, ITERATIONS, LR)}
     assert base.to_dict() == before
     (tmp_path / 'last_checkpoint').write_text('iter_128.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'iter_128.pth')
     config = training_config(base, RUNS[CONTROL], Path('start.pth'), 0, tmp_path)
-    assert config.resume and config.load_from is None
+    assert config.resume and config.load_from == str(tmp_path / 'iter_128.pth')
 
 
 def test_bounds_make_the_mean_sparsity() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmprune3d.files import write_image
+
 from .scene import ActorState, Snapshot, Town
 from .simulation import Scene
 from .tables import Frame, Observation, SceneRecord, box_record, pose_record, scene_tables
@@ -115,11 +117,7 @@ def file_name(scene: SceneRecord, sensor: SensorRecord, time: float, is_key: boo
 def _save(rendered: object, sensor: SensorRecord, path: Path, jpeg_quality: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if sensor.modality == 'camera':
-        import cv2
-
-        image = np.ascontiguousarray(rendered.images[sensor.channel][..., ::-1])
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]):
-            raise OSError(f'cannot write {path}')
+        write_image(path, np.ascontiguousarray(rendered.images[sensor.channel][..., ::-1]), jpeg_quality)
     elif sensor.modality == 'lidar':
         from .lidar import save_lidar
 
@@ -196,6 +194,4 @@ def save_map(town: Town, path: Path) -> None:
         corners = np.stack([start + side, end + side, end - side, start - side]) / MAP_RESOLUTION
         corners[:, 1] = height - corners[:, 1]
         cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 255)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), mask):
-        raise OSError(f'cannot write {path}')
+    write_image(path, mask)

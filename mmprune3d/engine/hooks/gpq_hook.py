@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.engine.unwrap import averaged_models, unwrap
@@ -170,6 +171,11 @@ def _keep_lines_until(path: Path, iteration: int) -> None:
     """Drops what a run wrote after the checkpoint from which it is resumed; an incomplete last line too."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines() if line.endswith('}')]
-    kept = [line for line in lines if json.loads(line)['iter'] <= iteration]
-    path.write_text(''.join(f'{line}\n' for line in kept))
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            is_earlier = json.loads(line)['iter'] <= iteration
+        except ValueError:  # written in part
+            break
+        kept += [line] * is_earlier
+    files.write_text(path, ''.join(f'{line}\n' for line in kept))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import parameter_groups, prunable
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.hooks.mask_hook import MaskHook
@@ -115,20 +115,20 @@ class _PruningLoop:
         if report['frozen']:
             runner.logger.warning(f'{plan.title}: {len(report["frozen"])} weights are frozen, and stay as they are')
         if is_main_process():
-            (Path(runner.work_dir) / REPORT).write_text(json.dumps({'round': number, **report}, indent=1))
+            files.write_json(Path(runner.work_dir) / REPORT, {'round': number, **report}, indent=1)
 
     def _save(self) -> None:
         """A checkpoint to resume from, so that scoring need not be repeated."""
         runner = self.runner
         runner.save_checkpoint(runner.work_dir, PRUNED, meta=dict(epoch=self.epoch, iter=self.iter))
         if is_main_process():  # as CheckpointHook does, which resumed runs ask
-            (Path(runner.work_dir) / 'last_checkpoint').write_text(str(Path(runner.work_dir) / PRUNED))
+            files.write_text(Path(runner.work_dir) / 'last_checkpoint', str(Path(runner.work_dir) / PRUNED))
 
     def _remember(self) -> None:
         """Keeps the weights that IMP goes back to, once."""
         if self.settings.rewind == 'init' and self.iter == 0 and is_main_process():
             weights = {name: p.detach().cpu() for name, p in unwrap(self.runner.model).named_parameters()}
-            torch.save(weights, Path(self.runner.work_dir) / REWIND)
+            files.save_checkpoint(weights, Path(self.runner.work_dir) / REWIND)
 
     @torch.no_grad()
     def _rewind(self) -> None:

@@ -1,0 +1,97 @@
+"""How a command line ends: what a user can mend is one line, what is a fault of ours keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from traceback import walk_tb
+from typing import NoReturn
+
+PACKAGE = Path(__file__).resolve().parent
+TRACEBACK = 'MMPRUNE3D_TRACEBACK'
+"""Environment variable: if it is set and not 0, every error keeps its traceback."""
+GOES_ON = 'what was finished is kept; the same command goes on from there'
+"""What a user is told after Ctrl-C, unless the tool says otherwise."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
+
+
+def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None:
+    """Runs a tool, and ends the process in a way that says what to do.
+
+    ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError that this package raised, and
+    a name that a registry does not have become ``error: ...`` on stderr and exit status 1. Ctrl-C becomes
+    ``interrupted: ...`` and exit status 130. All other errors are faults in the program and keep their traceback.
+
+    Args:
+        main: The tool, without arguments.
+        after_interrupt: What is left after Ctrl-C, and how to go on.
+
+    Raises:
+        SystemExit: After an error or Ctrl-C; not if `main` returns.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _end(f'interrupted: {after_interrupt}', INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of a pipe has left (`| head`); Python would complain once more as it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error):
+            raise
+        _end(f'error: {describe(error)}', 1)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message of an error is all that a user needs."""
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return True
+    if isinstance(error, RuntimeError) and not isinstance(error, (NotImplementedError, RecursionError)):
+        return _is_ours(error)
+    # a type that no registry knows
+    return isinstance(error, KeyError) and _origin(error).parts[-3:-1] == ('mmengine', 'registry')
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error, without the class, number and quotes that Python puts around it.
+
+    Errors that others raised say their class, since their message may be short, and how to see where they come from.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename is not None else error.strerror
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, (KeyError, ImportError)) or _is_ours(error):
+        return message or type(error).__name__
+    return f'{type(error).__name__}: {message} ({TRACEBACK}=1 before the command shows where)'
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it: mmengine raises errors of a constructor anew."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error, or the one that caused it."""
+    return any(_origin(cause).is_relative_to(PACKAGE) for cause in chain(error))
+
+
+def _origin(error: BaseException) -> Path:
+    """The file whose code raised an error."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return Path(frames[-1].f_code.co_filename) if frames else Path()
+
+
+def _end(message: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status)
