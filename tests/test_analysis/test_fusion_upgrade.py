@@ -23,9 +23,9 @@ from mmprune3d.analysis.fusion_upgrade import FusionPruning, run_fusion_upgrade
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
+from tests.kills import assert_same
 from tests.test_adapters.channel_nets import ROOT
 from tests.test_engine.small_fusion import GROUPS, INTERFACES, fusion_config, write_config
-from tests.test_engine.test_gpq_training import assert_same
 
 from .small_bevfusion import save_random, small_config
 
