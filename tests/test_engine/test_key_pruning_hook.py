@@ -157,7 +157,10 @@ def test_without_a_schedule_training_is_left_alone(detector: Detector) -> None:
     for step in (pruning.before_train_iter, pruning.after_train_iter):
         step(runner_at(detector, 50), 0)
         assert detector.decoder.key_pruner.plan.r == 3
-    pruning.before_train(runner_at(nn.Linear(1, 1), 0))
+    pruning.before_train(runner_at(detector, 0))
+    assert detector.decoder.key_pruner.plan.r == 3
+    with pytest.raises(ValueError, match='Linear has nothing that can be pruned'):
+        pruning.before_train(runner_at(nn.Linear(1, 1), 0))
 
 
 @pytest.mark.parametrize(

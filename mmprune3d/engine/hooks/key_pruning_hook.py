@@ -40,6 +40,7 @@ class KeyPruningHook(Hook):
     def __init__(self, train: dict | None = None, **plan: Any) -> None:
         self.plan = self.plan_type.from_dict(plan)
         self.train = None if train is None else TrainingSchedule.from_dict(train)
+        self._checking: Any = None  # a handle in the first iteration, then False
         if self.train is not None and getattr(self.plan, 'q', 0):
             raise ValueError(f'{self.plan.title}: q={self.plan.q} cannot be trained with: the losses need all queries')
 
@@ -49,8 +50,9 @@ class KeyPruningHook(Hook):
         A plan for validation alone is checked as well: it would stop the run after its first epoch.
         """
         model = unwrap(runner.model)
-        adapters.attach(model, self.plan)
-        adapters.detach(model)
+        if self.train is not None or not adapters.is_attached(model):  # what somebody attached to train with stays
+            adapters.attach(model, self.plan)
+            adapters.detach(model)
         if self.train is None:
             return
         if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
@@ -78,7 +80,9 @@ class KeyPruningHook(Hook):
         self.after_val_epoch(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Attaches the share of the plan that this iteration prunes."""
+        """Attaches the share of the plan that this iteration prunes; in the first one its keys are counted as well."""
+        if self._checking is None:
+            self._checking = adapters.check_in_passing(unwrap(runner.model), self.plan) or False
         if self.train is None:
             return
         share = self.train.share(runner.iter, len(runner.train_dataloader))
@@ -90,6 +94,9 @@ class KeyPruningHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Detaches: between iterations the model is what it was, so that other hooks may save or evaluate it."""
+        if self._checking:
+            self._checking.remove()
+            self._checking = False
         if self.train is not None:
             adapters.detach(unwrap(runner.model))
 
