@@ -125,12 +125,18 @@ def texts(where: str, value: Any, what: str, least: int = 1) -> tuple[str, ...]:
     return tuple(str(item) for item in value)
 
 
-def settings(where: str, value: Any, valid: Sequence[str], example: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """A dict whose keys are among `valid` or `ignored`, of which messages do not speak; `example` is one."""
+def mapping(where: str, value: Any, example: str) -> dict[Any, Any]:
+    """A dict of settings, such as `example`; which ones are valid is somebody else's business."""
     if not isinstance(value, Mapping):
         raise ValueError(f'{where}: {shown(value)} must be a dict of settings, such as {example}')
+    return dict(value)
+
+
+def settings(where: str, value: Any, valid: Sequence[str], example: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    """A dict whose keys are among `valid` or `ignored`, of which messages do not speak; `example` is one."""
+    value = mapping(where, value, example)
     known = {*valid, *ignored}
     unknown = sorted(key if isinstance(key, str) else shown(key) for key in value if key not in known)
     if unknown:
         raise ValueError(f'{where}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
-    return dict(value)
+    return value

@@ -15,16 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import HOOKS, RUNNERS, init_default_scope
 
 from mmprune3d import adapters
 from mmprune3d.adapters.fusion import MAP_SETTINGS
+from mmprune3d.analysis.channel_pruning import prune_channels
 from mmprune3d.analysis.channel_settings import ChannelSettings
 from mmprune3d.analysis.finetune import PlanWithFineTuning
+from mmprune3d.analysis.fusion_upgrade import FusionPruning
 from mmprune3d.analysis.search import SearchRequest, parse_plan
 from mmprune3d.engine.hooks.key_pruning_hook import TrainingSchedule
 from mmprune3d.engine.loops.settings import PruningSettings
+from mmprune3d.engine.prune_checkpoint import prune_checkpoint
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.halting import keep_by_rank
 from mmprune3d.pruning.plan import PLANS, KeyPlan, TgGBCPlan
@@ -41,7 +45,7 @@ from tests.test_models.test_petr.small import batch, build, detector_config
 from tests.test_models.test_sst.small_sst import GATES, GRID, WIDTH, coords_of
 from tests.test_models.test_sst.small_sst import detector_config as sst_config
 
-from .small_fusion import GROUPS, INTERFACES, SmallFusion, fusion_config
+from .small_fusion import GROUPS, INTERFACES, SmallFusion, fusion_config, write_config
 
 Make = Callable[[dict[str, Any]], Any]
 
@@ -168,6 +172,17 @@ def test_pruning_of_the_runner_and_train_of_a_hook_are_dicts(value):
     assert made is None or value is None or value == {}
 
 
+@pytest.mark.parametrize('wrong', [5, 'sparsity=0.5', [0.5]], ids=str)
+def test_pruning_of_a_config_that_is_no_dict_stops_every_tool(tmp_path, wrong):
+    config, weights = write_config(tmp_path / 'from' / 'config.py', tmp_path, pruning=wrong), tmp_path / 'some.pth'
+    weights.touch()
+    for prune, settings in ((prune_checkpoint, dict(sparsity=0.5)), (prune_channels, dict(flops=0.5))):
+        with pytest.raises(ValueError, match=r'pruning: .* must be a dict of settings'):
+            prune(config, weights, tmp_path / 'out', settings)
+    with pytest.raises(ValueError, match=r'pruning: .* must be a dict of settings'):
+        FusionPruning(AlterMOMAPlan(0.5)).settings(Config.fromfile(config))
+
+
 @examples(60)
 @given(
     warmup=st.integers(0, 5) | st.floats(0, 1e9),
@@ -289,8 +304,6 @@ def test_a_query_pruning_hook_fits_or_stops_before_the_first_batch(tmp_path, tar
 )
 def test_what_would_stop_a_round_of_imp_stops_before_the_first_batch(tmp_path, monkeypatch, settings, message):
     """It came after `epochs_per_round` epochs."""
-    from mmengine.registry import RUNNERS
-
     imp = dict(criterion='magnitude', sparsity=0.8, epochs_per_round=1, groups=GROUPS, interfaces=INTERFACES)
     changes = dict(runner_type='AlterMOMARunner', pruning={**imp, **settings})
     runner = RUNNERS.build(fusion_config(tmp_path, **changes))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+from mmprune3d.checkpoint.resuming import go_on
 from tests.kills import assert_same, counted_moments, drawn, in_process, killed_at
 
 from . import test_altermoma_training as altermoma
@@ -72,10 +73,16 @@ def train_gpq_in_epochs(work_dir: Path) -> None:
     Runner.from_cfg(settings).train()
 
 
-def train_halting(work_dir: Path) -> None:
-    """Tokens are dropped at random and dropout is on."""
-    loop = dict(type='IterBasedTrainLoop', max_iters=halting.ITERATIONS, val_interval=2)
-    halting.train(work_dir, AVERAGED, model=halting.random_model(), train_cfg=loop, resume=True)
+def halting_method(start: Path) -> Callable[[Path], None]:
+    """Fine-tuning as in an upgrade; tokens are dropped at random and dropout is on."""
+
+    def train(work_dir: Path) -> None:
+        loop = dict(type='IterBasedTrainLoop', max_iters=halting.ITERATIONS, val_interval=2)
+        settings = halting.config(work_dir, AVERAGED, model=halting.random_model(), train_cfg=loop)
+        go_on(settings, work_dir, start)
+        Runner.from_cfg(settings).train()
+
+    return train
 
 
 def fusion_method(name: str, dense: Path) -> Callable[[Path], None]:
@@ -93,6 +100,8 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
     folder = tmp_path_factory.mktemp('dense')
     one = dict(type='EpochBasedTrainLoop', max_epochs=1)
     assert in_process(lambda: Runner.from_cfg(fusion_config(folder, train_cfg=one)).train()) == 0
+    loop = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=9)
+    assert in_process(lambda: halting.train(folder, model=halting.random_model(), train_cfg=loop)) == 0
     dense, last = folder / 'epoch_1.pth', f'epoch_{altermoma.EPOCHS}.pth'
     return {
         'tggbc': Method(train_tggbc, 'iter_6.pth'),
@@ -100,7 +109,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
         'gpq in epochs': Method(train_gpq_in_epochs, 'epoch_4.pth', ('gpq_history.jsonl',)),
         'altermoma': Method(fusion_method('altermoma', dense), last, ('keep_rates.json',)),
         'imp': Method(fusion_method('imp', dense), last, ('keep_rates.json',)),
-        'halting': Method(train_halting, f'iter_{halting.ITERATIONS}.pth'),
+        'halting': Method(halting_method(folder / 'iter_1.pth'), f'iter_{halting.ITERATIONS}.pth'),
     }
 
 
