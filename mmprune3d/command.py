@@ -14,6 +14,8 @@ TRACEBACK = 'MMPRUNE3D_TRACEBACK'
 """Environment variable: if it is set and not 0, every error keeps its traceback."""
 GOES_ON = 'what was finished is kept; the same command goes on from there'
 """What a user is told after Ctrl-C, unless the tool says otherwise."""
+NOTHING_KEPT = 'nothing half-written is left; the same command begins anew'
+"""The same for tools that write their results at the end."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 
@@ -36,15 +38,25 @@ def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _end(f'interrupted: {after_interrupt}', INTERRUPTED)
+        _end_interrupted(after_interrupt)
     except BrokenPipeError:
         # the reader of a pipe has left (`| head`); Python would complain once more as it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        # mmengine (0.10.7) turns whatever stops it as it formats a config into a SyntaxError
+        if any(isinstance(cause, KeyboardInterrupt) for cause in chain(error)):
+            _end_interrupted(after_interrupt)
         if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error):
             raise
-        _end(f'error: {describe(error)}', 1)
+        sys.stdout.flush()
+        raise SystemExit(f'error: {describe(error)}') from error  # Python prints it to stderr, the status is 1
+
+
+def _end_interrupted(what: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f'interrupted: {what}', file=sys.stderr, flush=True)
+    raise SystemExit(INTERRUPTED) from None
 
 
 def is_expected(error: BaseException) -> bool:
@@ -89,9 +101,3 @@ def _origin(error: BaseException) -> Path:
     """The file whose code raised an error."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return Path(frames[-1].f_code.co_filename) if frames else Path()
-
-
-def _end(message: str, status: int) -> NoReturn:
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    raise SystemExit(status)

@@ -18,10 +18,11 @@ from mmprune3d.pruning.plan import TgGBCPlan
 
 
 def ending(main, capsys, **settings) -> tuple[int, str]:
-    """Exit status, and what is on stderr."""
+    """Exit status, and what Python puts on stderr."""
     with pytest.raises(SystemExit) as caught:
         command.run_main(main, **settings)
-    return caught.value.code, capsys.readouterr().err
+    code, said = caught.value.code, capsys.readouterr().err
+    return (1, f'{said}{code}\n') if isinstance(code, str) else (code, said)
 
 
 def test_success_does_not_end_the_process(capsys):
@@ -100,12 +101,29 @@ def test_interrupted(capsys):
     assert ending(raising(KeyboardInterrupt()), capsys, after_interrupt='begin anew')[1] == 'interrupted: begin anew\n'
 
 
+def test_ctrl_c_that_others_turn_into_another_error(capsys):
+    """As mmengine's Config does while it formats: whatever is raised, it raises a SyntaxError."""
+
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
+
+    assert ending(main, capsys) == (130, f'interrupted: {command.GOES_ON}\n')
+
+
 SLEEPER = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 from mmprune3d.command import run_main
 def main():
     print('begun', flush=True)
     time.sleep(600)
+try:
+    run_main(lambda: int('x'))
+except SystemExit as error:
+    assert error.code.startswith('error: '), error.code
 run_main(main)
 """
 

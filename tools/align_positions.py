@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 
-def main() -> None:
-    """Loads or initialises the model, aligns it on frames of the training set, saves it."""
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of a PETR3D detector')
     parser.add_argument('out', type=Path, help='checkpoint to write, for load_from')
@@ -20,16 +20,29 @@ def main() -> None:
     parser.add_argument('--frames', type=int, default=48, help='training frames that lend cameras and features')
     parser.add_argument('--steps', type=int, default=1500, help='optimizer steps')
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses and aligns."""
+    args = parse_args()
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads or initialises the model, aligns it on frames of the training set, saves it."""
     import torch
     from mmengine.config import Config
     from mmengine.runner import Runner
     from mmengine.runner.checkpoint import load_state_dict
 
-    import mmprune3d  # noqa: F401
+    from mmprune3d.files import save_checkpoint, writable
     from mmprune3d.models.petr.alignment import align
     from mmprune3d.ops.cameras import lidar2img_of
 
+    writable(args.out.parent)
     config = Config.fromfile(args.config)
     config.update(work_dir=str(args.out.parent), randomness=dict(seed=args.seed))
     config.train_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
@@ -52,7 +65,7 @@ def main() -> None:
             matrices.append(torch.as_tensor(lidar2img_of(meta), dtype=torch.float32))
     canvas = tuple(data['inputs']['imgs'].shape[-2:])
     align(model.pts_bbox_head, torch.stack(matrices), torch.stack(features), canvas, args.steps)
-    torch.save({'state_dict': model.state_dict(), 'meta': {}}, args.out)
+    save_checkpoint({'state_dict': model.state_dict(), 'meta': {}}, args.out)
 
 
 if __name__ == '__main__':

@@ -39,14 +39,20 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
-    from mmprune3d.analysis.query_analysis import Candidate, run_analysis
+    from mmprune3d.command import NOTHING_KEPT, run_main
 
-    try:
-        first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)
-        candidates = [first, *map(Candidate.parse, args.compare)]
-        print(run_analysis(candidates, args.out, args.history, args.samples, args.score_threshold, args.cfg_options))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Looks at the detectors."""
+    from mmprune3d.analysis.query_analysis import Candidate, run_analysis
+    from mmprune3d.files import writable
+
+    writable(args.out)
+    first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)
+    candidates = [first, *map(Candidate.parse, args.compare)]
+    print(run_analysis(candidates, args.out, args.history, args.samples, args.score_threshold, args.cfg_options))
 
 
 if __name__ == '__main__':

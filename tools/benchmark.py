@@ -10,7 +10,6 @@ python tools/benchmark.py backbone --layout objects scattered --json out.json
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -55,8 +54,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures row by row, prints Markdown."""
+    """Parses and measures."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args), 'rows that were done are in the file of --json, if there is one')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures row by row, prints Markdown."""
     import torch
 
     from mmprune3d.analysis import (
@@ -67,6 +73,7 @@ def main() -> None:
         query_benchmark,
     )
     from mmprune3d.analysis.report import environment
+    from mmprune3d.files import writable, write_json
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -81,9 +88,11 @@ def main() -> None:
     rows = args.rows or valid
     unknown = sorted(set(rows) - set(valid))
     if unknown:
-        raise SystemExit(f'error: no row {", ".join(unknown)}; valid are {", ".join(valid)}')
+        raise ValueError(f'no row {", ".join(unknown)}; valid are {", ".join(valid)}')
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise SystemExit('error: --device cuda, but torch sees no GPU')
+        raise ValueError('--device cuda, but torch sees no GPU')
+    for folder in ([args.json.parent] if args.json else []) + ([args.plots] if args.command == 'sweep' else []):
+        writable(folder)
     env = environment(batch_size=1, dtype=args.dtype, device=args.device)
     options: dict[str, object] = {}
     if args.command == 'queries':
@@ -100,7 +109,7 @@ def main() -> None:
         results += found if args.command == 'backbone' else [found]
         print(f'{row}: done', flush=True)
         if args.json:  # an interrupted run keeps what it has
-            args.json.write_text(json.dumps({'rows': results, 'env': env}, indent=2) + '\n')
+            write_json(args.json, {'rows': results, 'env': env})
     print(module.markdown(results))
     if args.command == 'sweep':
         print('Plots:', *(decoder_sweep.plot(result, args.plots) for result in results))

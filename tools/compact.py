@@ -35,17 +35,20 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, writes, says what was written."""
     args = parse_args()
-    import mmprune3d  # noqa: F401
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes a detector per size."""
     from mmprune3d.analysis.compact import run_compact
 
     try:
         sizes = [int(size) for size in args.at.split(',')] if args.at else []
     except ValueError:
-        raise SystemExit(f'error: --at {args.at!r}: write numbers of queries, as 600,300,150') from None
-    try:
-        written = run_compact(args.config, args.checkpoint, args.out, sizes, args.drop_training_state, args.cfg_options)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+        raise ValueError(f'--at {args.at!r}: write numbers of queries, as 600,300,150') from None
+    written = run_compact(args.config, args.checkpoint, args.out, sizes, args.drop_training_state, args.cfg_options)
     for paths in written:
         print(*paths)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 def main() -> None:
     """Parses and converts."""
-    from mmprune3d.checkpoint.convert import ALL_SOURCES, convert_file
+    from mmprune3d.checkpoint.convert import ALL_SOURCES
+    from mmprune3d.command import NOTHING_KEPT, run_main
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', type=Path, help='published checkpoint')
@@ -26,10 +27,16 @@ def main() -> None:
         '--from', '--source', dest='source', choices=ALL_SOURCES, required=True, help='where the checkpoint comes from'
     )
     args = parser.parse_args()
-    try:
-        convert_file(args.src, args.dst, args.source)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts."""
+    from mmprune3d.checkpoint.convert import convert_file
+    from mmprune3d.files import writable
+
+    writable(args.dst.parent)
+    convert_file(args.src, args.dst, args.source)
     print(f'wrote {args.dst}')
 
 

@@ -14,19 +14,33 @@ ROOT = Path(__file__).resolve().parents[1]
 VAL_SCENES, SAMPLES, IMAGE_SIZE = 8, 24, (352, 128)
 
 
-def main() -> None:
-    """Generates what is missing, then runs the upgrade."""
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tggbc', default='r=740,n=1,k=50', help='what to prune of the 1056 keys')
     parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'demo-nuscenes', help='where the scenes go')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'demo', help='report folder')
     parser.add_argument('--scenes', type=int, default=VAL_SCENES, help='validation scenes to generate')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses and runs."""
+    args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args), 'generated scenes are kept if all were there; the same command goes on')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generates what is missing, then runs the upgrade."""
     from mmprune3d.analysis.upgrade import run_upgrade
     from mmprune3d.datasets.synthetic.config import GeneratorConfig
     from mmprune3d.datasets.synthetic.generate import generate
+    from mmprune3d.files import writable
     from mmprune3d.pruning.plan import TgGBCPlan
 
+    writable(args.out)
     if not args.data.exists():
         print(f'Generating {args.scenes} validation scenes of {SAMPLES} samples in {args.data}')
         # mmdet3d's converter wants a training split too; one sample of it is enough

@@ -43,25 +43,31 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses and exports."""
     args = parse_args()
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports."""
     from mmprune3d.analysis.onnx_export import run_export
     from mmprune3d.analysis.onnx_graph import TENSORRT_TOPK
+    from mmprune3d.files import writable
     from mmprune3d.pruning.plan import TgGBCPlan
 
-    try:
-        run_export(
-            args.config,
-            args.checkpoint,
-            args.out,
-            plan=None if args.tggbc is None else TgGBCPlan.parse(args.tggbc),
-            overrides=args.cfg_options,
-            image_size=args.image_size and tuple(args.image_size),
-            cameras=args.cameras,
-            batch=args.batch,
-            largest_topk=TENSORRT_TOPK if args.split_topk else None,
-            check=args.check,
-        )
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        raise SystemExit(f'error: {error}') from error
+    writable(args.out.parent)
+    run_export(
+        args.config,
+        args.checkpoint,
+        args.out,
+        plan=None if args.tggbc is None else TgGBCPlan.parse(args.tggbc),
+        overrides=args.cfg_options,
+        image_size=args.image_size and tuple(args.image_size),
+        cameras=args.cameras,
+        batch=args.batch,
+        largest_topk=TENSORRT_TOPK if args.split_topk else None,
+        check=args.check,
+    )
 
 
 if __name__ == '__main__':

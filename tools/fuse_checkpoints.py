@@ -21,20 +21,24 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Reads two files, writes one."""
+    """Parses and fuses."""
     args = parse_args()
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads two files, writes one."""
     import torch
 
-    import mmprune3d  # noqa: F401  (its allow-list is what loads training checkpoints)
     from mmprune3d.checkpoint.fuse import fuse_checkpoints
+    from mmprune3d.files import save_checkpoint, writable
 
-    try:
-        both = [torch.load(path, map_location='cpu', weights_only=True) for path in (args.camera, args.lidar)]
-        fused = fuse_checkpoints(*both)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(fused, args.out)
+    writable(args.out.parent)
+    both = [torch.load(path, map_location='cpu', weights_only=True) for path in (args.camera, args.lidar)]
+    fused = fuse_checkpoints(*both)
+    save_checkpoint(fused, args.out)
     print(f'{args.out}: {len(fused["state_dict"])} tensors')
 
 

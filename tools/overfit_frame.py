@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 
-def main() -> None:
-    """Trains, prunes, prints."""
+def parse_args() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector')
     parser.add_argument('frame', type=Path, help='folder with infos.pkl and the images it names')
@@ -19,13 +19,24 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=2e-4)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--ratios', type=float, nargs='+', default=[0.5, 0.7, 0.875], help='shares of keys to remove')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parses and runs."""
+    args = parse_args()
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, prunes, prints."""
     import torch
     from mmdet3d.registry import MODELS
     from mmengine.config import Config
     from mmengine.runner import load_checkpoint
 
-    import mmprune3d  # noqa: F401
     from mmprune3d.analysis.single_frame import SingleFrame, frame_dataset
 
     torch.manual_seed(args.seed)

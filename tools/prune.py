@@ -52,20 +52,25 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, scores, prints the table."""
     args = parse_args()
-    import mmprune3d  # noqa: F401
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Scores and writes."""
     from mmprune3d.analysis.channel_pruning import prune_channels
     from mmprune3d.analysis.channel_settings import with_target
     from mmprune3d.engine.prune_checkpoint import prune_checkpoint
     from mmprune3d.engine.scoring import keep_table
+    from mmprune3d.files import writable
     from mmprune3d.visualization.keep_rates import draw_keep_rates
 
     given = {name: getattr(args, name) for name in ('criterion', 'sparsity', 'flops', 'params', 'channels')}
     settings = with_target(args.set, {name: value for name, value in given.items() if value is not None})
     prune = prune_channels if settings.get('mode') == 'channels' else prune_checkpoint
-    try:
-        report = prune(args.config, args.checkpoint, args.out, settings, args.cfg_options)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    writable(args.out)
+    report = prune(args.config, args.checkpoint, args.out, settings, args.cfg_options)
     draw_keep_rates(report, args.out / 'keep_rates.png')
     print(report.get('table') or keep_table(report))
     print(f'wrote {args.out}')

@@ -15,9 +15,17 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='a checkpoint written in training')
     parser.add_argument('target', type=Path, help='the file to write')
     args = parser.parse_args()
-    import mmprune3d  # noqa: F401, for the allow-list of mmengine's checkpoints
-    from mmprune3d.checkpoint.publish import publish
+    from mmprune3d.command import NOTHING_KEPT, run_main
 
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the small checkpoint."""
+    from mmprune3d.checkpoint.publish import publish
+    from mmprune3d.files import writable
+
+    writable(args.target.parent)
     publish(args.source, args.target)
     print(f'{args.target}: {args.target.stat().st_size / 2**20:.1f} MiB')
 

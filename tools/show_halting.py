@@ -42,25 +42,19 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the table."""
     args = parse_args()
-    import mmprune3d  # noqa: F401
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Counts and draws."""
     from mmprune3d.analysis.halting_statistics import run_halting
+    from mmprune3d.files import writable
 
     logs = {name: Path(file) for name, _, file in (log.partition('=') for log in args.log)}
-    try:
-        print(
-            run_halting(
-                args.config,
-                args.checkpoint,
-                args.samples,
-                args.out,
-                args.cfg_options,
-                args.count,
-                args.score_threshold,
-                logs,
-            )
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    drawn = (args.samples, writable(args.out), args.cfg_options, args.count, args.score_threshold, logs)
+    print(run_halting(args.config, args.checkpoint, *drawn))
 
 
 if __name__ == '__main__':

@@ -56,17 +56,23 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Trains, tabulates, measures or draws."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: start(args))
+
+
+def start(args: argparse.Namespace) -> None:
+    """Does what was asked for."""
     import torch
 
-    import mmprune3d  # noqa: F401
     from mmprune3d.analysis.fusion_commands import run
+    from mmprune3d.files import writable
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        run(args)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    if args.out.exists() or args.command != 'table':
+        writable(args.out)
+    run(args)
 
 
 if __name__ == '__main__':

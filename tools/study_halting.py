@@ -42,33 +42,39 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains, times or tabulates."""
+    """Parses and runs."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, times or tabulates."""
     import torch
 
-    import mmprune3d  # noqa: F401
     from mmprune3d.analysis.halting_speed import measure_speed
     from mmprune3d.analysis.halting_study import folder_of, run_training
     from mmprune3d.analysis.halting_table import table
     from mmprune3d.analysis.upgrade import read_config
+    from mmprune3d.files import writable
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        if args.command == 'table':
-            print(table(args.out))
-            return
-        base = read_config(args.config, args.checkpoint, args.cfg_options)
-        if args.command == 'speed':
-            for name, speed in measure_speed(base, args.out, args.seed, args.frames, args.repeats).items():
-                print(name, speed['ms'])
-            return
-        for name in args.names:
-            folder_of(args.out, name, args.seed)  # refuses unknown names before the first training
-        for name in args.names:
-            print(run_training(base, args.checkpoint, name, args.seed, args.out))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    if args.out.exists() or args.command != 'table':
+        writable(args.out)
+    if args.command == 'table':
+        print(table(args.out))
+        return
+    base = read_config(args.config, args.checkpoint, args.cfg_options)
+    if args.command == 'speed':
+        for name, speed in measure_speed(base, args.out, args.seed, args.frames, args.repeats).items():
+            print(name, speed['ms'])
+        return
+    for name in args.names:
+        folder_of(args.out, name, args.seed)  # refuses unknown names before the first training
+    for name in args.names:
+        print(run_training(base, args.checkpoint, name, args.seed, args.out))
 
 
 if __name__ == '__main__':

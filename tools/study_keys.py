@@ -32,12 +32,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parses, runs, prints the tables."""
     args = parse_args()
-    from mmprune3d.analysis.key_study import run_study
+    from mmprune3d.command import run_main
 
-    try:
-        print(run_study(args.config, args.checkpoint, args.out, args.samples, args.parts, args.cfg_options))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what is missing."""
+    from mmprune3d.analysis.key_study import run_study
+    from mmprune3d.files import writable
+
+    writable(args.out)
+    print(run_study(args.config, args.checkpoint, args.out, args.samples, args.parts, args.cfg_options))
 
 
 if __name__ == '__main__':

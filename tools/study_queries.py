@@ -37,27 +37,35 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains or tabulates."""
+    """Parses and runs."""
     args = parse_args()
+    from mmprune3d.command import run_main
+
+    run_main(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains or tabulates."""
     import torch
     from mmengine.config import Config
 
-    import mmprune3d  # noqa: F401
-    from mmprune3d.analysis.query_study import run_training
+    from mmprune3d.analysis.query_study import check_name, run_training
     from mmprune3d.analysis.query_table import table
+    from mmprune3d.files import writable
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        if args.command == 'table':
-            print(table(args.out, args.repeats))
-        else:
-            base = Config.fromfile(args.config)
-            base.merge_from_dict(args.cfg_options)
-            for name in args.names:
-                print(run_training(base, name, args.seed, args.out))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    if args.out.exists() or args.command != 'table':
+        writable(args.out)
+    if args.command == 'table':
+        print(table(args.out, args.repeats))
+        return
+    base = Config.fromfile(args.config)
+    base.merge_from_dict(args.cfg_options)
+    for name in args.names:
+        check_name(name)  # before the first training
+    for name in args.names:
+        print(run_training(base, name, args.seed, args.out))
 
 
 if __name__ == '__main__':

@@ -36,8 +36,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Generate the data set and say what is in it."""
+    """Read the command line and generate."""
     args = parse_args()
+    from mmprune3d.command import NOTHING_KEPT, run_main
+
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generate the data set and say what is in it."""
+    from mmprune3d.files import writable
+
     config = GeneratorConfig(
         out=args.out,
         train_scenes=args.train_scenes,
@@ -52,10 +61,8 @@ def main() -> None:
         infos=not args.no_infos,
         overwrite=args.overwrite,
     )
-    try:
-        report = generate(config, progress=not args.quiet)
-    except (ValueError, FileExistsError) as error:
-        raise SystemExit(f'error: {error}') from error
+    writable(args.out.parent)
+    report = generate(config, progress=not args.quiet)
     print(f'{args.out}: {report.samples} samples')
     for category, count in report.annotations.items():
         print(f'  {count:8d}  {category}')

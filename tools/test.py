@@ -11,9 +11,16 @@ from pathlib import Path
 
 import mmdet3d
 
+from mmprune3d.command import run_main
 from mmprune3d.engine.cpu_distributed import join_gloo_group
 
-if __name__ == '__main__':
+
+def main() -> None:
+    """Runs the tool inside mmdet3d's wheel."""
     join_gloo_group()
     tool = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / 'test.py'
     runpy.run_path(str(tool), run_name='__main__')
+
+
+if __name__ == '__main__':
+    run_main(main, 'nothing is lost but the time')

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmprune3d.command import NOTHING_KEPT, run_main
+from mmprune3d.files import writable
 from mmprune3d.visualization.contact_sheet import CAMERA_WIDTH, save_contact_sheet
 
 
@@ -22,10 +24,16 @@ def main() -> None:
     parser.add_argument('--version', default='v1.0-trainval', help='folder with the tables')
     parser.add_argument('--camera-width', type=int, default=CAMERA_WIDTH, help='pixels of each camera image')
     args = parser.parse_args()
+    run_main(lambda: run(args), NOTHING_KEPT)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw."""
+    writable(args.out.parent)
     try:
         drawn = save_contact_sheet(args.data_root, args.out, args.count, args.samples, args.version, args.camera_width)
-    except (FileNotFoundError, IndexError) as error:
-        raise SystemExit(f'error: {error}') from error
+    except IndexError as error:
+        raise ValueError(str(error)) from error
     print(f'{args.out}: samples {", ".join(map(str, drawn))}')
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from mmprune3d import adapters
+from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
@@ -66,7 +67,7 @@ class TensorStore(Sequence):
             self._items.append(tree)
         else:
             path = Path(self._files.name) / f'{len(self)}.pth'
-            torch.save(tree, path)
+            save_checkpoint(tree, path)
             self._items.append(path)
 
     def __len__(self) -> int:

@@ -171,6 +171,7 @@ def run_compact(
         FileNotFoundError: If config or checkpoint is missing.
         ValueError: If there is nothing to compact, or a size is impossible.
     """
+    files.writable(out or checkpoint.parent)
     config = read_config(config_file, checkpoint, overrides or {})
     data = torch.load(checkpoint, map_location='cpu', weights_only=True)
     made = compact(config, data, sizes, TRAINING_STATE if drop_training_state else ())

@@ -34,4 +34,6 @@ def run(args: argparse.Namespace) -> None:
         print(path)
     else:
         for name in args.names:
+            fusion_study.check_name(name)  # before the first training
+        for name in args.names:
             print(fusion_study.run_training(base, args.checkpoint, name, args.seed, args.out))

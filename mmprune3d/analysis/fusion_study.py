@@ -162,6 +162,16 @@ def dataset_length(config: Config) -> int:
     return len(DATASETS.build(settings))
 
 
+def check_name(name: str) -> None:
+    """Refuses what is not in `RUNS`.
+
+    Raises:
+        ValueError: The message lists what is.
+    """
+    if name not in RUNS:
+        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+
+
 def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
     """Prunes, fine-tunes and tests, unless that was done.
 
@@ -171,8 +181,7 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    check_name(name)
     row, where = RUNS[name], out / f'{name}-seed{seed}'
     if (where / 'result.json').is_file():
         return json.loads((where / 'result.json').read_text())

@@ -72,9 +72,7 @@ class Record:
             try:
                 self.data = json.loads(path.read_text())
             except ValueError as error:
-                raise ValueError(
-                    f'{path} is no file of a study ({error}): remove it, or choose another --out'
-                ) from error
+                raise ValueError(f'{path} cannot be read ({error}): remove it, or choose another --out') from error
             differing = [name for name in source if self.data['source'].get(name) != source[name]]
             if differing:
                 raise ValueError(f'{path} is a study with another {", ".join(differing)}: choose another --out')

@@ -141,6 +141,16 @@ def folder(out: Path, name: str, seed: int) -> Path:
     return out / f'{name}-seed{seed}'
 
 
+def check_name(name: str) -> None:
+    """Refuses what is not in `RUNS`.
+
+    Raises:
+        ValueError: The message lists what is.
+    """
+    if name not in RUNS:
+        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+
+
 def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any]:
     """Trains, compacts and tests, unless that was done.
 
@@ -151,8 +161,7 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
         FileNotFoundError: If what it starts from is not there.
         ValueError: If the name is unknown.
     """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    check_name(name)
     run, where = RUNS[name], folder(out, name, seed)
     if (where / 'result.json').is_file():
         return json.loads((where / 'result.json').read_text())

@@ -104,11 +104,22 @@ def go_on(config: Config, work_dir: str | Path, start: str | Path) -> None:
 
 
 def find_latest_checkpoint(path: str) -> str | None:
-    """Stands in for mmengine's function of this name: it returns only checkpoints that are whole."""
+    """Stands in for mmengine's function of this name: it returns only checkpoints that are whole.
+
+    Raises:
+        ValueError: If there was a checkpoint and none is whole: mmengine would begin anew, and with random weights,
+            since ``--resume`` puts `load_from` aside.
+    """
     newest = newest_whole_checkpoint(path)
-    if newest is None:
-        print_log('There is no checkpoint to resume from', logger='current')
-    return None if newest is None else str(newest)
+    if newest is not None:
+        return str(newest)
+    if (Path(path) / LAST).is_file():
+        raise ValueError(
+            f'{path}: none of the checkpoints is whole, so this training cannot be resumed. To begin anew, remove '
+            f'{LAST} there and leave --resume out'
+        )
+    print_log('Did not find last_checkpoint to be resumed.', logger='current')
+    return None
 
 
 def save_whole(original: Callable[..., None]) -> Callable[..., None]:

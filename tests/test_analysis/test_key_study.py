@@ -144,6 +144,44 @@ def test_settings_that_are_not_possible_are_listed_and_not_run(
     assert (tmp_path / 'tome.png').is_file()
 
 
+def test_settings_that_find_nothing_or_nan_do_not_end_the_study(
+    overrides: dict[str, Any], petr_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CachedTest.evaluate
+
+    def evaluate(test: CachedTest, plan: KeyPlan) -> dict[str, float]:
+        coder = test.model.pts_bbox_head.bbox_coder
+        nowhere = torch.tensor([900.0, 900, 900, 901, 901, 901])
+        scores = float('nan') if plan.r == 120 else 1.0
+        predict = test.model.predict
+
+        def poisoned(*args: object, **settings: object) -> list:
+            found = predict(*args, **settings)
+            for sample in found:
+                sample.pred_instances_3d.scores_3d = sample.pred_instances_3d.scores_3d * scores
+            return found
+
+        with monkeypatch.context() as patched:
+            if plan.r == 60:
+                patched.setattr(coder, 'post_center_range', nowhere)
+            patched.setattr(test.model, 'predict', poisoned)
+            return real(test, plan)
+
+    monkeypatch.setattr(CachedTest, 'evaluate', evaluate)
+    table = run_study(CONFIG, petr_checkpoint, tmp_path, 2, 'r', overrides)
+    nothing, nan, *others = json.loads((tmp_path / 'study.json').read_text())['settings'][1:]
+    assert nothing['mAP'] == nothing['NDS'] == 0 and nothing['mATE'] == 1
+    assert 'predicts NaN' in nan['impossible'] and 'mAP' not in nan
+    assert len(others) == 3 and all('mAP' in other for other in others)
+    assert '- the detector predicts NaN' in table
+
+
+def test_a_study_file_that_is_not_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'study.json').write_text('{"source": {')
+    with pytest.raises(ValueError, match=r'study.json cannot be read .* remove it'):
+        key_study.Record(tmp_path / 'study.json', {})
+
+
 def test_finished_settings_are_not_run_again(
     study: Path, overrides: dict[str, Any], petr_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from mmprune3d.analysis.search import PlanSearch, SearchRequest, parse_plan
+from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 
 KEYS, LAYERS = 160, 6
@@ -51,6 +52,27 @@ def test_where_accuracy_jumps_the_result_is_what_is_promised(seed: int) -> None:
     assert r == 0 or drop(r, n) <= 0.01
     assert all(drop(r, smaller) > 0.01 for smaller in range(1, n))
     assert r == 150 or all(drop(r + 10, any_n) > 0.01 for any_n in range(1, LAYERS))
+
+
+def test_plans_under_which_the_detector_predicts_nan_do_not_hold() -> None:
+    def drop(r: int, n: int) -> float:
+        if r > 80:
+            raise NaNPredictionError('the detector predicts NaN')
+        return 0.0
+
+    found, lines = search(drop)
+    assert (found.plan.r, found.plan.n) == (80, 1)
+    assert any('predicts NaN' in line for line in lines) and '| not possible |' in found.markdown()
+
+
+def test_plans_under_which_nothing_is_found_do_not_hold() -> None:
+    found, _ = search(lambda r, n: 0.0 if r <= 80 else 0.5)
+    assert (found.plan.r, found.plan.n) == (80, 1)
+
+
+def test_a_detector_that_finds_nothing_unpruned_is_not_searched() -> None:
+    with pytest.raises(ValueError, match='mAP and NDS of 0 on these 7 samples'):
+        PlanSearch(SearchRequest(TgGBCPlan(r=1)), lambda _: {'mAP': 0.0, 'NDS': 0.0}, KEYS, LAYERS, samples=7)
 
 
 def test_nothing_is_found_where_everything_costs_too_much() -> None:

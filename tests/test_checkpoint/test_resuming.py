@@ -114,6 +114,16 @@ def test_resume_of_a_training_whose_last_checkpoint_is_half(tmp_path: Path):
     assert meta[0]['experiment_name'] != meta[1]['experiment_name'] == meta[2]['experiment_name']
 
 
+def test_resume_with_nothing_whole_does_not_begin_with_random_weights(tmp_path: Path):
+    folder = tmp_path / 'run'
+    train(folder, 1)
+    cut(folder / 'epoch_1.pth', 5000)
+    with pytest.raises(ValueError, match=r'none of the checkpoints is whole.*remove last_checkpoint'):
+        train(folder, 2, resume=True)
+    (folder / LAST).unlink()
+    assert train(folder, 1, resume=True).epoch == 1  # as mmengine has it
+
+
 def test_full_disk_while_saving_leaves_whole_checkpoints_only(tmp_path: Path):
     folder = tmp_path / 'run'
     train(folder, 1)

@@ -15,10 +15,11 @@ import torch
 from mmdet3d.evaluation.metrics import KittiMetric
 from mmdet3d.registry import METRICS
 from mmdet3d.structures import Box3DMode, CameraInstance3DBoxes, LiDARInstance3DBoxes, points_cam2img
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 import mmprune3d  # noqa: F401
-from mmprune3d.evaluation import kitti_average_precision
+from mmprune3d.evaluation import NaNPredictionError, kitti_average_precision
 from tests.real_data import needs, real_data_root
 
 CLASSES = ['Pedestrian', 'Cyclist', 'Car']
@@ -122,6 +123,25 @@ def test_the_same_numbers_as_mmdet3d(metric: str | list, truth: tuple, monkeypat
     monkeypatch.setattr(theirs, 'kitti_eval', kitti_average_precision)
     expected = evaluated('KittiMetric', path, samples(moved, scores), metric=metric)
     assert found == expected and len(set(found.values())) > 5
+
+
+def test_nothing_found_is_0(truth: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, scenes = truth
+    told: list[str] = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'warning', told.append)
+    nothing = [(boxes[:0], labels[:0]) for boxes, labels in scenes]
+    found = evaluated('MMPrune3DKittiMetric', path, samples(nothing, [torch.zeros(0)] * len(scenes)))
+    whole = evaluated('MMPrune3DKittiMetric', path, samples(scenes, [torch.ones(len(each[1])) for each in scenes]))
+    assert {value for name, value in found.items()} == {0.0} and max(whole.values()) > 0
+    assert set(found) <= set(whole)
+    assert told == [f'The detector found nothing in any of {len(scenes)} samples: its average precision is 0']
+
+
+def test_nan_is_refused(truth: tuple) -> None:
+    path, scenes = truth
+    scores = [torch.full((len(labels),), float('nan')) for _, labels in scenes]
+    with pytest.raises(NaNPredictionError, match='5 of 5 scores of sample 1'):
+        evaluated('MMPrune3DKittiMetric', path, samples(scenes, scores))
 
 
 def test_no_ground_truth_is_an_error(truth: tuple) -> None:

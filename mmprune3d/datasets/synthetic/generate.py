@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -60,9 +63,7 @@ def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport
             from .infos import create_infos
 
             create_infos(staging, camera_boxes=tuple(config.image_size) == NUSCENES_SIZE)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
+        _put(staging, out)
     names = {record['token']: record['name'] for record in tables['category']}
     categories = {record['token']: names[record['category_token']] for record in tables['instance']}
     counts = Counter(categories[record['instance_token']] for record in tables['sample_annotation'])
@@ -71,13 +72,29 @@ def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport
 
 @contextmanager
 def _staging_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder next to `out` that disappears unless it is renamed."""
+    """A hidden folder next to `out` that disappears unless it is renamed; only a kill leaves it behind."""
+    for leftover in sorted(out.parent.glob(f'.{out.name}.partial-*')):
+        warnings.warn(f'{leftover} is of a generation that was killed, or still runs; remove it if not', stacklevel=3)
     staging = Path(tempfile.mkdtemp(prefix=f'.{out.name}.partial-', dir=out.parent))
     staging.chmod(0o755)
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, out: Path) -> None:
+    """Gives a complete folder its name; what had it goes afterwards, so that a kill never leaves half of that."""
+    old = staging.with_name(staging.name.replace('.partial-', '.old-'))
+    if out.exists():
+        out.rename(old)
+    try:
+        staging.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _record_all(config: GeneratorConfig, root: Path, progress: bool) -> Tables:
@@ -107,13 +124,29 @@ def _run(config: GeneratorConfig, jobs: list[SceneJob], root: Path) -> Iterator[
         _one_thread_per_process(),
         ProcessPoolExecutor(min(config.workers, len(jobs)), context, _settle_worker) as pool,
     ):
-        futures = {pool.submit(record_scene, job, root): index for index, job in enumerate(jobs)}
+        with _ignoring_ctrl_c():
+            futures = {pool.submit(record_scene, job, root): index for index, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Processes that begin in the block leave Ctrl-C to their parent, which ends them; each would print a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mmprune3d.files import write_bytes
+
 from .vocabulary import VERSION
 
 # mmdet3d ships its converters as files, not as a package, and the second one reads ./data/nuscenes, whatever is asked.
@@ -52,14 +54,21 @@ def create_infos(root: Path, max_sweeps: int = 10, camera_boxes: bool = False) -
     tools = Path(importlib.util.find_spec('mmdet3d').origin).parent / '.mim' / 'tools'
     if not (tools / 'dataset_converters' / 'nuscenes_converter.py').is_file():
         raise FileNotFoundError(f'mmdet3d brings no nuScenes converter in {tools}; install mmdet3d 1.4 from its wheel')
+    # the converter writes one format, then the other over it: both in the working folder, so that no half stays
     with tempfile.TemporaryDirectory() as work:
-        (Path(work) / 'data').mkdir()
-        (Path(work) / 'data' / 'nuscenes').symlink_to(root, target_is_directory=True)
+        made = Path(work) / 'data' / 'nuscenes'
+        made.mkdir(parents=True)
+        for entry in root.iterdir():
+            if entry.is_dir():
+                (made / entry.name).symlink_to(entry, target_is_directory=True)
         command = [sys.executable, '-c', _SCRIPT, str(tools), VERSION, str(max_sweeps), str(camera_boxes)]
         # The converter multiplies many small matrices, where a pool of threads costs more than it gives.
         environment = os.environ | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
         output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
         result = subprocess.run(command, cwd=work, env=environment, check=False, **output)
-    if result.returncode:
-        raise RuntimeError("mmdet3d's nuScenes converter failed:\n" + '\n'.join(result.stdout.splitlines()[-25:]))
-    return root / 'nuscenes_infos_train.pkl', root / 'nuscenes_infos_val.pkl'
+        if result.returncode:
+            raise RuntimeError("mmdet3d's nuScenes converter failed:\n" + '\n'.join(result.stdout.splitlines()[-25:]))
+        paths = root / 'nuscenes_infos_train.pkl', root / 'nuscenes_infos_val.pkl'
+        for path in paths:
+            write_bytes(path, (made / path.name).read_bytes())
+    return paths

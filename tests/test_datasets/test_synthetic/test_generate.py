@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +68,78 @@ def test_failed_run_keeps_the_old_data(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='out of ideas'):
         generate(GeneratorConfig(out, 1, 0, infos=False, overwrite=True), progress=False)
     assert (out / 'old').read_text() == 'old' and list(tmp_path.iterdir()) == [out]
+
+
+def test_old_data_go_after_the_new_ones_are_there(tmp_path, monkeypatch):
+    out, staging = tmp_path / 'set', tmp_path / '.set.partial-1'
+    for folder, text in ((out, 'old'), (staging, 'new')):
+        folder.mkdir()
+        (folder / 'which').write_text(text)
+    rename, seen = Path.rename, []
+
+    def full(path, target):
+        seen.append(path.name)
+        if path == staging:
+            raise OSError(28, 'No space left on device')
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, 'rename', full)
+        with pytest.raises(OSError, match='space'):
+            generate_module._put(staging, out)
+    assert seen == ['set', '.set.partial-1', '.set.old-1'] and (out / 'which').read_text() == 'old'
+    monkeypatch.setattr(shutil, 'rmtree', lambda folder, **_: seen.append((out / 'which').read_text()))
+    generate_module._put(staging, out)
+    assert seen[-1] == 'new'
+
+
+def test_leftover_of_a_kill_is_named_and_never_the_data_set(tmp_path, monkeypatch):
+    leftover = tmp_path / '.set.partial-abc'
+    leftover.mkdir()
+
+    def record(job, root):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_module, 'record_scene', record)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=r'\.set\.partial-abc .* remove it'):
+        generate(GeneratorConfig(tmp_path / 'set', 1, 1, infos=False), progress=False)
+    assert list(tmp_path.iterdir()) == [leftover]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from mmprune3d.datasets.synthetic import generate as module
+from mmprune3d.datasets.synthetic.config import GeneratorConfig
+
+def record(job, root):
+    (root / f'{job.name}-begun').touch()
+    time.sleep(600)
+
+def interrupt(folder):
+    while not list(folder.glob('.set.partial-*/*-begun')):
+        time.sleep(0.1)
+    os.killpg(0, signal.SIGINT)
+
+module.record_scene = record
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder = Path(sys.argv[1])
+    threading.Thread(target=interrupt, args=(folder,), daemon=True).start()
+    try:
+        module.generate(GeneratorConfig(folder / 'set', 1, 1, infos=False, workers=2), progress=False)
+    except KeyboardInterrupt:
+        raise SystemExit(130 + len(list(folder.iterdir())))
+"""
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_nothing(tmp_path):
+    script, folder = tmp_path / 'script.py', tmp_path / 'data'
+    script.write_text(INTERRUPTED)
+    folder.mkdir()
+    command = [sys.executable, str(script), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert done.returncode == 130 and 'Traceback' not in done.stderr, done.stderr
 
 
 def test_existing_folder_is_refused(tiny):
