@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mmprune3d.pruning.plan import KeyPlan
 
@@ -95,6 +96,26 @@ def check_pruned(model: nn.Module, plan: KeyPlan) -> None:
             f'{plan.title}: nothing was pruned. Either the decoder that was attached to never ran, or no forward pass '
             f'had more keys than the threshold of {plan}'
         )
+
+
+def check_in_passing(model: nn.Module, plan: KeyPlan) -> RemovableHandle | None:
+    """Makes the forward passes of `model` compare their number of keys with a plan, and changes nothing else in them.
+
+    How many keys there are is known from data only; with this a training need not come to where it prunes, or to its
+    first validation, to find out that a plan asks for too many.
+
+    Args:
+        model: It may have a plan attached, or none.
+        plan: A forward pass raises ValueError if the plan leaves it no key.
+
+    Returns:
+        ``remove()`` of it ends the check; None for families that cannot tell.
+    """
+    family = family_of(model)
+    if not hasattr(family, 'hear_keys'):
+        return None
+    layers = len(family.find(model).layers)
+    return family.hear_keys(model, lambda keys: plan.removals(layers, keys))
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:

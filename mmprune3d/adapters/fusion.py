@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from mmprune3d.pruning import checks
+
 _WEIGHTS = {'weight': re.compile('Conv|Linear'), '(in|[qkv])_proj_weight': re.compile('MultiheadAttention')}
 """Parameters that can be pruned: their name -> the name of a class that their module is, or inherits from."""
 
@@ -92,6 +94,9 @@ MAPS: dict[str, FusionMap] = {
 }
 """Class of the detector -> its map."""
 
+MAP_SETTINGS = ('groups', 'interfaces', 'cross_modal', 'mean_fusion', 'head')
+"""Settings of a config that `fusion_map` takes."""
+
 _HOW_TO = (
     "say what belongs where in the config: groups=dict(camera=['img_backbone'], lidar=['pts_encoder'], "
     "fusion=['fuser', 'head']), with module names of your detector, and interfaces=dict(camera='extract_img_feat', "
@@ -120,6 +125,7 @@ def fusion_map(
     Raises:
         ValueError: If the class is unknown and no groups are given, or if groups or interfaces do not fit the model.
     """
+    check_map_settings(dict(zip(MAP_SETTINGS, (groups, interfaces, cross_modal, mean_fusion, head), strict=True)))
     given = {
         'interfaces': interfaces,
         'cross_modal': cross_modal,
@@ -133,6 +139,27 @@ def fusion_map(
         made = replace(_known(model), **changes)
     _check(model, made)
     return made
+
+
+def check_map_settings(given: Mapping[str, object]) -> None:
+    """Raises ValueError if one of the `MAP_SETTINGS` is not of its type; None stands for a setting that is left out."""
+    examples = {
+        'groups': "dict(camera=['img_backbone'], lidar=['pts_encoder'])",
+        'interfaces': "dict(camera='extract_img_feat')",
+        'cross_modal': "dict(lidar='view_transform.mask_points')",
+    }
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in examples:
+            checks.text(name, value, "the path of a module, such as 'bbox_head'")
+        elif not isinstance(value, Mapping) or (name == 'groups' and not value):
+            raise ValueError(f'{name}={checks.shown(value)} must be a dict such as {examples[name]}')
+        else:
+            for key, paths in value.items():
+                checks.text(f'{name}: the key', key, f'a name, as in {examples[name]}')
+                one_or_more = (paths,) if isinstance(paths, str) or name != 'groups' else paths
+                checks.texts(f'{name}: {key}', one_or_more, f'paths of modules, as in {examples[name]}')
 
 
 def _as_tuples(paths: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from mmprune3d.layers.attention import Keys
+from mmprune3d.layers.attention import Keys, most_valid
 from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan
 from mmprune3d.pruning.selection import once_per_tensor
@@ -157,6 +158,17 @@ class HookedDecoder(ABC):
             if was_installed:
                 attached.install()
         return recorder.pruner.kept
+
+    @classmethod
+    def hear_keys(cls, model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle:
+        """Calls `heard` with the number of valid keys in each forward pass, of the sample that has most."""
+        reader = cls(model, TgGBCPlan(r=0))
+
+        def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            names = list(inspect.signature(layer.forward).parameters) if len(args) > 1 else []
+            heard(most_valid(reader._read({**dict(zip(names[1:], args[1:])), **kwargs})))
+
+        return reader.layers[0].register_forward_pre_hook(before, with_kwargs=True)
 
     @classmethod
     def _attached(cls, model: nn.Module) -> HookedDecoder | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from mmprune3d.layers.attention import most_valid
 from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan
 
@@ -47,6 +50,15 @@ def is_attached(model: nn.Module) -> bool:
 def has_pruned(model: nn.Module) -> bool:
     """Whether anything was removed since `attach`."""
     return find(model).key_pruner.has_pruned
+
+
+def hear_keys(model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle:
+    """Calls `heard` with the number of valid keys in each forward pass, of the sample that has most."""
+
+    def before(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        heard(most_valid(args[1] if len(args) > 1 else kwargs['keys']))
+
+    return find(model).register_forward_pre_hook(before, with_kwargs=True)
 
 
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:

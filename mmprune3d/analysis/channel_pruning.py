@@ -23,6 +23,7 @@ from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.channel_scoring import choose_channels, score_channels, trained_groups
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.scoring import Scores, batches_needed
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.channel_selection import Costs, Selection
 from mmprune3d.pruning.channels import ChannelGroup, slice_tensors
 from mmprune3d.pruning.masks import keep_rates, unpack
@@ -99,7 +100,8 @@ def prune_channels(
         The report, with its ``table``.
     """
     cfg = read_config(config, checkpoint, dict(overrides or {}))
-    known = {name: value for name, value in (cfg.get('pruning') or {}).items() if name not in OF_TRAININGS}
+    configured = checks.mapping('pruning', cfg.get('pruning') or {}, 'dict(sparsity=0.8)')
+    known = {name: value for name, value in configured.items() if name not in OF_TRAININGS}
     made = slim(cfg, checkpoint, ChannelSettings.from_dict(with_target(known, settings)))
     made.write(out)
     return {**made.report, 'table': slim_table(made.report)}

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.adapters.fusion import MAP_SETTINGS, FusionMap, check_map_settings, fusion_map
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 
-MAP = ('groups', 'interfaces', 'cross_modal', 'mean_fusion', 'head')
+MAP = MAP_SETTINGS
 """Settings of `fusion_map`."""
 OF_TRAININGS = ('epochs_per_round', 'rewind')
 """Settings of a config's ``pruning`` that only masks know, in a training."""
@@ -62,15 +63,20 @@ class ChannelSettings:
             raise ValueError(
                 f"mode={self.plan.mode!r}; removing channels needs mode='channels', flops=... or params=..."
             )
+        limits = {'max_ratio': dict(above=0, most=1), 'tolerance': dict(most=1)}
+        for name, limit in limits.items():
+            object.__setattr__(self, name, checks.number(name, getattr(self, name), **limit))
+        for name, least in (('round_to', 1), ('recalibrate', 0)):
+            object.__setattr__(self, name, checks.count(name, getattr(self, name), least))
+        if self.map is not None:
+            check_map_settings(checks.settings('map', self.map, MAP, "dict(groups=dict(camera=['img_backbone']))"))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ChannelSettings:
         """From plain settings, those of the plan and of the fusion map among them."""
         own = [field.name for field in fields(cls) if field.name not in ('plan', 'map')]
         valid = [*own, *MAP, *(field.name for field in fields(AlterMOMAPlan))]
-        unknown = sorted(set(data) - {*valid, 'method'})
-        if unknown:
-            raise ValueError(f'pruning: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        data = checks.settings('pruning', data, valid, f'dict({AlterMOMAPlan.example})', ignored=('method',))
         plan = AlterMOMAPlan.from_dict({n: value for n, value in data.items() if n not in own and n not in MAP})
         given = {name: data[name] for name in MAP if name in data}
         return cls(plan, **{name: data[name] for name in own if name in data}, map=given)

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
 
@@ -85,8 +86,9 @@ class PlanWithFineTuning:
     lr_factor: float = LR_FACTOR
 
     def __post_init__(self) -> None:
-        if (self.epochs is not None and self.epochs < 1) or self.lr_factor <= 0:
-            raise ValueError(f'epochs={self.epochs} and lr_factor={self.lr_factor} must be positive')
+        if self.epochs is not None:
+            object.__setattr__(self, 'epochs', checks.count('epochs', self.epochs, 1))
+        object.__setattr__(self, 'lr_factor', checks.number('lr_factor', self.lr_factor, above=0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""

@@ -21,6 +21,7 @@ from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.engine.scoring import keep_table
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.visualization.keep_rates import draw_keep_rates
 
@@ -65,7 +66,7 @@ class FusionPruning(PlanWithFineTuning):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The plan, and what the config says of its detector."""
-        pruning = config.get('pruning') or {}
+        pruning = checks.mapping('pruning', config.get('pruning') or {}, "dict(groups=dict(camera=['img_backbone']))")
         plan = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
         return {**{name: pruning[name] for name in KEPT_SETTINGS if name in pruning}, **plan}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.plan import PLANS, KeyPlan
 
 from .samples import images_of, is_kind
@@ -47,8 +48,14 @@ class SearchRequest:
     calibrate: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_drop < 1:
-            raise ValueError(f'max_drop={self.max_drop} must lie from 0 to below 1; 0.01 is one point of mAP or NDS')
+        max_drop = checks.plain(self.max_drop)
+        if not checks.is_number(max_drop) or not 0 <= max_drop < 1:
+            raise ValueError(
+                f'max_drop={checks.shown(max_drop)} must lie from 0 to below 1; 0.01 is one point of mAP or NDS'
+            )
+        object.__setattr__(self, 'max_drop', max_drop)
+        if self.calibrate is not None:
+            object.__setattr__(self, 'calibrate', checks.count('calibrate', self.calibrate, 1))
 
     @classmethod
     def parse(cls, method: str, text: str, **settings: Any) -> SearchRequest:
@@ -57,11 +64,12 @@ class SearchRequest:
         Raises:
             ValueError: If a setting is unknown, or is r or n.
         """
+        plan_type = PLANS[checks.choice('method', method, tuple(PLANS))]
         rest = text.split(',')[1:]
         taken = [item for item in rest if item.partition('=')[0].strip() in ('r', 'n')]
         if taken:
             raise ValueError(f'{AUTO} looks for r and n itself: leave {", ".join(taken)} out')
-        return cls(PLANS[method].parse(','.join(['r=1', *rest])), **settings)
+        return cls(plan_type.parse(','.join(['r=1', *rest])), **settings)
 
 
 def parse_plan(
@@ -83,7 +91,7 @@ def parse_plan(
         return SearchRequest.parse(method, text, calibrate=calibrate, **limit)
     if max_drop is not None or calibrate is not None:
         raise ValueError(f'--max-drop and --calibrate are for --{method} {AUTO}; {text!r} fixes the plan')
-    return PLANS[method].parse(text)
+    return PLANS[checks.choice('method', method, tuple(PLANS))].parse(text)
 
 
 def require_limited(runner: Runner) -> None:

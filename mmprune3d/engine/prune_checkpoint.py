@@ -18,6 +18,7 @@ from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.scoring import batches_needed, keep_report, keep_table, make_masks, score_model
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.masks import unpack
 
 OF_TRAININGS = ('epochs_per_round', 'rewind', 'recalibrate')
@@ -48,7 +49,8 @@ def prune_checkpoint(
     asked = [name for name in OF_TRAININGS if name in settings]
     if asked:
         raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='AlterMOMARunner'")
-    known = {name: value for name, value in (cfg.get('pruning') or {}).items() if name not in OF_TRAININGS}
+    configured = checks.mapping('pruning', cfg.get('pruning') or {}, 'dict(sparsity=0.8)')
+    known = {name: value for name, value in configured.items() if name not in OF_TRAININGS}
     chosen = PruningSettings.from_dict({**known, **settings})
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')

@@ -52,6 +52,13 @@ class Keys(NamedTuple):
         return chosen._replace(attention_mask=self.attention_mask.gather(2, columns))
 
 
+def most_valid(keys: Keys) -> int:
+    """How many keys the sample has whose fewest keys are padding."""
+    if keys.padding_mask is None:
+        return keys.key.shape[1]
+    return int((~keys.padding_mask).sum(1).max())
+
+
 class AttentionRecord(NamedTuple):
     """The projected inputs of one cross-attention, detached: enough to compute any row of its map.
 

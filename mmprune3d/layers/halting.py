@@ -16,6 +16,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmprune3d.pruning import checks
+
 from .folding import folded, folds
 
 
@@ -144,13 +146,16 @@ class HaltingUNet(BaseModule):
         init_score: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 1 <= in_channels <= token_channels:
+        token_channels = checks.count('HaltingUNet: token_channels', token_channels, 1)
+        in_channels = checks.count('HaltingUNet: in_channels', in_channels, 1)
+        expansion = checks.count('HaltingUNet: expansion', expansion, 1, 64)
+        if in_channels > token_channels:
             raise ValueError(f'HaltingUNet: in_channels={in_channels} of tokens with {token_channels} features')
-        if len(widths) < 2 or min(widths) < 1 or expansion < 1:
-            raise ValueError(
-                f'HaltingUNet: widths={tuple(widths)} must be two channel counts or more, expansion={expansion} from 1'
-            )
-        self.in_channels, self.token_channels, self.widths = in_channels, token_channels, tuple(widths)
+        widths = checks.plain(widths)
+        if not isinstance(widths, (list, tuple)) or len(widths) < 2:
+            raise ValueError(f'HaltingUNet: widths={checks.shown(widths)} must be two channel counts or more')
+        widths = tuple(checks.count('HaltingUNet: an entry of widths', width, 1, 4096) for width in widths)
+        self.in_channels, self.token_channels, self.widths = in_channels, token_channels, widths
         self.latent_channels = self.widths[0]
         norm_cfg = norm_cfg or dict(type='BN', eps=1e-3, momentum=0.1)
         self.stem = InvertedResidual(in_channels, widths[0], 1, 1, norm_cfg)
@@ -209,6 +214,9 @@ class HaltingMLP(BaseModule):
     Args:
         in_channels: How many features of a token are read, from the first.
         init_score: About what an untrained module says, between 0 and 1.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     token_wise = True
@@ -218,8 +226,8 @@ class HaltingMLP(BaseModule):
 
     def __init__(self, in_channels: int = 32, init_score: float = 0.5) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.score = score_layer(in_channels, init_score)
+        self.in_channels = checks.count('HaltingMLP: in_channels', in_channels, 1)
+        self.score = score_layer(self.in_channels, init_score)
 
     def forward(
         self, feats: Tensor, coords: Tensor, batch_size: int, bev_shape: Sequence[int]
@@ -239,8 +247,7 @@ class HaltingMLP(BaseModule):
 
 def score_layer(in_channels: int, init_score: float) -> nn.Linear:
     """Linear layer to one logit, whose bias alone would give `init_score`; a ValueError unless that is in (0, 1)."""
-    if not 0 < init_score < 1:
-        raise ValueError(f'init_score={init_score!r} must lie between 0 and 1')
+    init_score = checks.number('init_score', init_score, above=0, most=1, below=True)
     layer = nn.Linear(in_channels, 1)
     nn.init.constant_(layer.bias, math.log(init_score / (1 - init_score)))
     return layer

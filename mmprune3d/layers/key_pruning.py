@@ -106,7 +106,9 @@ class TgGBCKeyPruner:
             return Kept(keys)
         num = query.shape[1]
         if lost >= num:
-            raise ValueError(f'tgGBC: q={self.plan.q} removes {lost} of {num} queries after layer {layer}')
+            raise ValueError(
+                f'tgGBC: q={self.plan.q} removes {lost} of {num} queries after layer {layer}; one at least must be left'
+            )
         if not torch.compiler.is_compiling():  # a captured graph cannot log
             log_clamp(self.plan.k, num)
         confidence = self._confidence(layer, query, score_fn)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import checks
 from .alter_eva import (
     REDUCTIONS,
     AlterGradients,
@@ -116,8 +117,10 @@ class AlterMOMAPlan(Plan):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        protected = (self.protected,) if isinstance(self.protected, str) else tuple(self.protected)
-        object.__setattr__(self, 'protected', protected)
+        super().__post_init__()
+        protected = (self.protected,) if isinstance(self.protected, str) else self.protected
+        what = "a list of beginnings of parameter names, such as ['bbox_head']"
+        self.set('protected', checks.texts(f'{self.title}: protected', protected, what, least=0))
         self._check_target()
         channels = self.mode == 'channels'
         self._default('min_keep', 1 if channels else 0)
@@ -128,14 +131,17 @@ class AlterMOMAPlan(Plan):
             ('criterion', self.criteria), ('scope', SCOPES), ('reduce', REDUCTIONS), ('optimizer', self.optimizers)
         ):  # fmt: skip
             self.check_choice(name, valid)
-        for name, least in (('reactivation_steps', 0), ('eval_batches', 1), ('rounds', 1), ('seed', 0)):
+        for name, least in (('reactivation_steps', 0), ('eval_batches', 1), ('rounds', 1)):
             self.check_count(name, least)
+        self.check_seed('seed')
         for name in ('dead_lowest', 'same_eval_batches', 'mask_cross_modal_inputs'):
             self._make_bool(name)
-        for name in ('alpha', 'beta', 'lr', 'min_keep'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
-                raise ValueError(f'{self.title}: {name}={value!r} must be a number, 0 or more')
+        for name in ('alpha', 'beta', 'lr'):
+            self.check_number(name)
+        if isinstance(self.min_keep, float):  # a share; 1.0 might be meant as 1
+            self.check_number('min_keep', most=1, below=True)
+        else:
+            self.check_count('min_keep')
         if not self.reactivation_steps and not self.same_eval_batches:
             raise ValueError(f'{self.title}: reactivation_steps=0 leaves no batch for same_eval_batches=False')
 
@@ -147,8 +153,8 @@ class AlterMOMAPlan(Plan):
                 + (f', not {" and ".join(given)}' if given else '')
             )
         kind, share = self.target
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-            raise ValueError(f'{self.title}: {kind}={share!r} must be a share that goes, from 0 to below 1')
+        if not checks.is_number(share) or not 0 <= share < 1:
+            raise ValueError(f'{self.title}: {kind}={checks.shown(share)} must be a share that goes, from 0 to below 1')
         self._default('mode', 'unstructured' if kind == 'sparsity' else 'channels')
         self.check_choice('mode', self.modes)
         if self.mode == 'unstructured' and kind != 'sparsity':
@@ -156,15 +162,15 @@ class AlterMOMAPlan(Plan):
 
     def _default(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:
-            object.__setattr__(self, name, value)
+            self.set(name, value)
 
     def _make_bool(self, name: str) -> None:
         """Text has no booleans."""
         value = getattr(self, name)
-        known = {'true': True, '1': True, 'false': False, '0': False}
-        if str(value).lower() not in known:
-            raise ValueError(f'{self.title}: {name}={value!r}; valid are true, false')
-        object.__setattr__(self, name, known[str(value).lower()])
+        word = value.lower() if isinstance(value, str) else value
+        if isinstance(word, float) or word not in ('true', '1', 1, 'false', '0', 0):
+            raise ValueError(f'{self.title}: {name}={checks.shown(value)}; valid are true, false')
+        self.set(name, word in ('true', '1', 1))
 
     @property
     def target(self) -> tuple[str, float]:

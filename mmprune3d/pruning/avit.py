@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import checks
 from .halting import HaltingRecord
 
 _TINY = 1e-30  # below any share that matters; the reciprocal is still a float32
@@ -45,8 +46,10 @@ class AViTRecord(HaltingRecord):
 
 def check_eps(eps: float) -> None:
     """Raises ValueError unless 0 < eps < 1: for whoever builds a module."""
-    if not 0 < eps < 1:
-        raise ValueError(f'eps={eps!r} is what may be missing from a sum of halting scores of 1; it must be in (0, 1)')
+    if not checks.is_number(checks.plain(eps)) or not 0 < eps < 1:
+        raise ValueError(
+            f'eps={checks.shown(eps)} is what may be missing from a sum of halting scores of 1; it must be in (0, 1)'
+        )
 
 
 def ponder_step(spent: Tensor, scores: Tensor | None, eps: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from . import checks
 from .settings import Plan
 
 RANK = 'removal_rank'
@@ -35,7 +36,8 @@ class GPQPlan(Plan):
     Attributes:
         target: Queries that are left in the end.
         interval: Iterations between two removals. None means as many as it takes to reach `target` within `epochs`.
-        epochs: Length of the pruning in epochs, if `interval` is None: 6, as in the paper, where training takes 24.
+        epochs: Length of the pruning in epochs, or parts of one, if `interval` is None: 6, as in the paper, where
+            training takes 24.
         per_step: Queries removed at a time, or 'all' to remove them all after one interval (the ablation "prune in one
             iteration" of Table 5). With `epochs`, more are removed at a time if there are more queries than iterations.
         begin: Iterations before the first interval.
@@ -63,21 +65,29 @@ class GPQPlan(Plan):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_count('target', 1)
         self.check_choice('criterion', self.criteria)
         self.check_choice('score', self.scores)
-        for name in ('begin', 'seed'):
-            self.check_count(name)
+        self.check_count('begin')
+        self.check_seed('seed')
+        if isinstance(self.per_step, str) and self.per_step != 'all':
+            raise ValueError(
+                f"{self.title}: per_step={checks.shown(self.per_step)} must be a whole number, 1 or more, or 'all'"
+            )
         if self.per_step != 'all':
             self.check_count('per_step', 1)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        if self.interval is None and self.epochs is None:
+            self.set('epochs', 6)
         if self.interval is not None:
             self.check_count('interval', 1)
-            if self.epochs is not None:
-                raise ValueError(f'{self.title}: interval={self.interval}, epochs={self.epochs}: give one of the two')
-        elif self.epochs is None:
-            object.__setattr__(self, 'epochs', 6)
-        if self.epochs is not None and not (isinstance(self.epochs, (int, float)) and self.epochs > 0):
-            raise ValueError(f'{self.title}: epochs={self.epochs!r} must be a positive number')
+        if self.epochs is not None:
+            self.check_number('epochs', above=0, most=10**6)
+        if self.interval is not None and self.epochs is not None:
+            raise ValueError(f'{self.title}: interval={self.interval}, epochs={self.epochs}: give one of the two')
 
     def schedule(self, num_queries: int, iterations_per_epoch: int) -> RemovalSchedule:
         """When queries go in a training that starts with `num_queries`.

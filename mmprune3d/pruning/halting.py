@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from . import checks
+
 # What decimal bounds such as 0.8 lose in binary: 10 * (1 - 0.8) is a little less than 2 and must still count as 2.
 _ROUNDING = 1e-6
 
@@ -90,14 +92,22 @@ class HaltingRecord:
         return float(self.sparsity().double().mean())
 
 
-def check_halting_rule(threshold: float, bounds: tuple[float, float]) -> None:
-    """Raises ValueError unless 0 <= threshold <= 1 and 0 <= lower <= upper <= 1: for whoever builds a module."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f'halting threshold={threshold!r} must be a score, 0 to 1')
-    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+def check_halting_rule(threshold: object, bounds: object) -> tuple[float, tuple[float, float]]:
+    """Threshold and bounds as plain numbers, for whoever builds a module.
+
+    Raises:
+        ValueError: Unless 0 <= threshold <= 1 and 0 <= lower <= upper <= 1.
+    """
+    threshold, bounds = checks.plain(threshold), checks.plain(bounds)
+    if not checks.is_number(threshold) or not 0 <= threshold <= 1:
+        raise ValueError(f'halting threshold={checks.shown(threshold)} must be a score, 0 to 1')
+    shares = tuple(checks.plain(bound) for bound in bounds) if isinstance(bounds, (list, tuple)) else ()
+    if len(shares) != 2 or not all(map(checks.is_number, shares)) or not 0 <= shares[0] <= shares[1] <= 1:
         raise ValueError(
-            f'halting bounds={bounds!r} must be shares of halted tokens, 0 <= lower <= upper <= 1, such as (0.8, 0.9)'
+            f'halting bounds={checks.shown(bounds)} must be shares of halted tokens, 0 <= lower <= upper <= 1, '
+            'such as (0.8, 0.9)'
         )
+    return threshold, shares
 
 
 @torch.no_grad()
@@ -129,7 +139,7 @@ def keep_by_rank(
     Raises:
         ValueError: If threshold or bounds are invalid.
     """
-    check_halting_rule(threshold, bounds)
+    threshold, bounds = check_halting_rule(threshold, bounds)
     passes = scores >= threshold
     most, least = (totals.double() * (1 - bound) for bound in bounds)
     count = torch.zeros_like(totals, dtype=torch.int64).index_add(0, sample, passes.long())

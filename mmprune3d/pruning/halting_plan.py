@@ -39,12 +39,12 @@ class HaltingPlan(Plan):
     loss_weight: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_choice('loss', self.losses)
         self.check_count('in_channels', 1)
         for name in ('sparsity', 'threshold', 'slack'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f'{self.title}: {name}={value!r} must be a number from 0 to below 1')
+            self.check_number(name, most=1, below=True)
+        self.check_number('loss_weight')
 
     def bounds(self, num_blocks: int) -> list[tuple[float, float]]:
         """Least and largest share of halted tokens at each of the two gates, of all tokens.
@@ -72,7 +72,10 @@ class HaltingPlan(Plan):
             ValueError: If the modules would read more features than tokens have, or there are too few blocks.
         """
         if self.in_channels > embed_dims:
-            raise ValueError(f'{self.title}: in_channels={self.in_channels} of tokens with {embed_dims} features')
+            raise ValueError(
+                f'{self.title}: in_channels={self.in_channels} of tokens with {embed_dims} features; valid are 1 to '
+                f'{embed_dims}'
+            )
         # as wide, next to the tokens, as in the paper's size: on narrow ones a wider U-Net costs what halting saves
         widths = tuple(max(8, embed_dims // part) for part in (8, 4, 2))
         modules = (dict(type='HaltingUNet', widths=widths), dict(type='HaltingMLP'))
@@ -81,7 +84,13 @@ class HaltingPlan(Plan):
                 block=block,
                 module=dict(module, in_channels=self.in_channels),
                 threshold=self.threshold,
-                bounds=tuple(round(bound, 4) for bound in bounds),
+                bounds=tuple(_neat(bound) for bound in bounds),
             )
             for block, (module, bounds) in enumerate(zip(modules, self.bounds(num_blocks)))
         ]
+
+
+def _neat(bound: float) -> float:
+    """With four digits, unless that made nearly all tokens, or nearly none, into all or none."""
+    rounded = round(bound, 4)
+    return bound if rounded in (0, 1) else rounded

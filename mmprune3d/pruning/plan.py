@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from . import checks
 from .schedules import check_layers, split_over_layers
 from .settings import Plan
 
@@ -33,29 +34,29 @@ class KeyPlan(Plan):
     n: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, Sequence) and not isinstance(self.r, str):
-            object.__setattr__(self, 'r', without_trailing_zeros(self.r))
-        amounts = self.r if isinstance(self.r, tuple) else (self.r,)
-        for amount in amounts:
-            self._check_amount(amount)
-        if not amounts or (sum(amounts) >= 1 and self.is_share):
-            raise ValueError(
-                f'{self.title}: r={self.r!r}: shares must sum to less than 1, and a list must not be empty'
-            )
+        super().__post_init__()
+        if isinstance(self.r, (list, tuple)):
+            self.set('r', tuple(checks.plain(amount) for amount in self.r))
+        self._check_amounts(self.r if isinstance(self.r, tuple) else (self.r,))
+        if isinstance(self.r, tuple):
+            self.set('r', without_trailing_zeros(self.r))
         if self.n is None:
-            object.__setattr__(self, 'n', len(self.r) if isinstance(self.r, tuple) else 2)
+            self.set('n', len(self.r) if isinstance(self.r, tuple) else 2)
         self.check_count('n')
         if isinstance(self.r, tuple) and self.n != len(self.r):
             raise ValueError(f'{self.title}: r lists {len(self.r)} layers, but n={self.n}; leave n out')
 
-    def _check_amount(self, amount: object) -> None:
-        is_count = isinstance(amount, int) and not isinstance(amount, bool) and amount >= 0
-        is_share = isinstance(amount, float) and 0 <= amount < 1
-        kinds = {type(value) for value in self.r} if isinstance(self.r, tuple) else set()
-        if not (is_count or is_share) or len(kinds) > 1:
+    def _check_amounts(self, amounts: tuple[object, ...]) -> None:
+        counts = all(type(amount) is int and 0 <= amount <= checks.MOST for amount in amounts)  # a bool is no count
+        shares = all(type(amount) is float and 0 <= amount < 1 for amount in amounts)
+        if not (counts or shares):
             raise ValueError(
-                f'{self.title}: r={self.r!r} must be a whole number (keys), a share from 0.0 to below 1.0, '
+                f'{self.title}: r={checks.shown(self.r)} must be a whole number (keys), a share from 0.0 to below 1.0, '
                 'or a list of one kind, an entry per layer'
+            )
+        if not amounts or (shares and sum(amounts) >= 1):
+            raise ValueError(
+                f'{self.title}: r={checks.shown(self.r)}: shares must sum to less than 1, and a list must not be empty'
             )
 
     @property
@@ -102,7 +103,7 @@ class KeyPlan(Plan):
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
         """`counts`, checked against `num_keys`."""
-        if sum(counts) >= num_keys:
+        if any(counts) and sum(counts) >= num_keys:
             raise ValueError(
                 f'{self.title}: r={self.r!r} of {num_keys} keys leaves none; valid are 0 to {num_keys - 1}, '
                 'or a share below 1'
@@ -128,8 +129,8 @@ def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float,
 
 
 def share_of(share: float, num_keys: int) -> int:
-    """`share` of `num_keys`, rounded down; 0.29 of 100 is 29, whatever binary fractions say."""
-    return int(share * num_keys + 1e-9)
+    """`share` (below 1) of `num_keys`, rounded down, never all; 0.29 of 100 is 29, whatever binary fractions say."""
+    return min(int(share * num_keys + 1e-9), max(num_keys - 1, 0))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class TgGBCPlan(KeyAndQueryPlan):
         self.check_choice('activation', self.activations)
         self.check_choice('score', self.scores)
         if self.k is None:
-            object.__setattr__(self, 'k', 0 if self.score == 'none' else 175)
+            self.set('k', 0 if self.score == 'none' else 175)
         for name in ('k', 't'):
             self.check_count(name)
         if self.score == 'none' and (self.k or self.q):

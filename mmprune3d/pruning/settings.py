@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from . import checks
+
 if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:  # Python 3.10 has no Self
 @dataclass(frozen=True)
 class Plan:
     """A pruning decision as data.
+
+    Settings are plain Python types once a plan is made, so that it can be stored; those of a config may also be
+    NumPy's, see `checks.plain`.
 
     Attributes:
         method: Stem of the method.
@@ -28,16 +33,29 @@ class Plan:
     purpose: ClassVar[str]
     lists: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self.set(field.name, checks.plain(getattr(self, field.name)))
+
+    def set(self, name: str, value: Any) -> None:
+        """Gives a setting its value while the plan is made."""
+        object.__setattr__(self, name, value)
+
     def check_count(self, name: str, least: int = 0) -> None:
         """Raises ValueError if the setting `name` is not a whole number from `least`."""
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f'{self.title}: {name}={value!r} must be a whole number, {least} or more')
+        checks.count(f'{self.title}: {name}', getattr(self, name), least)
+
+    def check_seed(self, name: str) -> None:
+        """Raises ValueError if the setting `name` is no seed."""
+        checks.seed(f'{self.title}: {name}', getattr(self, name))
+
+    def check_number(self, name: str, **limits: Any) -> None:
+        """Raises ValueError if the setting `name` is not a finite number within limits; see `checks.number`."""
+        checks.number(f'{self.title}: {name}', getattr(self, name), **limits)
 
     def check_choice(self, name: str, valid: Sequence[str]) -> None:
         """Raises ValueError if the setting `name` is not one of `valid`."""
-        if getattr(self, name) not in valid:
-            raise ValueError(f'{self.title}: {name}={getattr(self, name)!r}; valid are {", ".join(valid)}')
+        checks.choice(f'{self.title}: {name}', getattr(self, name), valid)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, with the method's name: what goes into `checkpoint['meta']['mmprune3d']`."""
@@ -51,14 +69,11 @@ class Plan:
         Raises:
             ValueError: If the method is another one, a setting is unknown, or one without a default is missing.
         """
-        values = dict(data)
+        names = [field.name for field in fields(cls)]
+        values = checks.settings(cls.title, data, names, f'dict({cls.example})', ignored=('method',))
         method = values.pop('method', cls.method)
-        if method != cls.method:
-            raise ValueError(f'expected a {cls.method} plan, got one of {method!r}')
-        valid = [field.name for field in fields(cls)]
-        unknown = sorted(set(values) - set(valid))
-        if unknown:
-            raise ValueError(f'{cls.title}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        if checks.plain(method) != cls.method:
+            raise ValueError(f'expected a {cls.method} plan, got one of {checks.shown(method)}')
         for field in fields(cls):
             if field.default is MISSING and field.name not in values:
                 raise ValueError(f'{cls.title}: {field.name}, {cls.purpose}, is missing (example: {cls.example})')
@@ -75,7 +90,9 @@ class Plan:
         for item in filter(None, (part.strip() for part in text.split(','))):
             name, separator, value = (part.strip() for part in item.partition('='))
             if not separator or not name or not value or name in values:
-                raise ValueError(f'{cls.title}: cannot read {item!r}; write each setting once, as {cls.example}')
+                raise ValueError(
+                    f'{cls.title}: cannot read {checks.shown(item)}; write each setting once, as {cls.example}'
+                )
             parts = [_number(part) for part in value.split('+')] if name in cls.lists else [_number(value)]
             values[name] = parts[0] if len(parts) == 1 else parts
         return cls.from_dict(values)

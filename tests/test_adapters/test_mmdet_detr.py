@@ -136,6 +136,24 @@ def test_too_many_keys_are_refused_and_the_next_pass_is_not_harmed(model: nn.Mod
     assert adapters.keys_per_layer(model, lambda: small.outputs(model, small.batch(1))) == [48, 26, 1]
 
 
+@pytest.mark.parametrize('size', [1, 2])
+def test_keys_are_counted_in_passing_and_nothing_changes(model: nn.Module, size: int) -> None:
+    """The second image is smaller: of the keys of the batch, those count that the larger one has."""
+    data, heard = small.batch(size), []
+    expected = small.outputs(model, data)
+    for plan in (plan_for(model, r=KEYS - 1), plan_for(model, r=KEYS), ToMePlan(r=KEYS // 2 + 1, n=1)):
+        handle = adapters.check_in_passing(model, plan)
+        if plan.r == KEYS - 1:
+            handle_too = adapters.family_of(model).hear_keys(model, heard.append)
+            assert same(small.outputs(model, data), expected) and heard == [KEYS]
+            handle_too.remove()
+        else:
+            with pytest.raises(ValueError, match=r'leaves none|at most'):
+                small.outputs(model, data)
+        handle.remove()
+    assert same(small.outputs(model, data), expected) and not adapters.is_attached(model)
+
+
 def test_an_activation_that_is_not_the_head_s_is_refused(model: nn.Module) -> None:
     right = ACTIVATIONS[type(model).__name__]
     wrong = {'sigmoid': 'softmax', 'softmax': 'sigmoid'}[right]

@@ -20,9 +20,9 @@ from mmprune3d.analysis.channel_pruning import first_sample, slim
 from mmprune3d.analysis.channel_settings import ChannelSettings, with_target
 from mmprune3d.analysis.slim_files import BUILDER, slim_config
 from mmprune3d.checkpoint.masks import load_masks, packed_state
+from tests.kills import assert_same
 from tests.test_adapters.channel_nets import ROOT, bevfusion_batch
 from tests.test_engine.small_fusion import GROUPS, INTERFACES, fusion_config, write_config
-from tests.test_engine.test_gpq_training import assert_same
 
 from .small_bevfusion import save_random, small_config
 

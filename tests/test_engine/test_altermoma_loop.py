@@ -21,9 +21,9 @@ from mmprune3d.engine.prune_checkpoint import prune_checkpoint
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from tests.kills import assert_same
 
 from .small_fusion import GROUPS, INTERFACES, SmallFusion, SmallFusionDataset, fusion_config, write_config
-from .test_gpq_training import assert_same
 
 CRITERIA = AlterMOMAPlan.criteria
 

@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.engine.loops import altermoma_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from tests.kills import FORK, assert_same, in_process
 
 from .small_fusion import GROUPS, INTERFACES, RADAR_GROUPS, RADAR_INTERFACES, fusion_config, write_config
-from .test_gpq_training import FORK, assert_same, in_process
 
 PLANS = dict(
     altermoma=dict(sparsity=0.6, eval_batches=2, reactivation_steps=2, recalibrate=2),

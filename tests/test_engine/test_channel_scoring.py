@@ -15,9 +15,9 @@ from mmprune3d.adapters.fusion import FusionMap, fusion_map
 from mmprune3d.engine.channel_scoring import choose_channels, score_channels, trained_groups
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.channels import ChannelGroup, Member
+from tests.kills import assert_same
 
 from .small_fusion import GROUPS, INTERFACES, RADAR_GROUPS, RADAR_INTERFACES, SmallFusion, batches
-from .test_gpq_training import assert_same
 
 LAST = {
     'img_backbone.0': 'img_backbone.1',

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from torch.utils.data import Dataset
 
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.engine.unwrap import unwrap
+from tests.kills import FORK, assert_same, in_process
 from tests.test_adapters import small_detr
 from tests.test_models.test_petr.small import batch, build, detector_config
 
@@ -37,7 +36,6 @@ QUERIES, GROUPS, ITERATIONS = 12, 2, 13
 GPQ = dict(type='GPQHook', target=7, interval=2)
 LEFT = [12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 7, 7]
 """Queries after each iteration."""
-FORK = multiprocessing.get_context('fork')
 
 
 class Logbook:
@@ -84,30 +82,6 @@ class LogbookHook(Hook):
                 LOG.averaged[runner.iter] = hook.ema_model.module.pts_bbox_head.reference_points.kept.tolist()
 
 
-@HOOKS.register_module()
-class SigKillHook(Hook):
-    """Ends the process, as a full machine or an impatient colleague does, at a point of an iteration.
-
-    Among the hooks of that moment its place is the ``priority`` of the config.
-    """
-
-    def __init__(self, iteration: int, point: str) -> None:
-        self.iteration, self.point = iteration, point
-
-    def _die(self, point: str, runner: Runner) -> None:
-        if (self.point, self.iteration) == (point, runner.iter):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._die('before', runner)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._die('after', runner)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        self._die('saving', runner)
-
-
 def config(work_dir: Path, hooks: tuple[dict, ...] = (), gpq: dict = GPQ, **changes: Any) -> Config:
     custom = [gpq, dict(type='IterationSeedHook'), dict(type='EMAHook', momentum=0.1), dict(type='LogbookHook'), *hooks]
     name = f'run-{len(list(work_dir.iterdir()))}'
@@ -120,14 +94,6 @@ def train(work_dir: Path, *hooks: dict, **changes: Any) -> Runner:
     runner = Runner.from_cfg(config(work_dir, hooks, **changes))
     runner.train()
     return runner
-
-
-def in_process(target: Callable, *args: Any, **kwargs: Any) -> int:
-    """Exit code of a process of its own; negative for a signal."""
-    process = FORK.Process(target=target, args=args, kwargs=kwargs)
-    process.start()
-    process.join()
-    return process.exitcode
 
 
 def checkpoint(work_dir: Path, iteration: int = ITERATIONS) -> dict:
@@ -243,22 +209,6 @@ def test_epochs_that_are_killed_begin_again(tmp_path):
     ours, theirs = (torch.load(folder / 'epoch_4.pth', weights_only=True) for folder in reversed(folders))
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'gpq'):
         assert_same(ours[part], theirs[part], part)
-
-
-def assert_same(ours: Any, theirs: Any, where: str) -> None:
-    """Bit for bit."""
-    if isinstance(theirs, Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(theirs, dict):
-        assert list(ours) == list(theirs), where
-        for key in theirs:
-            assert_same(ours[key], theirs[key], f'{where}.{key}')
-    elif isinstance(theirs, (list, tuple)):
-        assert len(ours) == len(theirs), where
-        for i, pair in enumerate(zip(ours, theirs)):
-            assert_same(*pair, f'{where}.{i}')
-    else:
-        assert ours == theirs, where
 
 
 def test_a_checkpoint_of_any_moment_loads_into_the_original_model(whole):

@@ -20,9 +20,8 @@ from torch.utils.data import Dataset
 
 from mmprune3d.engine.unwrap import unwrap
 from mmprune3d.models.sst.halting_backbone import HaltingSST
+from tests.kills import FORK, assert_same, in_process
 from tests.test_models.test_sst.small_sst import GATES, UNET, cloud, detector_config
-
-from .test_gpq_training import FORK, assert_same, in_process
 
 ITERATIONS = 5
 NUMBER = count()  # mmengine wants a name per run

@@ -96,8 +96,8 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
     ('train', 'message'),
     [
         (dict(warm=3), 'train: unknown setting warm; valid are warmup, heating, by_epoch'),
-        (dict(warmup=-1), 'warmup=-1 and heating=2 must not be negative'),
-        (dict(heating=-1, by_epoch=False), 'warmup=1 and heating=-1 must not be negative'),
+        (dict(warmup=-1), 'warmup=-1 must be a number from 0'),
+        (dict(heating=-1, by_epoch=False), 'heating=-1 must be a number from 0'),
     ],
     ids=str,
 )
@@ -157,7 +157,10 @@ def test_without_a_schedule_training_is_left_alone(detector: Detector) -> None:
     for step in (pruning.before_train_iter, pruning.after_train_iter):
         step(runner_at(detector, 50), 0)
         assert detector.decoder.key_pruner.plan.r == 3
-    pruning.before_train(runner_at(nn.Linear(1, 1), 0))
+    pruning.before_train(runner_at(detector, 0))
+    assert detector.decoder.key_pruner.plan.r == 3
+    with pytest.raises(ValueError, match='Linear has nothing that can be pruned'):
+        pruning.before_train(runner_at(nn.Linear(1, 1), 0))
 
 
 @pytest.mark.parametrize(

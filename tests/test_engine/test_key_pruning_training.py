@@ -180,6 +180,23 @@ def test_epochs_are_counted_in_iterations_of_the_loader(tmp_path: Path) -> None:
     assert (saved['r'], saved['n'], saved['k']) == (R, 2, 175)
 
 
+@pytest.mark.parametrize(
+    ('pruning', 'message'),
+    [
+        (dict(type='TgGBCHook', r=KEYS), f'r={KEYS} of {KEYS} keys leaves none'),
+        (dict(type='TgGBCHook', r=KEYS, train=dict(warmup=5, by_epoch=False)), f'r={KEYS} of {KEYS} keys leaves none'),
+        (dict(type='ToMeHook', r=KEYS // 2 + 1, n=1), f'cannot merge {KEYS // 2 + 1} of {KEYS} keys'),
+        (dict(type='TgGBCHook', r=1, n=3), 'n=3 pruning layers in a decoder of 3'),
+    ],
+    ids=str,
+)
+def test_more_than_there_is_stops_the_run_in_its_first_iteration(tmp_path: Path, pruning: dict, message: str) -> None:
+    """It came with the first validation, or when warm-up was over."""
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, custom_hooks=[pruning, dict(type='DiaryHook')])
+    assert DIARY.kept == {}
+
+
 def test_a_schedule_that_never_begins_stops_the_run_before_training(tmp_path: Path) -> None:
     pruning = dict(type='TgGBCHook', r=R, n=2, train=dict(warmup=ITERATIONS, by_epoch=False))
     with pytest.raises(ValueError, match=f'{ITERATIONS} iterations of training end before'):

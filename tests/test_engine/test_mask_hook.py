@@ -17,9 +17,9 @@ from torch import Tensor
 from mmprune3d.adapters.fusion import prunable
 from mmprune3d.checkpoint.masks import load_masks, save_masks
 from mmprune3d.engine.hooks.mask_hook import MaskHook
+from tests.kills import assert_same, in_process
 
 from .small_fusion import SmallFusion, batches, fusion_config
-from .test_gpq_training import SigKillHook, assert_same, in_process  # noqa: F401, registers the hook
 
 EPOCHS, ITERATIONS = 3, 12
 EMA = dict(type='EMAHook', momentum=0.1)

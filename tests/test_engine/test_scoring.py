@@ -27,6 +27,7 @@ from mmprune3d.engine.scoring import (
     score_model,
 )
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from tests.kills import assert_same
 
 from .small_fusion import (
     GROUPS,
@@ -37,7 +38,6 @@ from .small_fusion import (
     SmallFusionDataset,
     batches,
 )
-from .test_gpq_training import assert_same
 
 CRITERIA = AlterMOMAPlan.criteria
 MODALITIES = ('camera', 'lidar', 'radar')

@@ -214,5 +214,5 @@ def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match='expansion=0'):
         HaltingUNet(expansion=0)
     for wrong in (0.0, 1.0):
-        with pytest.raises(ValueError, match='between 0 and 1'):
+        with pytest.raises(ValueError, match='must be a number above 0 and below 1'):
             HaltingMLP(init_score=wrong)

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.pruning import checks
 
 
 @HOOKS.register_module()
@@ -30,9 +31,8 @@ class AllowShapeMismatchHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, prefixes: Sequence[str]) -> None:
-        if isinstance(prefixes, str) or not prefixes:
-            raise ValueError(f"prefixes has to be a list such as ['bbox_head.fc_cls'], not {prefixes!r}")
-        self.prefixes = tuple(prefixes)
+        what = "a list of beginnings of names, such as ['bbox_head.fc_cls']"
+        self.prefixes = checks.texts('AllowShapeMismatchHook: prefixes', prefixes, what)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Drops the weights that do not fit; `checkpoint` is changed in place."""

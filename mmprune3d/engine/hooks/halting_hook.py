@@ -14,6 +14,7 @@ from mmprune3d.engine.halting_counts import (
     halting_detector,
     inside_boxes,
 )
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
 
 MOSTLY = 0.95
@@ -43,14 +44,13 @@ class HaltingHook(Hook):
         patience: A gate whose threshold decided nothing in so many entries, one after the other, is warned about, once.
 
     Raises:
-        ValueError: If a number is below 1, or the model halts no tokens.
+        ValueError: If a number is not a whole one from 1, or the model halts no tokens.
         RuntimeError: If an iteration or an epoch passes without a record.
     """
 
     def __init__(self, interval: int = 50, patience: int = 20) -> None:
-        if interval < 1 or patience < 1:
-            raise ValueError(f'HaltingHook: interval={interval} and patience={patience} must be at least 1')
-        self.interval, self.patience = interval, patience
+        self.interval = checks.count('HaltingHook: interval', interval, 1)
+        self.patience = checks.count('HaltingHook: patience', patience, 1)
         self._sums: HaltingSums | None = None
         self._last: HaltingRecord | None = None
 

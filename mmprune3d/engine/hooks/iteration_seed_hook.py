@@ -11,6 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmprune3d.pruning import checks
+
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
@@ -20,13 +22,16 @@ class IterationSeedHook(Hook):
     this hook it draws the same. Processes draw different numbers. What data loaders draw is not concerned.
 
     Args:
-        seed: Base of all seeds.
+        seed: Base of all seeds, 0 to 2^32 - 1.
+
+    Raises:
+        ValueError: If it is no such number.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = checks.seed('IterationSeedHook: seed', seed)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Seeds Python, NumPy and torch."""

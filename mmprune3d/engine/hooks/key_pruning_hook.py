@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmprune3d import adapters
 from mmprune3d.engine.unwrap import unwrap
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.schedules import heated
 
@@ -39,19 +40,25 @@ class KeyPruningHook(Hook):
     def __init__(self, train: dict | None = None, **plan: Any) -> None:
         self.plan = self.plan_type.from_dict(plan)
         self.train = None if train is None else TrainingSchedule.from_dict(train)
+        self._checking: Any = None  # a handle in the first iteration, then False
         if self.train is not None and getattr(self.plan, 'q', 0):
             raise ValueError(f'{self.plan.title}: q={self.plan.q} cannot be trained with: the losses need all queries')
 
     def before_train(self, runner: Runner) -> None:
-        """Checks before hours of training that the plan fits the model, and that some of it will be pruned."""
+        """Checks before hours of training that the plan fits the model, and that some of it will be pruned.
+
+        A plan for validation alone is checked as well: it would stop the run after its first epoch.
+        """
+        model = unwrap(runner.model)
+        if self.train is not None or not adapters.is_attached(model):  # what somebody attached to train with stays
+            adapters.attach(model, self.plan)
+            adapters.detach(model)
         if self.train is None:
             return
-        model = unwrap(runner.model)
-        adapters.attach(model, self.plan)
-        adapters.detach(model)
         if not self.train.share(runner.max_iters - 1, len(runner.train_dataloader)):
             raise ValueError(
-                f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins'
+                f'{self.plan.title}: {runner.max_iters} iterations of training end before {self.train} begins: '
+                'warmup must be shorter'
             )
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -73,7 +80,9 @@ class KeyPruningHook(Hook):
         self.after_val_epoch(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Attaches the share of the plan that this iteration prunes."""
+        """Attaches the share of the plan that this iteration prunes; in the first one its keys are counted as well."""
+        if self._checking is None:
+            self._checking = adapters.check_in_passing(unwrap(runner.model), self.plan) or False
         if self.train is None:
             return
         share = self.train.share(runner.iter, len(runner.train_dataloader))
@@ -85,6 +94,9 @@ class KeyPruningHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Detaches: between iterations the model is what it was, so that other hooks may save or evaluate it."""
+        if self._checking:
+            self._checking.remove()
+            self._checking = False
         if self.train is not None:
             adapters.detach(unwrap(runner.model))
 
@@ -103,7 +115,7 @@ class TrainingSchedule:
         by_epoch: Units are epochs; otherwise iterations.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative or not finite, or `by_epoch` no bool.
     """
 
     warmup: float = 1
@@ -111,21 +123,19 @@ class TrainingSchedule:
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        if self.warmup < 0 or self.heating < 0:
-            raise ValueError(f'warmup={self.warmup} and heating={self.heating} must not be negative')
+        for name in ('warmup', 'heating'):
+            object.__setattr__(self, name, checks.number(f'train: {name}', getattr(self, name), most=checks.MOST))
+        object.__setattr__(self, 'by_epoch', checks.flag('train: by_epoch', self.by_epoch))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingSchedule:
         """A schedule from a config.
 
         Raises:
-            ValueError: If a setting is unknown.
+            ValueError: If it is no dict, or a setting is unknown.
         """
         valid = [field.name for field in fields(cls)]
-        unknown = sorted(set(data) - set(valid))
-        if unknown:
-            raise ValueError(f'train: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
-        return cls(**data)
+        return cls(**checks.settings('train', data, valid, 'dict(warmup=1, heating=2)'))
 
     def share(self, iteration: int, iterations_per_epoch: int) -> float:
         """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""

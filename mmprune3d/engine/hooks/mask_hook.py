@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mmprune3d.checkpoint.masks import STATE, load_masks, packed_state
 from mmprune3d.engine.unwrap import averaged_models, unwrap
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.masks import apply_masks_, unpack
 
 
@@ -37,8 +39,9 @@ class MaskHook(Hook):
     # Before EMAHook averages and CheckpointHook saves the weights.
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, masks: str | None = None) -> None:
-        self.path = masks
+    def __init__(self, masks: str | Path | None = None) -> None:
+        what = "the name of a file with masks, such as 'masks.pth', or None"
+        self.path = masks if masks is None else checks.text('MaskHook: masks', _as_text(masks), what)
         self.masks: dict[str, Tensor] | None = None
         self.record: dict[str, Any] = {}
         self._handles: list[Any] = []
@@ -153,6 +156,10 @@ def check_masks(masks: Mapping[str, Tensor], parameters: Mapping[str, nn.Paramet
                 f'mask of {name}: shape {list(mask.shape)}, the parameter has {list(parameters[name].shape)}. '
                 'The masks are of another model, or of another layout of sparse convolutions'
             )
+
+
+def _as_text(path: str | Path) -> str:
+    return str(path) if isinstance(path, Path) else path
 
 
 def _filler(removed: Tensor) -> Any:

@@ -14,12 +14,13 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmprune3d import files
-from mmprune3d.adapters.fusion import parameter_groups
+from mmprune3d.adapters.fusion import parameter_groups, prunable
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.hooks.mask_hook import MaskHook
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.scoring import batches_needed, keep_report, keep_table, make_masks, score_model
+from mmprune3d.engine.scoring import batches_needed, choose_masks, keep_report, keep_table, make_masks, score_model
 from mmprune3d.engine.unwrap import averaged_models, unwrap
+from mmprune3d.pruning.saliency import magnitude
 
 from .settings import PruningSettings
 
@@ -48,9 +49,21 @@ class _PruningLoop:
         self.mask_hook = _mask_hook(runner)
 
     def run(self) -> Any:
-        """Checks what was loaded, then trains."""
+        """Checks what was loaded and whether the settings fit the model, then trains."""
         _check_loaded(self.runner)
+        self._rehearse()
         return super().run()
+
+    def _rehearse(self) -> None:
+        """Finds before the first batch what would stop a round of IMP that comes after epochs of training.
+
+        Raises:
+            ValueError: If the map does not fit the model, or protected parts and `min_keep` leave too little to prune.
+        """
+        plan, model = self.settings.plan, unwrap(self.runner.model)
+        groups = parameter_groups(model, self.settings.fusion_map(model))
+        if self.settings.epochs_per_round:
+            choose_masks(magnitude(prunable(model)), plan.sparsity, plan, groups)
 
     def _prune_when_due(self) -> None:
         done = self.mask_hook.record.get('round', 0)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.adapters.fusion import MAP_SETTINGS, FusionMap, check_map_settings, fusion_map
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.saliency import keep_ratio
 
@@ -51,11 +52,9 @@ class PruningSettings:
 
     def __post_init__(self) -> None:
         for name in ('epochs_per_round', 'recalibrate'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f'{name}={value!r} must be a whole number, 0 or more')
-        if self.rewind not in REWINDS:
-            raise ValueError(f'rewind={self.rewind!r}; valid are {", ".join(REWINDS)}')
+            object.__setattr__(self, name, checks.count(name, getattr(self, name)))
+        checks.choice('rewind', self.rewind, REWINDS)
+        check_map_settings({name: getattr(self, name) for name in MAP_SETTINGS})
         if self.plan.mode != 'unstructured':
             raise ValueError(
                 f'mode={self.plan.mode!r} removes channels, for which the model is built anew before a training: '
@@ -76,9 +75,7 @@ class PruningSettings:
         """Settings from a config, those of the plan among them."""
         own = [field.name for field in fields(cls) if field.name != 'plan']
         valid = [*own, *(field.name for field in fields(AlterMOMAPlan))]
-        unknown = sorted(set(data) - {*valid, 'method'})
-        if unknown:
-            raise ValueError(f'pruning: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        data = checks.settings('pruning', data, valid, f'dict({AlterMOMAPlan.example})', ignored=('method',))
         plan = AlterMOMAPlan.from_dict({name: value for name, value in data.items() if name not in own})
         return cls(plan, **{name: data[name] for name in own if name in data})
 

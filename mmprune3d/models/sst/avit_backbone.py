@@ -5,6 +5,7 @@ Unlike there, no score weighs the keys and no gradient goes through a decision, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmprune3d.ops.windows import WindowPlan
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.avit import AViTRecord, check_eps, depth_prior_loss, ponder_loss, ponder_step
 from mmprune3d.pruning.halting import HaltingStep
 
@@ -88,22 +90,23 @@ class AViTSST(SSTBackbone):
     ) -> None:
         super().__init__(**kwargs)
         check_eps(eps)
-        if granularity not in LAYERS_PER_UNIT:
-            raise ValueError(f'unknown granularity {granularity!r}; valid are {", ".join(LAYERS_PER_UNIT)}')
+        if not isinstance(granularity, str) or granularity not in LAYERS_PER_UNIT:
+            raise ValueError(f'unknown granularity {checks.shown(granularity)}; valid are {", ".join(LAYERS_PER_UNIT)}')
         if output not in OUTPUTS:
-            raise ValueError(f'unknown output {output!r}; valid are {", ".join(OUTPUTS)}')
+            raise ValueError(f'unknown output {checks.shown(output)}; valid are {", ".join(OUTPUTS)}')
         if (kwargs.get('layer_cfg') or {}).get('use_bn'):
             raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
-        if not 1 <= channels <= self.embed_dims:
+        if checks.count('channels', channels) not in range(1, self.embed_dims + 1):
             raise ValueError(f'channels={channels} must be between 1 and the width of tokens, {self.embed_dims}')
-        if prior_width <= 0:
-            raise ValueError(f'prior_width={prior_width} must be above 0')
+        gamma, beta = (checks.number(*pair, least=-math.inf) for pair in (('gamma', gamma), ('beta', beta)))
+        prior_width = checks.number('prior_width', prior_width, above=0)
         self.eps, self.granularity, self.output = eps, granularity, output
         self.num_units = self.num_layers // LAYERS_PER_UNIT[granularity]
         if self.num_units < 2:
             raise ValueError('with one block there is nothing to decide: num_blocks must be at least 2')
-        self.ponder_weight, self.prior_weight = ponder_weight, prior_weight
-        self.prior_depth = self.num_units * 2 / 3 if prior_depth is None else prior_depth
+        self.ponder_weight = checks.number('ponder_weight', ponder_weight)
+        self.prior_weight = checks.number('prior_weight', prior_weight)
+        self.prior_depth = self.num_units * 2 / 3 if prior_depth is None else checks.number('prior_depth', prior_depth)
         self.prior_width = prior_width
         self.halting = nn.ModuleList(AViTGate(channels, gamma, beta) for _ in range(self.num_units - 1))
 

@@ -13,7 +13,9 @@ import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
+from mmprune3d.config_types import is_a
 from mmprune3d.layers import halting as _registered  # noqa: F401  (the modules that configs name)
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import (
     HaltingRecord,
     HaltingStep,
@@ -45,7 +47,8 @@ class HaltingGate(nn.Module):
             that starts at 0.
 
     Raises:
-        ValueError: If threshold or bounds are not within 0 to 1.
+        ValueError: If threshold or bounds are not within 0 to 1, another argument is not of its type, or the module
+            reads more features than tokens have.
     """
 
     def __init__(
@@ -59,12 +62,20 @@ class HaltingGate(nn.Module):
         fuse: bool = True,
     ) -> None:
         super().__init__()
-        check_halting_rule(threshold, tuple(bounds))
-        self.block, self.threshold, self.bounds, self.relative = block, threshold, tuple(bounds), relative
+        self.threshold, self.bounds = check_halting_rule(threshold, bounds)
+        self.block = checks.count('halting: block', block)
+        self.relative = checks.flag('halting: relative', relative)
+        fuse = checks.flag('halting: fuse', fuse)
+        if not isinstance(module, Mapping) or 'type' not in module:
+            raise ValueError(f"halting: module={checks.shown(module)} must be a dict such as dict(type='HaltingMLP')")
         module = dict(module)
-        if module.get('type') == 'HaltingUNet':
+        if is_a(module, 'HaltingUNet', MODELS):
             module.setdefault('token_channels', embed_dims)
+        for name in ('in_channels', 'token_channels'):
+            if name in module:
+                _check_width(name, checks.count(f'halting: {name}', module[name], 1), embed_dims)
         self.scorer = MODELS.build(module)
+        _check_width('in_channels', getattr(self.scorer, 'in_channels', 1), embed_dims)
         self.fuse = nn.Linear(self.scorer.latent_channels, embed_dims) if fuse and self.scorer.latent_channels else None
         if self.fuse is not None:
             nn.init.zeros_(self.fuse.weight)
@@ -91,6 +102,13 @@ class HaltingGate(nn.Module):
         if self.relative:
             totals = torch.bincount(sample, minlength=len(totals))
         return keep_by_rank(scores.detach(), sample, totals, self.threshold, self.bounds)
+
+
+def _check_width(name: str, width: int, embed_dims: int) -> None:
+    """Raises ValueError if a module reads more features than tokens have, or expects another number of them."""
+    if width > embed_dims or (name == 'token_channels' and width != embed_dims):
+        valid = f'1 to {embed_dims}' if name == 'in_channels' else f'{embed_dims}'
+        raise ValueError(f'halting: {name}={width} of a module for tokens with {embed_dims} features; valid: {valid}')
 
 
 @MODELS.register_module()
@@ -127,17 +145,19 @@ class HaltingSST(SSTBackbone):
             layer_cfg.setdefault('halted_gradient', 'difference')
         super().__init__(layer_cfg=layer_cfg, **kwargs)
         if score_scope not in SCORE_SCOPES:
-            raise ValueError(f'unknown score_scope {score_scope!r}; valid are {", ".join(SCORE_SCOPES)}')
+            raise ValueError(f'unknown score_scope {checks.shown(score_scope)}; valid are {", ".join(SCORE_SCOPES)}')
         if layer_cfg.get('use_bn'):
             raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
-        self.recycle, self.score_scope = recycle, score_scope
-        self.halting = nn.ModuleList(self._gate(dict(config)) for config in halting)
+        self.recycle, self.score_scope = checks.flag('recycle', recycle), score_scope
+        if not isinstance(halting, (list, tuple)):
+            raise ValueError(f'halting={checks.shown(halting)} must be a list of gates, a dict for each')
+        self.halting = nn.ModuleList(self._gate(config) for config in halting)
         blocks = [gate.block for gate in self.halting]
         valid = range(len(self.block_list))
         if not blocks or sorted(set(blocks)) != blocks or not set(blocks) <= set(valid):
             raise ValueError(f'gates stand before blocks {blocks}; give at least one, ascending, of {list(valid)}')
         self.to_bev_map = None
-        if unet_to_bev:
+        if checks.flag('unet_to_bev', unet_to_bev):
             widths = [gate.scorer.latent_channels for gate in self.halting if gate.scorer.latent_channels]
             if not widths:
                 raise ValueError('unet_to_bev needs a gate whose module has a map, such as HaltingUNet')
@@ -145,12 +165,10 @@ class HaltingSST(SSTBackbone):
             nn.init.zeros_(self.to_bev_map.weight)
             nn.init.zeros_(self.to_bev_map.bias)
 
-    def _gate(self, config: dict[str, Any]) -> HaltingGate:
-        unknown = set(config) - set(GATE_KEYS)
-        if unknown or not {'block', 'module'} <= set(config):
-            raise ValueError(
-                f'a gate has keys {sorted(config)}; it needs block and module, valid: {", ".join(GATE_KEYS)}'
-            )
+    def _gate(self, config: Any) -> HaltingGate:
+        if not isinstance(config, Mapping) or set(config) - set(GATE_KEYS) or not {'block', 'module'} <= set(config):
+            found = f'has keys {sorted(map(str, config))}' if isinstance(config, Mapping) else checks.shown(config)
+            raise ValueError(f'halting: a gate {found}; it needs block and module, valid: {", ".join(GATE_KEYS)}')
         return HaltingGate(embed_dims=self.embed_dims, **config)
 
     def forward(self, tokens: WindowedTokens, path: str = 'sparse', return_record: bool = False) -> Any:

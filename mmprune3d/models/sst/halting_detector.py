@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.pruning.halting_loss import sparsity_loss, token_heatmap, uniform_sparsity_loss
+from mmprune3d.pruning.halting_loss import POSITIVES, sparsity_loss, token_heatmap, uniform_sparsity_loss
 
 from .detector import SSTDetector
 
@@ -44,12 +46,7 @@ class HaltingSSTDetector(SSTDetector):
 
     def __init__(self, sparsity_loss: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        settings = dict(kind='nonuniform', weight=0.5) | dict(sparsity_loss or {})
-        unknown = set(settings) - set(LOSS_KEYS)
-        if unknown or settings['kind'] not in KINDS:
-            raise ValueError(
-                f'sparsity_loss is {settings}; valid keys are {", ".join(LOSS_KEYS)}, valid kinds {", ".join(KINDS)}'
-            )
+        settings = _checked_loss(sparsity_loss or {})
         if not hasattr(self.backbone, 'forward_with_record'):
             raise ValueError(f'{type(self.backbone).__name__} has no tokens that halt; use HaltingSST or AViTSST')
         if sparsity_loss and hasattr(self.backbone, 'regularization'):
@@ -104,6 +101,21 @@ class HaltingSSTDetector(SSTDetector):
             decisions = HaltingRecord(steps, record.coords, record.batch_size, record.num_layers)
             for listener in self.record_listeners:
                 listener(decisions, boxes)
+
+
+def _checked_loss(given: Any) -> dict[str, Any]:
+    """The settings of the sparsity loss as plain types, or a ValueError."""
+    settings = dict(kind='nonuniform', weight=0.5)
+    settings |= checks.settings('sparsity_loss', given, LOSS_KEYS, "dict(kind='nonuniform', weight=0.5)")
+    for name, valid in (('kind', KINDS), ('positives', POSITIVES)):
+        if name in settings:
+            settings[name] = checks.choice(f'sparsity_loss: {name}', settings[name], valid)
+    for name, most in (('weight', math.inf), ('alpha', math.inf), ('gamma', math.inf), ('overlap', 1)):
+        if name in settings:
+            settings[name] = checks.number(f'sparsity_loss: {name}', settings[name], most=most)
+    if 'min_radius' in settings:
+        settings['min_radius'] = checks.count('sparsity_loss: min_radius', settings['min_radius'])
+    return settings
 
 
 def _boxes(samples: Sequence[Any], like: Tensor) -> list[Tensor] | None:

@@ -365,7 +365,7 @@ def test_samples_differ_if_bounds_are_for_the_batch() -> None:
         (dict(gates=GATES[::-1]), r'gates stand before blocks \[1, 0\]'),
         (dict(gates=(GATES[0], GATES[0])), r'gates stand before blocks \[0, 0\]'),
         (dict(gates=(dict(GATES[1], block=3),)), r'gates stand before blocks \[3\]'),
-        (dict(gates=(dict(GATES[1], block=-1),)), r'gates stand before blocks \[-1\]'),
+        (dict(gates=(dict(GATES[1], block=-1),)), 'block=-1 must be a whole number, 0 or more'),
         (dict(gates=(dict(block=0),)), r"a gate has keys \['block'\]; it needs block and module, valid: block, module"),
         (dict(gates=(dict(GATES[0], treshold=1),)), r'a gate has keys .*treshold.*valid: block, module, threshold'),
         (dict(gates=(dict(GATES[0], bounds=(0.9, 0.8)),)), 'halting bounds='),
