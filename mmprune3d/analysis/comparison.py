@@ -23,6 +23,7 @@ from .accuracy import evaluate, evenly_spaced, summarize
 from .flops import count_flops
 from .latency import StageTimer, medians
 from .memory import peak_memory
+from .score_warnings import Detections, collected, score_warnings
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Comparison:
         self.repeats = repeats
         self.batches = list(islice(runner.test_dataloader, timed))
         self.variants = {'baseline': Variant(runner.model), 'upgraded': upgraded}
+        self.found: dict[str, Detections] = {}
 
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Any]:
@@ -74,7 +76,9 @@ class Comparison:
         results = {}
         for name, variant in self.variants.items():
             variant.take(self.runner)
-            results[name] = summarize(evaluate(self.runner, name))
+            with collected(self.runner) as found:
+                results[name] = summarize(evaluate(self.runner, name))
+            self.found[name] = found.detections()
         return results
 
     def latency(self) -> dict[str, dict[str, float]]:
@@ -117,6 +121,7 @@ class Comparison:
             'plan': None if plan is None else plan.to_dict(),
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.variants},
             'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
+            'warnings': score_warnings(self.found, nuscenes='NDS' in accuracy['baseline']),
             'env': reports.environment(batch_size, dtype),
         }
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .score_warnings import markdown as warning_lines
+
 UNITS = {
     'mAP': '', 'NDS': '', 'mATE': 'm', 'mASE': '1 - IoU', 'mAOE': 'rad', 'mAVE': 'm/s', 'mAAE': '1 - acc',
 }  # fmt: skip
@@ -77,6 +79,7 @@ def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] | Non
         f'Accuracy on {report["samples"]["evaluated"]} samples. {" ".join(plans)}',
         '',
         env,
+        *warning_lines(report.get('warnings', ())),
         '',
     ]
     return '\n'.join(lines)

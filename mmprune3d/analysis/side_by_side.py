@@ -19,6 +19,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 from . import report as reports
 from .accuracy import evaluate, evenly_spaced, summarize
 from .latency import StageTimer, medians
+from .score_warnings import Detections, collected, score_warnings
 
 THRESHOLD = 0.3
 """Boxes below this score are not drawn."""
@@ -39,6 +40,7 @@ class SideBySide:
         self.runner, self.repeats = runner, repeats
         self.batches = list(islice(runner.test_dataloader, timed))
         self.models = {'baseline': runner.model, 'upgraded': upgraded}
+        self.found: dict[str, Detections] = {}
 
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """The modules to time, none inside another."""
@@ -62,7 +64,9 @@ class SideBySide:
         results = {}
         for name, model in self.models.items():
             self.runner.model = model
-            results[name] = summarize(evaluate(self.runner, name))
+            with collected(self.runner) as found:
+                results[name] = summarize(evaluate(self.runner, name))
+            self.found[name] = found.detections()
         return results
 
     def latency(self) -> dict[str, dict[str, float]]:
@@ -89,6 +93,7 @@ class SideBySide:
             'title': title,
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.models},
             'samples': {'evaluated': len(self.runner.test_dataloader.dataset), 'timed': len(self.batches) * batch_size},
+            'warnings': score_warnings(self.found, nuscenes='NDS' in accuracy['baseline']),
             'env': reports.environment(batch_size, dtype),
         }
 
