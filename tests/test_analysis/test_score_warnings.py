@@ -55,6 +55,14 @@ def test_saturated_scores_are_named() -> None:
     assert '40 of 100 detections (40.0%)' in warning and 'most often 1 (40 times)' in warning
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'logit', 'limit'), [(torch.bfloat16, 6.5, 1), (torch.float32, 18, 1), (torch.float16, -18, 0)]
+)
+def test_where_a_sigmoid_saturates(dtype: torch.dtype, logit: float, limit: int) -> None:
+    at, before = (torch.tensor([value], dtype=dtype).sigmoid().item() for value in (logit, logit * 0.85))
+    assert at == limit != before
+
+
 def test_equal_scores_of_different_classes_do_not_meet() -> None:
     assert score_warnings({'upgraded': Detections(torch.full((10,), 0.5), torch.arange(10))}) == []
 
