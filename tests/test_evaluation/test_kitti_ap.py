@@ -100,6 +100,12 @@ def test_no_detection_and_only_wrong_ones() -> None:
     expect(evaluate([frame(row(0, name='Cyclist'))], [frame(row(0, 0.9))]), [])
 
 
+def test_a_class_without_ground_truth_is_a_zero_in_the_mean() -> None:
+    _, values = kitti_average_precision([frame(row(0))], [frame(row(0, 0.9))], ['Car', 'Cyclist'], ['3d'])
+    car = values['KITTI/Car_3D_AP11_easy_strict']
+    assert car > 0 and values['KITTI/Overall_3D_AP11_easy'] == pytest.approx(car / 2)
+
+
 def test_detections_of_other_classes_are_no_mistakes() -> None:
     gt, dt = [frame(row(0))], [frame(row(0, 0.5), row(1, 0.9, name='Cyclist'))]
     expect(evaluate(gt, dt), [1.0])
