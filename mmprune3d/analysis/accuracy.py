@@ -8,6 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tqdm import tqdm
 
+from .score_warnings import collected, score_warnings
+
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 """Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
 
@@ -65,11 +67,16 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
         leave: Whether the bar stays on the screen.
 
     Returns:
-        All metrics, under the evaluator's full names.
+        All metrics, under the evaluator's full names. Where they would depend on accidents such as equal scores, the
+        log has a warning.
     """
     bar = ProgressBarHook(title, leave)
     runner.register_hook(bar, priority='LOWEST')
     try:
-        return runner.test()
+        with collected(runner) as found:
+            metrics = runner.test()
     finally:
         runner.hooks.remove(bar)
+    for warning in score_warnings({title: found.detections()}, nuscenes='NDS' in summarize(metrics)):
+        runner.logger.warning(warning)
+    return metrics

@@ -137,9 +137,7 @@ def test_the_hook_goes_away_whatever_happens(tmp_path: Path) -> None:
     assert runner.hooks == before
 
 
-def test_an_upgrade_reports_saturated_scores(
-    tmp_path: Path, overrides: dict[str, Any], petr_checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_upgrade_reports_saturated_scores(tmp_path: Path, overrides: dict[str, Any], petr_checkpoint: Path) -> None:
     """Logits of 30 are a score of 1 even in float32."""
     stored = torch.load(petr_checkpoint, weights_only=True)
     for name in [name for name in stored['state_dict'] if 'cls_branches' in name and name.endswith('6.bias')]:
@@ -152,6 +150,8 @@ def test_an_upgrade_reports_saturated_scores(
     assert [warning.split(':')[0] for warning in report['warnings']] == ['baseline', 'upgraded']
     assert all('most often 1 (' in warning for warning in report['warnings'])
     assert json.loads((tmp_path / 'out' / 'report.json').read_text())['warnings'] == report['warnings']
+    logs = [path.read_text() for path in (tmp_path / 'out').rglob('*.log')]
+    assert all(any(warning in log for log in logs) for warning in report['warnings'])
     text = (tmp_path / 'out' / 'report.md').read_text()
     assert '## Warnings' in text and all(f'* {warning}' in text for warning in report['warnings'])
     assert reports.markdown({**report, 'warnings': []}).strip() == text.partition('## Warnings')[0].strip()
