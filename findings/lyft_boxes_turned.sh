@@ -15,8 +15,8 @@ set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 "${PYTHON:-python3}" -m venv "$tmp/venv"
-"$tmp/venv/bin/pip" install --quiet --disable-pip-version-check numpy==1.26.4 pyquaternion==0.9.9 shapely==2.0.7
-"$tmp/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps lyft_dataset_sdk==0.0.8
+"$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check numpy==1.26.4 pyquaternion==0.9.9 shapely==2.0.7
+"$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check --no-deps lyft_dataset_sdk==0.0.8
 cd "$tmp"
 "$tmp/venv/bin/python" - <<'EOF'
 import math

@@ -12,8 +12,8 @@ set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 "${PYTHON:-python3}" -m venv "$tmp/venv"
-"$tmp/venv/bin/pip" install --quiet --disable-pip-version-check mmengine==0.10.7 numpy==1.26.4
-"$tmp/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps mmdet==3.3.0
+"$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check mmengine==0.10.7 numpy==1.26.4
+"$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check --no-deps mmdet==3.3.0
 cd "$tmp"
 echo "_base_ = 'mmdet::_base_/default_runtime.py'" > config.py
 cat > read.py <<'EOF'
@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     print(error)
 EOF
 for setuptools in 79.0.1 84.0.0; do
-    "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check "setuptools==$setuptools"
+    "$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check "setuptools==$setuptools"
     echo "setuptools $setuptools: $("$tmp/venv/bin/python" read.py)" | tee -a seen
 done
 diff seen - <<'EOF'

@@ -14,7 +14,7 @@ set -euo pipefail
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 "${PYTHON:-python3}" -m venv "$tmp/venv"
-"$tmp/venv/bin/pip" install --quiet --disable-pip-version-check nuscenes-devkit==1.2.0 numpy==1.26.4
+"$tmp/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check nuscenes-devkit==1.2.0 numpy==1.26.4
 cd "$tmp"
 "$tmp/venv/bin/python" - <<'EOF'
 from nuscenes.eval.common.config import config_factory
