@@ -2,7 +2,7 @@
 # torch 2.13.0 on a CPU: which of several equal values topk returns changes with the ratio of k to the number of values.
 #
 # Of n zeros, topk returns the k lowest indices while k * 64 <= n (two algorithms, chosen by that ratio), though from
-# k = 10 on in another order, and others for smaller n. A cut by topk that is repeated with another k, or another image
+# k = 4 on in another order, and others for smaller n. A cut by topk that is repeated with another k, or another image
 # size, keeps other elements. (topk promises no order of ties; that the choice depends on the ratio is not said. A
 # stable sort gives the lowest indices always.)
 #
