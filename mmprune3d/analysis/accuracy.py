@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from mmprune3d.evaluation import NaNPredictionError
 
+from .score_warnings import collected, score_warnings
+
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 """Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
 COCO_METRICS = ('bbox_mAP', 'segm_mAP')
@@ -67,6 +69,11 @@ def evenly_spaced(total: int, count: int | None) -> list[int]:
 
 
 def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]:
+    """The metrics of `evaluate_and_warn`; its warnings are in the log."""
+    return evaluate_and_warn(runner, title, leave)[0]
+
+
+def evaluate_and_warn(runner: Runner, title: str, leave: bool = True) -> tuple[dict[str, float], list[str]]:
     """Runs the config's test loop and evaluator on the runner's model as it is now.
 
     A detector that finds nothing has average precisions of 0 and errors of 1, and a warning says so.
@@ -77,7 +84,8 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
         leave: Whether the bar stays on the screen.
 
     Returns:
-        All metrics, under the evaluator's full names.
+        All metrics, under the evaluator's full names; and a sentence for each accident, such as equal scores, that they
+        depend on (see `score_warnings`). The log has these sentences, too.
 
     Raises:
         NaNPredictionError: If the model predicts NaN.
@@ -88,9 +96,14 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
     bar = ProgressBarHook(title, leave)
     runner.register_hook(bar, priority='LOWEST')
     try:
-        return runner.test()
+        with collected(runner) as found:
+            metrics = runner.test()
     finally:
         runner.hooks.remove(bar)
+    warnings = score_warnings({title: found.detections()}, nuscenes='NDS' in summarize(metrics))
+    for warning in warnings:
+        runner.logger.warning(warning)
+    return metrics, warnings
 
 
 def figures_of_row(runner: Runner, title: str) -> dict[str, float]:

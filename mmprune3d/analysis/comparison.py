@@ -125,6 +125,7 @@ class Comparison:
             'plan': None if plan is None else plan.to_dict(),
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.variants},
             'samples': self.tested.to_dict(count_samples(self.batches), accuracy.values()),
+            'warnings': self.tested.all_warnings(),
             'env': self.tested.env,
         }
 

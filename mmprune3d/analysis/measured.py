@@ -18,7 +18,7 @@ FILE = 'measured.json'
 
 
 class Measured:
-    """Figures by key, in a file that is there only while an upgrade is not finished.
+    """Plain data by key, in a file that is there only while an upgrade is not finished.
 
     Args:
         folder: Of the upgrade.
@@ -36,7 +36,7 @@ class Measured:
             if isinstance(found, dict) and found.get('source') == self.data['source']:
                 self.data = found
 
-    def figures(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def take(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What was measured under `key`, or else what `measure` gives, which is written down."""
         known = self.data['figures']
         if key in known:

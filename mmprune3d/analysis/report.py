@@ -13,6 +13,8 @@ import torch
 from mmprune3d import files
 from mmprune3d.compat import installed_version
 
+from .score_warnings import markdown as warning_lines
+
 UNITS = {
     'mAP': '', 'NDS': '', 'mATE': 'm', 'mASE': '1 - IoU', 'mAOE': 'rad', 'mAVE': 'm/s', 'mAAE': '1 - acc',
 }  # fmt: skip
@@ -91,7 +93,8 @@ def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] | Non
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
     plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
     lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']
-    lines += [' '.join([accuracy_line(report['samples']), *plans]), '', env, '']
+    lines += [' '.join([accuracy_line(report['samples']), *plans]), '', env]
+    lines += [*warning_lines(report.get('warnings', ())), '']
     return '\n'.join(lines)
 
 

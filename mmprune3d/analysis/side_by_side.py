@@ -91,6 +91,7 @@ class SideBySide:
             'title': title,
             **{name: {**accuracy[name], 'ms': latency[name], **costs[name]} for name in self.models},
             'samples': self.tested.to_dict(count_samples(self.batches), accuracy.values()),
+            'warnings': self.tested.all_warnings(),
             'env': self.tested.env,
         }
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmengine.runner import Runner
 
 from . import report as reports
-from .accuracy import evaluate, evenly_spaced, summarize
+from .accuracy import evaluate_and_warn, evenly_spaced, summarize
 from .annotations import check_dataset, no_accuracy
 from .measured import Measured
 from .samples import Chosen, check_samples, data_info, judged_alone, restrict, total_samples
@@ -30,6 +30,7 @@ class TestedSet:
         no_accuracy: Why accuracy cannot be measured, or ''.
         env: What figures depend on; gathered early, so that it cannot fail late.
         measured: Where figures of the baseline are kept until the upgrade is finished, or None.
+        warnings: What was tested -> sentences about accidents that its figures depend on, see `score_warnings`.
     """
 
     __test__ = False  # no test of pytest's
@@ -40,6 +41,7 @@ class TestedSet:
     no_accuracy: str
     env: dict[str, Any]
     measured: Measured | None = None
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, runner: Runner, samples: int | None = None, measured: Measured | None = None) -> TestedSet:
@@ -67,11 +69,18 @@ class TestedSet:
         if self.no_accuracy:
             return {}
 
-        def measure() -> dict[str, float]:
+        def measure() -> dict[str, Any]:
             with judged_alone(self.runner):
-                return summarize(evaluate(self.runner, title))
+                metrics, warnings = evaluate_and_warn(self.runner, title)
+            return {'figures': summarize(metrics), 'warnings': warnings}
 
-        return self.measured.figures(title, measure) if self.measured and title == BASELINE else measure()
+        made = self.measured.take(title, measure) if self.measured and title == BASELINE else measure()
+        self.warnings[title] = made['warnings']
+        return made['figures']
+
+    def all_warnings(self) -> list[str]:
+        """The sentences about everything that was tested."""
+        return [sentence for sentences in self.warnings.values() for sentence in sentences]
 
     def to_dict(self, timed: int, figures: Iterable[dict[str, float]]) -> dict[str, Any]:
         """What a report says about samples.

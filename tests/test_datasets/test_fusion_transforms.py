@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 
 import mmprune3d
 from mmprune3d.ops.cameras import as_4x4, lidar2img_of
-from tests.real_data import needs, real_data_root
+from tests.real_data import each_frame, frame_folder
 
 from .test_transforms import SIZE, make, pixel_of
 
@@ -144,12 +144,11 @@ def fusion_config() -> Config:
     return Config.fromfile(Path(mmprune3d.__file__).parents[1] / 'configs/_base_/datasets/nuscenes_fusion.py')
 
 
-@needs('nuscenes_frame')
-@pytest.mark.real_data
-def test_a_real_frame_shows_the_same_things_at_the_same_points() -> None:
+@pytest.mark.parametrize('name', each_frame())
+def test_a_real_frame_shows_the_same_things_at_the_same_points(name: str, tmp_path: Path) -> None:
     """The grey value under every LiDAR point before and after; a shift of a few pixels would be noticed."""
     config = fusion_config()
-    root = real_data_root() / 'nuscenes_frame'
+    root = frame_folder(name, tmp_path)
     dataset = config.train_dataloader.dataset
     dataset.update(data_root=str(root), ann_file='infos.pkl', data_prefix=dict.fromkeys(dataset.data_prefix, ''))
     dataset.update(use_valid_flag=False, filter_empty_gt=False)

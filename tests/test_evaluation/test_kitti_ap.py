@@ -100,6 +100,12 @@ def test_no_detection_and_only_wrong_ones() -> None:
     expect(evaluate([frame(row(0, name='Cyclist'))], [frame(row(0, 0.9))]), [])
 
 
+def test_a_class_without_ground_truth_is_a_zero_in_the_mean() -> None:
+    _, values = kitti_average_precision([frame(row(0))], [frame(row(0, 0.9))], ['Car', 'Cyclist'], ['3d'])
+    car = values['KITTI/Car_3D_AP11_easy_strict']
+    assert car > 0 and values['KITTI/Overall_3D_AP11_easy'] == pytest.approx(car / 2)
+
+
 def test_detections_of_other_classes_are_no_mistakes() -> None:
     gt, dt = [frame(row(0))], [frame(row(0, 0.5), row(1, 0.9, name='Cyclist'))]
     expect(evaluate(gt, dt), [1.0])
@@ -290,26 +296,74 @@ def labels_of(path: Path) -> dict[str, np.ndarray]:
     return frame(*rows)
 
 
-@needs('kitti_frames')
+def counted(gt: list, name: str, level: int) -> int:
+    """How many labels of a class count at a level of difficulty."""
+    height, hidden, cut = ((40, 0, 0.15), (25, 1, 0.3), (25, 2, 0.5))[level]
+    return sum(
+        bool(each_name == name and box[3] - box[1] > height and occluded <= hidden and truncated <= cut)
+        for each in gt
+        for each_name, box, occluded, truncated in zip(each['name'], each['bbox'], each['occluded'], each['truncated'])
+    )
+
+
+def real_labels(folder: str) -> list[dict[str, np.ndarray]]:
+    return [labels_of(path) for path in sorted((real_data_root() / folder / 'label_2').glob('*.txt'))]
+
+
+def found_as_labelled(gt: list) -> list[dict[str, np.ndarray]]:
+    """Every labelled box as a detection, vans as cars, with scores that differ; the regions stay with the truth."""
+    real = [{key: value[each['name'] != 'DontCare'] for key, value in each.items()} for each in gt]
+    rising, dt = np.linspace(0.1, 0.9, sum(len(each['name']) for each in real)), []
+    for each in real:
+        mine, rising = np.split(rising, [len(each['name'])])
+        dt.append({**each, 'name': np.where(each['name'] == 'Van', 'Car', each['name']), 'score': mine})
+    return dt
+
+
+@pytest.mark.parametrize('folder', ['kitti_sequence', 'kitti_object/training'])
+@pytest.mark.parametrize('name', ['Car', 'Pedestrian', 'Cyclist'])
 @pytest.mark.real_data
-def test_real_labels_find_themselves() -> None:
-    paths = sorted((real_data_root() / 'kitti_frames' / 'training' / 'label_2').glob('*.txt'))
-    gt = [labels_of(path) for path in paths]
-    dt = [{**each, 'score': np.linspace(0.2, 0.9, len(each['name']))} for each in gt]
-    for name in ('Car', 'Pedestrian'):
-        found = evaluate(gt, dt, 'bev', name), evaluate(gt, dt, '3d', name)
-        for level, (height, occlusion, truncation) in enumerate([(40, 0, 0.15), (25, 1, 0.3), (25, 2, 0.5)]):
-            number = sum(
-                int(
-                    (
-                        (np.char.lower(each['name']) == name.lower())
-                        & (each['bbox'][:, 3] - each['bbox'][:, 1] > height)
-                        & (each['occluded'] <= occlusion)
-                        & (each['truncated'] <= truncation)
-                    ).sum()
-                )
-                for each in gt
-            )
-            for values in found:
-                assert values['AP40'][level] == pytest.approx(100 * min(number - 1, 40) / 40), (name, number)
-        assert number > 40 and found[1]['AP40'][2] == found[1]['AP11'][2] == 100
+def test_real_labels_find_themselves(folder: str, name: str) -> None:
+    """Precision is 1 at as many of the 41 recalls as there are objects that count, and 0 at the others."""
+    if not (real_data_root() / folder).is_dir():
+        pytest.skip(f'no real data {folder}')
+    gt = real_labels(folder)
+    dt = found_as_labelled(gt)
+    curves = [[1.0] * min(counted(gt, name, level), 41) for level in range(3)]
+    for kind in NAMES:
+        expect(evaluate(gt, dt, kind, name), *curves)
+
+
+@needs('kitti_sequence')
+@pytest.mark.real_data
+def test_all_boxes_of_the_sequence_are_there() -> None:
+    """What the test above stands on: 711 boxes, 378 regions, classes with less and with more than 41 objects."""
+    gt = real_labels('kitti_sequence')
+    names = [name for each in gt for name in each['name']]
+    assert len(gt) == 154
+    assert {name: names.count(name) for name in sorted(set(names))} == {
+        'Car': 243, 'Cyclist': 154, 'DontCare': 378, 'Pedestrian': 22, 'Van': 292,
+    }  # fmt: skip
+    assert [counted(gt, 'Pedestrian', level) for level in range(3)] == [8, 9, 19]
+
+
+@needs('kitti_sequence')
+@pytest.mark.real_data
+def test_real_regions_excuse_cars_in_the_image_only() -> None:
+    """The most confident detections fill the regions that nobody labelled."""
+    gt = real_labels('kitti_sequence')
+    regions = [{key: value[each['name'] == 'DontCare'] for key, value in each.items()} for each in gt]
+    more = []
+    for each, region in zip(found_as_labelled(gt), regions):
+        region |= {'name': np.full(len(region['name']), 'Car'), 'score': np.full(len(region['name']), 0.95)}
+        region |= {'location': region['location'] * 0 + [0, 1.5, 200.0], 'dimensions': np.ones_like(region['location'])}
+        more.append({key: np.concatenate((each[key], region[key])) for key in each})
+    expect(evaluate(gt, more, 'bbox'), [1.0] * 41)
+    wrong = [
+        sum(int((each['bbox'][:, 3] - each['bbox'][:, 1] >= low).sum()) for each in regions) for low in (40, 25, 25)
+    ]
+    assert min(wrong) > 100
+    # All of them stand in front, so that precision is best where everything is found.
+    numbers = [counted(gt, 'Car', level) for level in range(3)]
+    for kind in ('bev', '3d'):
+        expect(evaluate(gt, more, kind), *([n / (n + m)] * 41 for n, m in zip(numbers, wrong)))

@@ -22,6 +22,8 @@ import mmprune3d  # noqa: F401
 from mmprune3d.evaluation import NaNPredictionError, kitti_average_precision
 from tests.real_data import needs, real_data_root
 
+from .test_kitti_ap import counted, real_labels
+
 CLASSES = ['Pedestrian', 'Cyclist', 'Car']
 LIDAR2CAM = np.array([[0, -1, 0, 0.1], [0, 0, -1, -0.2], [1, 0, 0, -0.3], [0, 0, 0, 1.0]])
 CAM2IMG = np.array([[700.0, 0, 600, 0], [0, 700, 180, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -174,3 +176,49 @@ def test_a_real_frame(tmp_path: Path) -> None:
         assert [found[f'{key}{level}_strict'] for level in ('easy', 'moderate', 'hard')] == [0.0, 7.5, 7.5]
         key = key.replace('AP40', 'AP11')
         assert [found[f'{key}{level}_strict'] for level in ('easy', 'moderate', 'hard')] == [9.0909] * 3
+
+
+def square(matrix: np.ndarray) -> np.ndarray:
+    """[4, 4], with the rest of the identity."""
+    whole = np.eye(4)
+    whole[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return whole
+
+
+@needs('kitti_sequence')
+@pytest.mark.real_data
+def test_all_boxes_of_a_real_sequence(tmp_path: Path) -> None:
+    """711 labelled boxes as predictions in the LiDAR's frame, vans as cars, and 378 regions that nobody labelled."""
+    root, categories = real_data_root() / 'kitti_sequence', {'Pedestrian': 0, 'Cyclist': 1, 'Car': 2, 'Van': 3}
+    lines = [line.partition(':') for line in (root / 'calib.txt').read_text().splitlines() if line.strip()]
+    calibration = {name: square(np.array(values.split(), float).reshape(3, -1)) for name, _, values in lines}
+    lidar2cam = calibration['R0_rect'] @ calibration['Tr_velo_to_cam']
+    camera = {'cam2img': calibration['P2'].tolist(), 'lidar2cam': lidar2cam.tolist(), 'height': 375, 'width': 1242}
+    gt, infos, scenes, scores = real_labels('kitti_sequence'), [], [], []
+    for index, each in enumerate(gt):
+        boxes = np.concatenate((each['location'], each['dimensions'], each['rotation_y'][:, None]), axis=1)
+        labels = [categories.get(name, -1) for name in each['name']]
+        known = [
+            {key: each[key][i].tolist() for key in ('bbox', 'truncated', 'alpha', 'score')} for i in range(len(boxes))
+        ]
+        instances = [
+            {**known[i], 'occluded': int(each['occluded'][i]), 'bbox_3d': boxes[i].tolist(), 'bbox_label': labels[i]}
+            for i in range(len(boxes))
+        ]
+        infos.append({'sample_idx': index, 'images': {'CAM2': camera}, 'instances': instances})
+        real = torch.tensor(boxes[each['name'] != 'DontCare']).float()
+        inverse = np.linalg.inv(lidar2cam).astype(np.float32)
+        moved = CameraInstance3DBoxes(real).convert_to(Box3DMode.LIDAR, inverse).tensor
+        scenes.append((moved, torch.tensor([min(label, 2) for label in labels if label >= 0])))
+        scores.append(torch.linspace(0.3, 0.9, len(real)) - 1e-4 * index)
+    assert sum(len(labels) for _, labels in scenes) == 711
+    path = tmp_path / 'infos.pkl'
+    path.write_bytes(pickle.dumps({'metainfo': {'categories': {**categories, 'DontCare': -1}}, 'data_list': infos}))
+    found = evaluated('MMPrune3DKittiMetric', path, samples(scenes, scores), pcd_limit_range=[0, -80, -10, 200, 80, 10])
+    for level, difficulty in enumerate(('easy', 'moderate', 'hard')):
+        for kind in ('BEV', '3D'):
+            prefix, expected = 'Kitti metric/pred_instances_3d/KITTI/', []
+            for name in CLASSES:
+                expected.append(2.5 * min(max(counted(gt, name, level) - 1, 0), 40))
+                assert found[f'{prefix}{name}_{kind}_AP40_{difficulty}_strict'] == pytest.approx(expected[-1])
+            assert found[f'{prefix}Overall_{kind}_AP40_{difficulty}'] == pytest.approx(np.mean(expected), abs=1e-3)
