@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmprune3d.pruning import tome
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
+from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest, top_indices
 from mmprune3d.pruning.tggbc import confident_queries, keep_important, needed_keys, query_confidence
 
 from .attention import AttentionRecord, Keys
@@ -158,7 +158,7 @@ class TgGBCKeyPruner:
             needed = needed_keys(importance, attention_mask)
             importance = importance.masked_fill(needed, float('inf'))
             left = [max(pair) for pair in zip(left, needed.sum(1).tolist(), strict=True)]
-        index = importance.topk(max(left), dim=1).indices
+        index = top_indices(importance, max(left))
         return index, torch.arange(max(left), device=index.device) >= index.new_tensor(left)[:, None]
 
 
