@@ -121,12 +121,13 @@ class TgGBCKeyPruner:
         """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
 
         A plain count needs no look at the padding: padded keys are worth least and go first. Shares and thresholds are
-        about valid keys, whose number only the mask knows.
+        about valid keys, whose number only the mask knows; a sample without any has none to remove.
         """
         batch, num = keys.key.shape[:2]
         if keys.padding_mask is not None and (self.plan.is_share or self.plan.t):
             valid = (~keys.padding_mask).sum(1).tolist()
-            self._removals = [self.plan.removals(self.num_layers, count) for count in valid]
+            none = (0,) * self.num_layers
+            self._removals = [self.plan.removals(self.num_layers, count) if count else none for count in valid]
             self._left = valid
         else:
             self._removals = [self.plan.removals(self.num_layers, num)]

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+SHORT = 1024
+"""Scores that a CPU sorts as fast as it looks for ties."""
+
 
 def top_indices(scores: Tensor, k: int) -> Tensor:
     """Indices of the `k` highest scores along the last dimension, best first, the lowest index first among equals.
@@ -33,7 +36,7 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
         raise ValueError(f'cannot take {k} of {num} scores: valid numbers are 0 to {num}')
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return scores.topk(k, dim=-1).indices
-    if k == num or scores.device.type != 'cpu' or torch.compiler.is_compiling():
+    if k == num or num <= SHORT or scores.device.type != 'cpu' or torch.compiler.is_compiling():
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
     values, index = scores.topk(k + 1, dim=-1)  # one more tells whether equals were left out
     tied = ~(values[..., :-1] > values[..., 1:]).all(-1)

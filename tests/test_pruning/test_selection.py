@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmprune3d.pruning import selection
 from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest, top_indices
 
 
@@ -15,6 +16,12 @@ def test_keep_highest_equals_a_full_sort(keep: int) -> None:
     assert torch.equal(keep_highest(scores, keep).sort(1).values, expected)
 
 
+@pytest.fixture(params=[0, selection.SHORT], ids=['topk', 'sort'])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way for few scores."""
+    monkeypatch.setattr(selection, 'SHORT', request.param)
+
+
 def by_hand(scores: torch.Tensor, k: int) -> list[int]:
     """The order by definition: NaN, then the larger one, then the lower index."""
     values = [math.inf if math.isnan(value) else value for value in scores.tolist()]
@@ -22,6 +29,7 @@ def by_hand(scores: torch.Tensor, k: int) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (numbers[i], -values[i], i))[:k]
 
 
+@pytest.mark.usefixtures('way')
 @pytest.mark.parametrize('k', [0, 1, 2, 3, 15, 16, 17, 40, 99, 100])
 @pytest.mark.parametrize('levels', [1, 2, 7, 10**6])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.int64])
@@ -37,6 +45,13 @@ def test_of_equal_scores_the_first_ones_are_taken(k: int, levels: int, dtype: to
         )
 
 
+def test_many_scores_with_few_values() -> None:
+    scores = torch.randint(300, (2, 5000), generator=torch.Generator().manual_seed(0)).float()
+    for k in (1, 70, 2000, 4999):
+        assert top_indices(scores, k).tolist() == [by_hand(row, k) for row in scores]
+
+
+@pytest.mark.usefixtures('way')
 @pytest.mark.parametrize('k', [1, 3, 20, 50])
 def test_nan_is_higher_than_any_number(k: int) -> None:
     scores = torch.tensor([0.0, 1.0, math.inf, -math.inf, math.nan] * 10 + [-0.0])
