@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmprune3d.analysis import flops
+from mmprune3d.analysis import report as reports
 from mmprune3d.analysis.flops import count_flops, count_operations
 from mmprune3d.analysis.latency import StageTimer, medians
 from mmprune3d.analysis.memory import peak_memory
@@ -174,3 +175,12 @@ def test_a_stage_inside_another_is_refused() -> None:
 
 def test_medians() -> None:
     assert medians([{'total': 3.0}, {'total': 100.0}, {'total': 1.0}]) == {'total': 3.0}
+
+
+def test_a_report_names_what_its_gflops_leave_out() -> None:
+    figures = dict(ms={'total': 1.0}, gflops_by_stage={}, gflops=1.0, peak_mib=1.0, queries=None, keys=(3,))
+    report = dict(title='t', baseline=figures, upgraded=figures, env={}, samples=dict(timed=1, evaluated=1))
+    assert 'Not in the GFLOPs' not in reports.markdown(report)
+    report['upgraded'] = figures | dict(not_counted=['mmcv._ext.nms_rotated', 'aten.linalg_inv_ex'])
+    line = 'Not in the GFLOPs, like element-wise work: aten.linalg_inv_ex, mmcv._ext.nms_rotated.'
+    assert line in reports.markdown(report).splitlines()
