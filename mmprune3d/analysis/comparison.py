@@ -20,7 +20,7 @@ from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.upgrade import draw_upgrade
 from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d
 
-from .flops import count_flops
+from .flops import count_operations
 from .latency import StageTimer, medians
 from .memory import peak_memory
 from .tested import TestedSet
@@ -100,10 +100,12 @@ class Comparison:
         results, batch = {}, self.batches[0]
         for name, variant in self.variants.items():
             model = variant.take(self.runner).eval()
-            flops = count_flops(lambda: self.predict(batch), adapters.stages(model))
+            counted = count_operations(lambda: self.predict(batch), adapters.stages(model))
+            flops = counted.gflops
             results[name] = {
                 'gflops': flops.pop('total'),
                 'gflops_by_stage': flops,
+                'not_counted': list(counted.unknown),
                 'peak_mib': peak_memory(lambda: self.predict(batch)),
                 'queries': num_queries(model),
                 'keys': adapters.keys_per_layer(model, lambda: self.predict(batch)),

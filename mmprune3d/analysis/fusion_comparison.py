@@ -12,6 +12,7 @@ from mmprune3d.adapters.fusion import FusionMap, has, resolve
 from mmprune3d.pruning.channel_selection import Costs
 
 from . import report as reports
+from .flops import count_operations
 from .fusion_flops import count_costs, gflops_by_part
 from .latency import REST, TOTAL
 from .memory import peak_memory
@@ -63,6 +64,7 @@ class FusionComparison(SideBySide):
             results[name] = {
                 'gflops': gflops.pop('total'),
                 'gflops_by_stage': gflops,
+                'not_counted': list(count_operations(lambda name=name: self.predict(name, batch), {}).unknown),
                 'peak_mib': peak_memory(lambda name=name: self.predict(name, batch)),
                 'params': sum(p.numel() for p in model.parameters()),
                 'nonzero': nonzero(model, costs),

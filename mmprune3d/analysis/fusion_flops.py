@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -23,7 +22,8 @@ def count_costs(model: nn.Module, call: Callable[[], object]) -> Costs:
     The operations of a convolution or linear layer are 2 * uses * elements of its weight, and `uses` does not change
     with its width: output positions (input positions of a transposed convolution), tokens, or the mean number of pairs
     of sites per kernel cell of a sparse convolution, which depends on the sample. What is left of the total that torch
-    counts (attention, and matrix products of other kinds) is `Costs.fixed`. Element-wise work does not count.
+    counts (attention, and matrix products of other kinds) is `Costs.fixed`. Element-wise work does not count, and what
+    has no counter is named in the log (see `analysis.flops`).
 
     Args:
         model: In eval mode.
@@ -43,12 +43,9 @@ def count_costs(model: nn.Module, call: Callable[[], object]) -> Costs:
     counted = {n: m for n, m in model.named_modules() if weight_layout(m) is not None or is_depthwise(m)}
     sparse = {name: module for name, module in counted.items() if is_sparse_conv(module)}
     handles = [module.register_forward_hook(watch(name)) for name, module in counted.items()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which torch does not count
     try:
         spent = count_flops(call, sparse)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     if not uses:

@@ -24,7 +24,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from . import report as reports
 from .finetune import PlanWithFineTuning, finetuning
-from .flops import count_flops
+from .flops import count_operations
 from .measured import Measured, source_of_upgrade
 from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
@@ -96,12 +96,14 @@ class HaltingComparison(SideBySide):
         """GFLOPs, peak memory and parameters of both on the first batch; sparsity over the timed batches."""
         results, first = {}, self.batches[0]
         for name, model in self.models.items():
-            flops = count_flops(lambda name=name: self.predict(name, first), self.stages(model.eval()))
+            counted = count_operations(lambda name=name: self.predict(name, first), self.stages(model.eval()))
+            flops = counted.gflops
             records = [record for batch in self.batches for record in self.records(name, batch)]
             each = [record.sparsity() for record in records] or [torch.zeros(model.backbone.num_layers)]
             results[name] = {
                 'gflops': flops.pop('total'),
                 'gflops_by_stage': flops,
+                'not_counted': list(counted.unknown),
                 'peak_mib': peak_memory(lambda name=name: self.predict(name, first)),
                 'params': sum(p.numel() for p in model.parameters()),
                 'sparsity': torch.stack(each).mean(0).tolist(),

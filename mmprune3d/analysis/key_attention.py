@@ -15,7 +15,7 @@ from mmprune3d.adapters import petr
 from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.key_pruning import Kept, ScoreFunction
 from mmprune3d.pruning.plan import TgGBCPlan
-from mmprune3d.pruning.selection import gather_tokens
+from mmprune3d.pruning.selection import gather_tokens, top_indices
 from mmprune3d.pruning.tggbc import confident_queries, query_confidence
 
 VOTERS = 175
@@ -55,7 +55,7 @@ def attention_kept(listener: Listener, share: float) -> Tensor:
     table = []
     for confidence, record in zip(listener.confidence, listener.records, strict=True):
         importance = record.importance(*confident_queries(confidence, VOTERS))
-        stay = importance.topk(round(share * importance.shape[1]), dim=1).indices
+        stay = top_indices(importance, round(share * importance.shape[1]))
         table.append(torch.stack([gather_tokens(rows, stay).sum(1).mean() for rows in attention]))
     return torch.stack(table)
 

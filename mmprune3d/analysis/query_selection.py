@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.adapters.learned_queries import LearnedQueries
+from mmprune3d.pruning.selection import top_indices
 
 
 @torch.no_grad()
@@ -31,8 +32,8 @@ def best_pairs(logits: Tensor, limit: int, activation: str = 'sigmoid') -> tuple
         candidates, classes = logits.softmax(-1)[..., :-1].max(-1).values, 1
     else:
         candidates, classes = logits.sigmoid().flatten(1), logits.shape[-1]
-    scores, index = candidates.topk(min(limit, candidates.shape[1]), dim=1)
-    return index.div(classes, rounding_mode='floor'), scores
+    index = top_indices(candidates, min(limit, candidates.shape[1]))
+    return index.div(classes, rounding_mode='floor'), candidates.gather(1, index)
 
 
 @dataclass(frozen=True)

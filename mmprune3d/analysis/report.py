@@ -92,6 +92,9 @@ def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] | Non
     lines.extend((rows or _rows)(report['baseline'], report['upgraded']))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
     plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
+    unknown = sorted({name for side in ('baseline', 'upgraded') for name in report[side].get('not_counted', ())})
+    if unknown:
+        lines += ['', f'Not in the GFLOPs, like element-wise work: {", ".join(unknown)}.']
     lines += ['', f'Measured on {report["samples"]["timed"]} samples, alternating baseline and upgraded; median times.']
     lines += [' '.join([accuracy_line(report['samples']), *plans]), '', env]
     lines += [*warning_lines(report.get('warnings', ())), '']

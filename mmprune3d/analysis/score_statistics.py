@@ -19,6 +19,7 @@ from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.scoring import batches_needed, modality_gradients
 from mmprune3d.pruning.alter_eva import contribution, redundancy
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
+from mmprune3d.pruning.selection import top_indices
 from mmprune3d.pruning.thresholds import keep_masks
 
 TOP = 0.1
@@ -43,9 +44,13 @@ def plans_of(sparsity: float, eval_batches: int = 4) -> dict[str, AlterMOMAPlan]
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Rank correlation of two vectors."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    """Rank correlation of two vectors; equal values share the mean of their ranks."""
+    return float(torch.corrcoef(torch.stack([_ranks(first), _ranks(second)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, which, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0).double() - (counts - 1) / 2)[which]
 
 
 def statistics_of(
@@ -70,7 +75,7 @@ def statistics_of(
                 values = redundancy(weights, stage.before.values, stage.after.values)
                 correlations.append(spearman(flat, torch.cat([values[name].flatten() for name in names])))
         top = torch.zeros_like(flat, dtype=torch.bool)
-        top[flat.topk(round(TOP * len(flat))).indices] = True
+        top[top_indices(flat, round(TOP * len(flat)))] = True
         kept = {beta: torch.cat([mask[name].flatten() for name in names]) for beta, mask in masks.items()}
         found[group] = {
             'spearman': sum(correlations) / len(correlations),

@@ -201,9 +201,21 @@ class PositionalAttention(BaseModule):
         query_pos: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same by ``nn.MultiheadAttention`` itself, with the full map [B, N_q, N_k], as detectors run it today."""
+        """The same by ``nn.MultiheadAttention`` itself, with the full map [B, N_q, N_k], as detectors run it today.
+
+        A query that may attend to nothing gets zeros and a row of zeros; ``nn.MultiheadAttention`` alone gives NaN.
+        """
         positioned, keys = self._positioned(query, keys, query_pos)
+        may = allowed(attn_mask, keys)
+        if may is None:
+            output, attention = self.attn(positioned, keys.key, keys.value)
+            return query + self.dropout(output), attention
+        shape = (len(query), self.attn.num_heads, query.shape[1], keys.key.shape[1])
+        lost = ~may.any(-1, keepdim=True).expand(*shape[:3], 1)
+        # Lost queries attend to everything until their rows are overwritten, so that gradients are finite too.
         output, attention = self.attn(
-            positioned, keys.key, keys.value, key_padding_mask=keys.padding_mask, attn_mask=attn_mask
+            positioned, keys.key, keys.value, attn_mask=~(may | lost).expand(shape).flatten(0, 1)
         )
-        return query + self.dropout(output), attention
+        lost = lost[:, 0]
+        output = torch.where(lost, self.attn.out_proj.bias, output)
+        return query + self.dropout(output), attention.masked_fill(lost, 0)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
@@ -189,8 +190,8 @@ class HaltingUNet(BaseModule):
             raise ValueError(f'HaltingUNet: token_channels={self.token_channels}, but tokens have {feats.shape[1]}')
         ny, nx = bev_shape
         cells = (coords[:, 0] * ny + coords[:, 2]) * nx + coords[:, 3]
-        grid = feats.new_zeros(batch_size * ny * nx, self.in_channels)
-        grid = grid.index_add(0, cells, feats[:, : self.in_channels])
+        read = feats[:, : self.in_channels].to(torch.promote_types(feats.dtype, torch.float32))  # sums round once
+        grid = read.new_zeros(batch_size * ny * nx, self.in_channels).index_add(0, cells, read).to(feats.dtype)
         # Rows of cells are a map in channels-last layout without a copy, in which these convolutions are twice as fast.
         bev_map = self.latent_map(grid.view(batch_size, ny, nx, self.in_channels).permute(0, 3, 1, 2))
         latent = bev_map.permute(0, 2, 3, 1).reshape(-1, self.widths[0])[cells]

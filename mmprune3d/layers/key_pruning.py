@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmprune3d.pruning import tome
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
+from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest, top_indices
 from mmprune3d.pruning.tggbc import confident_queries, keep_important, needed_keys, query_confidence
 
 from .attention import AttentionRecord, Keys
@@ -123,12 +123,13 @@ class TgGBCKeyPruner:
         """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
 
         A plain count needs no look at the padding: padded keys are worth least and go first. Shares and thresholds are
-        about valid keys, whose number only the mask knows.
+        about valid keys, whose number only the mask knows; a sample without any has none to remove.
         """
         batch, num = keys.key.shape[:2]
         if keys.padding_mask is not None and (self.plan.is_share or self.plan.t):
             valid = (~keys.padding_mask).sum(1).tolist()
-            self._removals = [self.plan.removals(self.num_layers, count) for count in valid]
+            none = (0,) * self.num_layers
+            self._removals = [self.plan.removals(self.num_layers, count) if count else none for count in valid]
             self._left = valid
         else:
             self._removals = [self.plan.removals(self.num_layers, num)]
@@ -160,7 +161,7 @@ class TgGBCKeyPruner:
             needed = needed_keys(importance, attention_mask)
             importance = importance.masked_fill(needed, float('inf'))
             left = [max(pair) for pair in zip(left, needed.sum(1).tolist(), strict=True)]
-        index = importance.topk(max(left), dim=1).indices
+        index = top_indices(importance, max(left))
         return index, torch.arange(max(left), device=index.device) >= index.new_tensor(left)[:, None]
 
 

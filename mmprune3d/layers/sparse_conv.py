@@ -1,31 +1,35 @@
-"""spconv's 3D convolutions, exact on a CPU: spconv itself on a GPU, :mod:`mmprune3d.ops.sparse_conv` elsewhere.
+"""spconv's layers, exact on a CPU: spconv itself on a GPU, :mod:`mmprune3d.ops.sparse_conv` elsewhere.
 
-spconv 2.3.8's build for the CPU loses rows with more than one thread, and cannot go backward where torch has no CUDA.
-``SubMConv3d``, ``SparseConv3d`` and ``SparseInverseConv3d`` of this module are subclasses of spconv's classes of the
-same names, with the same parameters, keys and layout; spconv is imported when one of them is first asked for.
+spconv 2.3.8's build for the CPU loses rows with more than one thread, cannot go backward where torch has no CUDA, and
+its maximum over a window begins at 0. The classes `NAMES` of this module are subclasses of spconv's classes of the same
+names, with the same parameters, keys and layout; spconv is imported when one of them is first asked for.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune3d.ops.sparse_conv import sparse_conv
-from mmprune3d.ops.sparse_rulebook import Rulebook, strided_rulebook, submanifold_rulebook
+from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
 
-NAMES = ('SubMConv3d', 'SparseConv3d', 'SparseInverseConv3d')
-_SPCONV = 'spconv.pytorch.conv'
+from .sparse_pool import ExactGlobalMaxPool, ExactMaxPool
+from .sparse_sites import Sites
+
+_FAMILIES = ('SubMConv', 'SparseConv', 'SparseInverseConv', 'SparseMaxPool')
+NAMES = (*(f'{family}{axes}d' for family in _FAMILIES for axes in range(1, 5)), 'SparseGlobalMaxPool')
+"""spconv's classes that are covered."""
+_SPCONV = 'spconv.pytorch'
 
 
 def __getattr__(name: str) -> Any:
     if name in NAMES:
         return exact_class(name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; its sparse convolutions are {NAMES}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; its sparse layers are {", ".join(NAMES)}')
 
 
 @cache
@@ -42,54 +46,110 @@ def exact_class(name: str) -> type[nn.Module]:
             'sparse convolutions need spconv 2: `pip install spconv-cu120` for a GPU (spconv-cu118 for CUDA 11), '
             '`pip install spconv==2.3.8` for a CPU'
         ) from error
+    base = getattr(spconv, name)
+    mixin = _mixin(base)
     # Named like an attribute of this module, which __getattr__ finds: a model can be pickled whole.
-    return type(name, (_ExactOnCPU, getattr(spconv, name)), {'__module__': __name__, '__doc__': _ExactOnCPU.__doc__})
+    return type(name, (mixin, base), {'__module__': __name__, '__doc__': mixin.__doc__})
 
 
 def make_exact(model: nn.Module) -> int:
-    """Makes the sparse convolutions of a model of others exact on a CPU, in place.
+    """Makes the sparse convolutions and pools of a model of others exact on a CPU, in place.
 
-    Only the class of each spconv ``SubMConv3d``, ``SparseConv3d`` and ``SparseInverseConv3d`` changes: parameters,
-    hooks, state-dict keys and the version in the metadata stay. Subclasses of these, and spconv's other layers, are
-    left alone.
+    Only the class of each layer changes, if it is one of `NAMES` or a subclass that leaves ``forward`` alone:
+    parameters, hooks, state-dict keys and the version in the metadata stay.
 
     Args:
         model: Any module, such as a detector with mmdet3d's ``SparseEncoder``.
 
     Returns:
-        How many convolutions were changed; 0 in a second call.
+        How many layers were changed; 0 in a second call.
+
+    Raises:
+        ValueError: If there is no GPU and the model has layers of spconv that have no exact version (transposed
+            convolutions, average pools, subclasses with a ``forward`` of their own); nothing was changed then. Where
+            there is a GPU, such a layer refuses features that are on the CPU.
     """
     if _SPCONV not in sys.modules:
         return 0
-    plain = {getattr(sys.modules[_SPCONV], name): name for name in NAMES}
-    found = [module for module in model.modules() if type(module) in plain]
-    for module in found:
-        module.__class__ = exact_class(plain[type(module)])
-    return len(found)
+    left = {name: module for name, module in model.named_modules() if _computes(module) and not _is_exact(module)}
+    classes = {name: _exact_version(type(module)) for name, module in left.items() if _covered(module)}
+    refused = {name: type(module).__name__ for name, module in left.items() if name not in classes}
+    if refused and not torch.cuda.is_available():
+        raise ValueError(_refusal(refused))
+    for name in refused:
+        if _refuse_cpu not in left[name]._forward_pre_hooks.values():
+            left[name].register_forward_pre_hook(_refuse_cpu)
+    for name, exact in classes.items():
+        left[name].__class__ = exact
+    return len(classes)
 
 
-@dataclass(frozen=True)
-class _Sites:
-    """What layers with one ``indice_key`` share: a rulebook and the sites on both sides of it."""
+def _refusal(layers: dict[str, str]) -> str:
+    found = ', '.join(f'{name} ({kind})' for name, kind in layers.items())
+    return (
+        f'spconv is wrong or absent on a CPU, and these layers have no exact version: {found}. Valid are '
+        f'{", ".join(NAMES)}, and subclasses that leave forward alone; run this model on a GPU'
+    )
 
-    rulebook: Rulebook
-    kernel: list[int]
-    dilation: list[int]
-    indices: Tensor
-    shape: list[int]
-    out_indices: Tensor
-    out_shape: list[int]
 
-    @property
-    def submanifold(self) -> bool:
-        return self.out_indices is self.indices
+def _refuse_cpu(module: nn.Module, args: tuple) -> None:
+    """A forward pre-hook, so that a layer without an exact version never computes on a CPU."""
+    if args and not args[0].features.is_cuda:
+        raise ValueError(_refusal({getattr(module, 'name', None) or 'here': type(module).__name__}))
 
-    def starts_at(self, indices: Tensor, shape: list[int]) -> bool:
-        return shape == self.shape and (indices is self.indices or torch.equal(indices, self.indices))
 
-    def inverse(self) -> _Sites:
-        book, there, back = self.rulebook.transposed(), (self.indices, self.shape), (self.out_indices, self.out_shape)
-        return _Sites(book, self.kernel, self.dilation, *back, *there)
+def _computes(module: nn.Module) -> bool:
+    """Whether it is a layer in which spconv itself computes; others of its modules are plain torch."""
+    spconv = sys.modules[_SPCONV]
+    kinds = (spconv.conv.SparseConvolution, spconv.pool.SparseMaxPool)
+    others = (getattr(spconv.pool, name, ()) for name in ('SparseAvgPool', 'SparseGlobalMaxOrAvgPool'))
+    return isinstance(module, (*kinds, *(kind for kind in others if kind)))
+
+
+def _is_exact(module: nn.Module) -> bool:
+    return isinstance(module, (_ExactOnCPU, ExactMaxPool, ExactGlobalMaxPool))
+
+
+def _covered(module: nn.Module) -> bool:
+    return _mixin(type(module)) is not None and not getattr(module, 'transposed', False)
+
+
+@cache
+def _mixin(base: type[nn.Module]) -> type | None:
+    """What is laid over a class of spconv, or over a subclass that computes as its base does; None if there is none."""
+    spconv = sys.modules[_SPCONV]
+    roots = [
+        (spconv.conv.SparseConvolution, _ExactOnCPU),
+        (spconv.pool.SparseMaxPool, ExactMaxPool),
+        (getattr(spconv, 'SparseGlobalMaxPool', None), ExactGlobalMaxPool),
+    ]
+    for root, mixin in roots:
+        if root is not None and issubclass(base, root):
+            parts = [(getattr(base, name, None), getattr(root, name, None)) for name in ('forward', '_conv_forward')]
+            return mixin if all(ours is theirs for ours, theirs in parts) else None
+    return None
+
+
+def _exact_version(base: type[nn.Module]) -> type[nn.Module]:
+    known = base.__name__ in NAMES and getattr(sys.modules[_SPCONV], base.__name__, None) is base
+    return exact_class(base.__name__) if known else _exact_subclass(base)
+
+
+@cache
+def _exact_subclass(base: type[nn.Module]) -> type[nn.Module]:
+    mixin = _mixin(base)
+    members = {'__module__': base.__module__, '__doc__': base.__doc__, '__reduce_ex__': _reduce_subclass}
+    return type(base.__name__, (mixin, base), members)
+
+
+def _reduce_subclass(module: nn.Module, protocol: int) -> tuple:
+    """For copies and pickles: the class has the name of its base, by which it would not be found."""
+    return _blank, (type(module).__mro__[2],), module.__dict__
+
+
+def _blank(base: type[nn.Module]) -> nn.Module:
+    exact = _exact_subclass(base)
+    return exact.__new__(exact)
 
 
 class _ExactOnCPU:
@@ -107,7 +167,7 @@ class _ExactOnCPU:
         output.indices, output.spatial_shape, output.indice_dict = sites.out_indices, sites.out_shape, indice_dict
         return output
 
-    def _sites(self, input: Any) -> tuple[_Sites, dict]:
+    def _sites(self, input: Any) -> tuple[Sites, dict]:
         """Those of the ``indice_key``, or new ones; and the dict of the output, which knows them."""
         # Submanifold layers without a key share too: mmdet3d gives none to the two halves of a SparseBasicBlock.
         key = self.indice_key
@@ -127,25 +187,25 @@ class _ExactOnCPU:
 
     def _fits(self, known: Any, input: Any) -> bool:
         return (
-            isinstance(known, _Sites)
+            isinstance(known, Sites)
             and known.submanifold
             and self.subm
             and (known.kernel, known.dilation) == (self.kernel_size, self.dilation)
             and known.starts_at(input.indices, input.spatial_shape)
         )
 
-    def _new_sites(self, input: Any) -> _Sites:
+    def _new_sites(self, input: Any) -> Sites:
         shape, geometry = input.spatial_shape, (self.kernel_size, self.dilation)
         where = (input.indices, shape, input.batch_size)
         if self.subm:
             book = submanifold_rulebook(*where, *geometry)
-            return _Sites(book, *geometry, input.indices, shape, input.indices, shape)
+            return Sites(book, *geometry, input.indices, shape, input.indices, shape)
         book, *out = strided_rulebook(*where, self.kernel_size, self.stride, self.padding, self.dilation)
-        return _Sites(book, *geometry, input.indices, shape, *out)
+        return Sites(book, *geometry, input.indices, shape, *out)
 
-    def _inverse_sites(self, input: Any) -> tuple[_Sites, dict]:
+    def _inverse_sites(self, input: Any) -> tuple[Sites, dict]:
         known = input.indice_dict.get(self.indice_key)
-        strided = isinstance(known, _Sites) and not known.submanifold and known.kernel == self.kernel_size
+        strided = isinstance(known, Sites) and not known.submanifold and known.kernel == self.kernel_size
         if not strided or not known.inverse().starts_at(input.indices, input.spatial_shape):
             raise ValueError(
                 f'an inverse convolution goes back through a strided one with its kernel {self.kernel_size}, from the '

@@ -21,8 +21,13 @@ def fused_attention(
 
     Returns:
         The output [B, heads, N_q, D], and log sum_j exp(q k_j / sqrt(D)) as [B, heads, N_q] float32, or None: torch's
-        kernel for the CPU computes it and hands it out, others do not (and none does while a graph is exported).
+        kernel for the CPU computes it and hands it out, others do not (and none does while a graph is exported). A
+        query that may attend to nothing gets zeros, in an exported graph too.
     """
+    if exporting() and mask is not None:
+        # Below opset 23 ONNX has no such rule: a softmax over equal, lowest numbers gives the mean of all values.
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return output.masked_fill(~mask.any(-1, keepdim=True), 0), None
     if query.device.type != 'cpu' or dropout > 0 or exporting():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
     if mask is not None:

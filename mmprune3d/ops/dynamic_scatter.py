@@ -63,11 +63,16 @@ def group_points(coords: Tensor) -> PointGroups:
 
 
 def reduce_points(features: Tensor, groups: PointGroups, reduce: str) -> Tensor:
-    """Features [N, C] of points to features [M, C] of their voxels, `reduce` as in `dynamic_scatter`."""
+    """Features [N, C] of points to features [M, C] of their voxels, `reduce` as in `dynamic_scatter`.
+
+    Sums are in float32 or better and rounded once, to the dtype of the features.
+    """
     if reduce == 'max':
         return features.gather(0, _first_maximum(features, groups.voxel, len(groups.counts)))
-    total = features.new_zeros(len(groups.counts), features.shape[1]).index_add(0, groups.voxel, features)
-    return total / groups.counts.to(total)[:, None] if reduce == 'mean' else total
+    values = features.to(torch.promote_types(features.dtype, torch.float32))
+    total = values.new_zeros(len(groups.counts), features.shape[1]).index_add(0, groups.voxel, values)
+    total = total / groups.counts.to(total)[:, None] if reduce == 'mean' else total
+    return total.to(features.dtype)
 
 
 def voxels_of_points(point_coords: Tensor, voxel_coords: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sparse convolution in plain torch: exact on a CPU, with any number of threads, and differentiable twice.
+"""Sparse convolution and max-pooling in plain torch: exact on a CPU, with any number of threads, differentiable twice.
 
 For every kernel offset the input rows are gathered, multiplied and added to their output rows. The rows of one offset
 are distinct and the offsets follow each other, so that the order of the sums is always the same.
@@ -29,7 +29,8 @@ def sparse_conv(features: Tensor, weight: Tensor, bias: Tensor | None, rulebook:
             :func:`~mmprune3d.ops.sparse_rulebook.strided_rulebook`, or one of them transposed (inverse convolution).
 
     Returns:
-        One row for each output site [M, C_out], in the dtype of `weight`; autocast changes nothing.
+        One row for each output site [M, C_out], in the dtype of `weight`; autocast changes nothing. Sums are in float32
+        or better.
 
     Raises:
         ValueError: When rows, channels or kernel do not belong together.
@@ -42,8 +43,39 @@ def sparse_conv(features: Tensor, weight: Tensor, bias: Tensor | None, rulebook:
             f'other and a rulebook of {wanted[0]} rows and {wanted[1]} kernel offsets'
         )
     with torch.autocast(features.device.type, enabled=False):
-        out = _Convolve.apply(features.to(weight.dtype), kernels, rulebook)
-        return out if bias is None else out + bias
+        # In half precision every kernel offset would round the sum once more.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        out = _Convolve.apply(features.to(weight.dtype).to(dtype), kernels.to(dtype), rulebook)
+        return (out if bias is None else out + bias).to(weight.dtype)
+
+
+def sparse_max_pool(features: Tensor, rulebook: Rulebook) -> Tensor:
+    """The largest feature of the input sites in each output site's window.
+
+    Cells that are not active do not count, as if they were minus infinity, and NaN wins. The gradient goes to the first
+    of the sites that attain the maximum, in the order of the kernel's cells, as in dense max-pooling.
+
+    Args:
+        features: One row for each input site [N, C].
+        rulebook: Gives every output site one input site or more.
+
+    Returns:
+        One row for each output site [M, C].
+    """
+    return features.gather(0, _largest(features.detach(), rulebook))
+
+
+def _largest(features: Tensor, rulebook: Rulebook) -> Tensor:
+    """Rows [M, C] of the input that the largest features are in."""
+    shape = (rulebook.num_out, features.shape[1])
+    best, rows = features.new_zeros(shape), torch.full(shape, -1, device=features.device)
+    for in_rows, out_rows in rulebook.pairs:
+        new, old = features.index_select(0, in_rows), best.index_select(0, out_rows)
+        known = rows.index_select(0, out_rows)
+        better = (known < 0) | (new > old) | (new.isnan() & ~old.isnan())
+        best.index_copy_(0, out_rows, new.where(better, old))
+        rows.index_copy_(0, out_rows, in_rows[:, None].where(better, known))
+    return rows
 
 
 class _Convolve(Function):

@@ -24,7 +24,8 @@ class Voxels(NamedTuple):
 
     def mean(self) -> Tensor:
         """[voxels, features], the mean of every voxel's points."""
-        return self.points.sum(1) / self.counts.to(self.points.dtype).unsqueeze(1)
+        dtype = torch.promote_types(self.points.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+        return (self.points.sum(1, dtype=dtype) / self.counts.to(dtype).unsqueeze(1)).to(self.points.dtype)
 
 
 def voxelize(

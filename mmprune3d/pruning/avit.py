@@ -71,11 +71,14 @@ def ponder_step(spent: Tensor, scores: Tensor | None, eps: float = 0.01) -> tupl
 
 
 def ponder_cost(record: AViTRecord) -> Tensor:
-    """rho = N + r [N] of each token: how many units it went through, and its remainder."""
-    dtype = record.halting_scores[0].dtype
+    """rho = N + r [N] of each token, float32 or better: how many units it went through, and its remainder.
+
+    In half precision a sum over units would be rounded at every step.
+    """
+    dtype = torch.promote_types(record.halting_scores[0].dtype, torch.float32)
     cost = torch.full((len(record.coords),), 2.0, dtype=dtype, device=record.coords.device)  # N = 1, r = 1
     for step, scores in zip(record.steps, record.halting_scores, strict=True):
-        cost = cost.index_add(0, step.rows, step.keep * (1 - scores))
+        cost = cost.index_add(0, step.rows, step.keep * (1 - scores.to(dtype)))
     return cost
 
 
@@ -96,7 +99,8 @@ def depth_prior_loss(record: AViTRecord, depth: float, width: float = 1.0) -> Te
         depth: Centre of g, in units.
         width: Its standard deviation, in units.
     """
-    mean = torch.stack([scores.sum() for scores in record.halting_scores]) / max(len(record.coords), 1)
+    dtype = torch.promote_types(record.halting_scores[0].dtype, torch.float32)
+    mean = torch.stack([scores.sum(dtype=dtype) for scores in record.halting_scores]) / max(len(record.coords), 1)
     share = mean / mean.sum().clamp(min=_TINY)
     unit = torch.arange(1, len(mean) + 1, dtype=mean.dtype, device=mean.device)
     log_prior = (-0.5 * ((unit - depth) / width) ** 2).log_softmax(0)

@@ -39,8 +39,9 @@ def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = '
             official code.
 
     Returns:
-        [B, N_q] in 0..1.
+        [B, N_q] in 0..1, float32 or better: in half precision many queries would be equally sure.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if score == 'none':
         return logits.new_ones(logits.shape[:2])
     reduce = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}[score]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .selection import gather_tokens
+from .selection import gather_tokens, top_indices
 
 BLOCK = 2048
 """Sources whose similarities are in memory at a time."""
@@ -33,7 +33,7 @@ class Matching(NamedTuple):
 
 
 def bipartite_matching(metric: Tensor, r: int) -> Matching:
-    """Finds the r pairs to merge.
+    """Finds the r pairs to merge; of equally similar ones those with the lowest numbers.
 
     Args:
         metric: [B, N, D], what similarity (the cosine) is computed from.
@@ -45,11 +45,12 @@ def bipartite_matching(metric: Tensor, r: int) -> Matching:
     num = metric.shape[1]
     if not 0 <= r <= num // 2:
         raise ValueError(f'ToMe: cannot merge {r} of {num} tokens; valid are 0 to {num // 2}')
-    metric = metric / metric.norm(dim=-1, keepdim=True)
+    # A token of zeros is like no other: without the limit its NaN would be the similarity of all sources.
+    metric = metric / metric.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(metric.dtype).tiny)
     sources, destinations = metric[:, ::2], metric[:, 1::2].transpose(1, 2)
     found = [(block @ destinations).max(-1) for block in sources.split(BLOCK, dim=1)]
     similarity, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    order = similarity.argsort(dim=-1, descending=True)
+    order = top_indices(similarity, similarity.shape[1])
     merge, stay = order[:, :r], order[:, r:]
     return Matching(stay, merge, best.gather(1, merge))
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmprune3d.adapters.channel_groups import find_channel_groups
+from mmprune3d.analysis.flops import count_operations
 from mmprune3d.analysis.fusion_flops import count_costs, gflops_by_part
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.layers.slim import slim_model_
@@ -101,6 +102,11 @@ def test_half_of_the_flops_of_bevfusion_within_one_per_cent():
     fewer = select_channels(scores, groups, ('params', 0.3), Costs.of_parameters(shapes))
     left = sum(p.numel() for p in slimmed(model, groups, fewer.keep).parameters() if p.requires_grad)
     assert 1 - left / sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(fewer.reached)
+
+
+def test_what_bevfusion_runs_without_a_counter():
+    model = build_bevfusion()
+    assert count_operations(lambda: bevfusion_forward(model), {}).unknown == ('aten.linalg_inv_ex',)
 
 
 def test_parts_and_rest_add_up():

@@ -118,3 +118,7 @@ def test_rank_correlation() -> None:
     values = torch.tensor([3.0, 1.0, 2.0, 10.0])
     assert score_statistics.spearman(values, values**3) == pytest.approx(1.0)
     assert score_statistics.spearman(values, -values) == pytest.approx(-1.0)
+    # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4, whichever of the equal ones comes first
+    tied, others = torch.tensor([0.0, 5.0, 5.0, 7.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])
+    assert score_statistics.spearman(tied, others) == pytest.approx(4.5 / (4.5 * 5.0) ** 0.5)
+    assert score_statistics.spearman(tied.flip(0), others.flip(0)) == pytest.approx(4.5 / (4.5 * 5.0) ** 0.5)

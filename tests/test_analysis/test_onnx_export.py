@@ -18,6 +18,7 @@ from torch import nn
 
 from mmprune3d import adapters
 from mmprune3d.analysis.onnx_export import (
+    OPSET,
     HeadShapes,
     PortableHead,
     compare,
@@ -27,7 +28,9 @@ from mmprune3d.analysis.onnx_export import (
     run_export,
 )
 from mmprune3d.analysis.onnx_graph import shapes_of, topk_sizes
+from mmprune3d.ops.attention import fused_attention
 from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.pruning.selection import top_indices
 from tests.test_models.test_petr.small import CAMERAS, HEIGHT, WIDTH, build, detector_config, head_config
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +180,76 @@ def test_shapes_names_and_metadata(pruned: Exported) -> None:
     assert TgGBCPlan.from_dict(stored['mmprune3d.plan']) == TgGBCPlan(r=11, n=2, k=5)
     assert stored['mmprune3d.image_size'] == stored['mmprune3d.canvas'] == [HEIGHT, WIDTH]
     assert str(ROOT).encode() not in pruned.model.SerializeToString()
+
+
+class Choice(nn.Module):
+    """What is chosen of some scores, as a model that can be exported."""
+
+    def __init__(self, choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.choose(*tensors)
+
+
+def in_runtime(module: nn.Module, *tensors: torch.Tensor) -> tuple[onnx.ModelProto, torch.Tensor]:
+    program = torch.onnx.export(module.eval(), tensors, dynamo=True, opset_version=OPSET, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=['CPUExecutionProvider'])
+    feeds = {info.name: tensor.numpy() for info, tensor in zip(session.get_inputs(), tensors, strict=True)}
+    return program.model_proto, torch.from_numpy(session.run(None, feeds)[0])
+
+
+@pytest.mark.parametrize('k', [3, 50, 100])
+def test_the_runtime_takes_the_first_of_equal_scores_too(k: int) -> None:
+    scores = torch.randint(4, (3, 100), generator=torch.Generator().manual_seed(k)).float()
+    model, found = in_runtime(Choice(lambda values: top_indices(values, k)), scores)
+    assert torch.equal(found, top_indices(scores, k))
+    assert [node.op_type for node in model.graph.node].count('TopK') == 1
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 1, 9), (2, 1, 5, 9), (5, 9)], ids=str)
+def test_the_runtime_gives_zero_to_a_query_without_keys(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[..., 0], mask[-1] = True, False
+    query, key, value = (torch.randn(2, 3, num, 4, generator=torch.Generator().manual_seed(num)) for num in (5, 9, 9))
+    inputs = query, key, value, mask
+    expected = fused_attention(*inputs)[0]
+    found = in_runtime(Choice(lambda *args: fused_attention(*args)[0]), *inputs)[1]
+    torch.testing.assert_close(found, expected)
+    assert (found[-1] == 0).any() and (found[0] != 0).any()
+
+
+@pytest.mark.parametrize('plan', [None, TgGBCPlan(r=11, n=2, k=5)], ids=str)
+def test_a_sample_whose_every_key_is_masked(plan: TgGBCPlan | None) -> None:
+    shapes = shapes_for(2)
+    portable = PortableHead(small_head(plan), shapes).eval()
+    portable.mask = torch.zeros(2, CAMERAS, *CELLS, dtype=torch.bool)
+    portable.mask[1] = True
+    made = Exported(portable, shapes, export_head(portable, shapes))
+    inputs = shapes.example(seed=5)
+    with torch.no_grad():
+        expected = portable(*inputs)
+    found = made.run(inputs)
+    for name, tensor in expected.items():
+        assert tensor.isfinite().all()
+        np.testing.assert_allclose(found[name], tensor.numpy(), rtol=0, atol=1e-4)  # ids of keys in the same order
+    compare(made.model, portable, shapes)
+    if plan is not None:
+        assert found['kept_keys_1'][1].tolist() == list(range(KEYS - 4))
+
+
+def test_keys_of_equal_worth_are_kept_alike_and_in_order() -> None:
+    head, shapes = small_head(TgGBCPlan(r=11, n=2, k=5)), shapes_for(1)
+    for layer in head.transformer.decoder.layers:
+        nn.init.zeros_(layer.attentions[1].attn.in_proj_weight[32:64])  # projects all keys to the same
+        nn.init.zeros_(layer.attentions[1].attn.in_proj_bias)
+    portable = PortableHead(head, shapes).eval()
+    made, inputs = Exported(portable, shapes, export_head(portable, shapes, 6)), shapes.example(seed=5)
+    with torch.no_grad():
+        expected = portable(*inputs)
+    for name, kept in (('kept_keys_1', KEYS - 4), ('kept_keys_2', KEYS - 11)):
+        assert expected[name].tolist() == made.run(inputs)[name].tolist() == [list(range(kept))]
 
 
 def test_queries_that_are_gone_are_not_in_the_file() -> None:

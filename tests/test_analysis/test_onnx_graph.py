@@ -65,6 +65,15 @@ def test_parts_find_what_one_topk_finds(k: int, limit: int, parts: list[int], la
     check_static(tidied(model, {}))
 
 
+@pytest.mark.parametrize('largest', [1, 0])
+def test_parts_take_the_first_of_equal_scores_as_one_topk_does(largest: int) -> None:
+    scores = np.random.default_rng(0).integers(0, 3, (SAMPLES, NUM)).astype(np.float32)
+    whole, parts = tidied(topk_model(23, largest), {}), topk_model(23, largest)
+    split_topk(parts, 7)
+    for one, other in zip(run(whole, scores), run(tidied(parts, {}), scores), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_small_topk_stays_whole() -> None:
     model = topk_model(7)
     split_topk(model, 7)

@@ -31,6 +31,12 @@ def test_sigmoid_heads_give_a_result_per_pair_and_samples_are_counted_alone() ->
     assert again.results.tolist() == [6, 3, 3] and again.samples == 3 and again.per_sample == 6
 
 
+@pytest.mark.parametrize('activation', ['sigmoid', 'softmax'])
+def test_of_equal_scores_the_first_queries_are_taken(activation: str) -> None:
+    query, _ = best_pairs(torch.zeros(2, 60, 2), 20, activation)
+    assert query.tolist() == [[i // 2 if activation == 'sigmoid' else i for i in range(20)]] * 2
+
+
 @pytest.mark.parametrize('conditional', [False, True], ids=['softmax', 'sigmoid'])
 @pytest.mark.parametrize('most', [5, 100])
 def test_results_are_those_of_mmdets_heads(conditional: bool, most: int) -> None:

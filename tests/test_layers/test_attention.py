@@ -43,6 +43,38 @@ def test_equals_torch_multihead_attention(attention: PositionalAttention, padded
         torch.testing.assert_close(record.rows(everything), full_map)
 
 
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('how', ['padding', 'attention', 'both'])
+def test_queries_without_any_key_get_zeros_on_both_paths(
+    attention: PositionalAttention, how: str, training: bool
+) -> None:
+    attention.attn.dropout = attention.dropout.p = 0.0
+    attention.train(training)
+    content, padded = tokens(KEYS, 1), padding()
+    forbidden = torch.zeros(B, QUERIES, KEYS, dtype=torch.bool)
+    padded[1] = True
+    forbidden[0, 2] = True
+    keys = Keys(content + tokens(KEYS, 2), content, padded if how != 'attention' else None)
+    keys = keys._replace(attention_mask=forbidden if how != 'padding' else None)
+    query = tokens(QUERIES, 3)
+    output, record = attention(query, keys)
+    expected, full_map = attention.reference(query, keys)
+    torch.testing.assert_close(output, expected)
+    everything = torch.arange(QUERIES).expand(B, -1)
+    torch.testing.assert_close(record.rows(everything), full_map)
+    lost = [(0, 2)] * (how != 'padding') + [(1, i) for i in range(QUERIES)] * (how != 'attention')
+    for sample, place in lost:
+        torch.testing.assert_close(output[sample, place], query[sample, place] + attention.attn.out_proj.bias)
+        assert (full_map[sample, place] == 0).all()
+    gradients = []
+    for result in (output, expected):
+        attention.zero_grad()
+        result.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in attention.parameters()])
+    torch.testing.assert_close(*gradients)
+    assert all(gradient.isfinite().all() for gradient in gradients[0])
+
+
 def test_without_keys_it_is_self_attention(attention: PositionalAttention) -> None:
     query, query_pos = tokens(QUERIES, 3), tokens(QUERIES, 4)
     output, _ = attention(query, None, query_pos)

@@ -230,6 +230,38 @@ def test_too_large_a_k_is_said_once(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    'plan', [TgGBCPlan(r=0.5, n=2, k=4), TgGBCPlan(r=10, n=2, k=4, t=3), TgGBCPlan(r=30, n=2, k=4)]
+)
+@pytest.mark.parametrize('valid', [(40, 0), (0, 33), (0, 0)])
+def test_a_sample_without_any_valid_key_changes_nothing_for_the_others(
+    decoder: PETR3DDecoder, branches: nn.ModuleList, plan: TgGBCPlan, valid: tuple[int, int]
+) -> None:
+    query, keys, query_pos = inputs(2, valid)
+    decoder.key_pruner = pruner = TgGBCKeyPruner(plan, LAYERS, record=True)
+    outputs = decoder(query, keys, query_pos, score_fn=score_by(branches)).queries
+    assert outputs.isfinite().all()
+    together = pruner.kept
+    for sample, count in enumerate(valid):
+        alone = Keys(*(None if part is None else part[sample : sample + 1] for part in keys[:3]))
+        one = slice(sample, sample + 1)
+        found = decoder(query[one], alone, query_pos[one], score_fn=score_by(branches)).queries
+        torch.testing.assert_close(outputs[:, one], found)
+        if count:
+            for both, own in zip(together, pruner.kept, strict=True):
+                assert set(both[sample].tolist()) - {-1} == set(own[0].tolist()) - {-1}
+
+
+@torch.no_grad()
+def test_padded_keys_are_dropped_from_the_back(decoder: PETR3DDecoder, branches: nn.ModuleList) -> None:
+    """They are all worth the same, so that the first ones stay."""
+    query, keys, query_pos = inputs(2, (0, 40))
+    decoder.key_pruner = pruner = TgGBCKeyPruner(TgGBCPlan(r=12, n=1, k=4), LAYERS, record=True)
+    decoder(query, keys, query_pos, score_fn=score_by(branches))
+    assert pruner.kept[1][0].tolist() == list(range(KEYS - 12))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_half_precision_keeps_what_float32_would(
@@ -240,10 +272,10 @@ def test_half_precision_keeps_what_float32_would(
 
     def expect(layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: object) -> None:
         confidence = branches[layer](query).float().max(-1).values.sigmoid()
-        best = confidence.topk(4, dim=1)
+        best = confidence.sort(dim=1, descending=True, stable=True)  # half precision has ties
         attention = full_map(record.query, record.key, record.padding_mask[:, None])[0]
-        rows = torch.stack([attention[b, best.indices[b]] for b in range(2)])
-        weighed = torch.einsum('bk,bkn->bn', best.values.double(), rows).float()
+        rows = torch.stack([attention[b, best.indices[b, :4]] for b in range(2)])
+        weighed = torch.einsum('bk,bkn->bn', best.values[:, :4].double(), rows).float()
         importance.append(weighed.masked_fill(record.padding_mask, REMOVED_FIRST))
 
     plan = TgGBCPlan(r=28, n=2, k=4)

@@ -84,6 +84,19 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros() -> None:
     assert all(tensor.grad.isfinite().all() for tensor in tensors)
 
 
+@pytest.mark.parametrize('dropout', [0.0, 0.1])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sample_without_keys_gets_exactly_zero_in_every_precision(dtype: torch.dtype, dropout: float) -> None:
+    mask = mask_of(MASKS['padding'])
+    mask[1] = False
+    tensors = inputs(dtype)
+    output, _ = fused_attention(*tensors, mask, dropout)
+    assert (output[1] == 0).all() and (output[0] != 0).any()
+    output.float().square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in tensors)
+    assert all((tensor.grad[1] == 0).all() for tensor in tensors)
+
+
 def test_with_dropout_there_are_no_sums() -> None:
     tensors = inputs()
     torch.manual_seed(5)

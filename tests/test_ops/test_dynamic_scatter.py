@@ -86,3 +86,16 @@ def test_every_point_finds_its_voxel_again(seed: int) -> None:
     inside = (coords >= 0).all(dim=1)
     assert torch.equal(cells[rows[inside]], coords[inside])
     assert rows.min() >= 0 and rows.max() < len(cells)
+
+
+@pytest.mark.parametrize(('dtype', 'count', 'value'), [(torch.bfloat16, 301, 3.0), (torch.float16, 5000, 100.0)])
+@pytest.mark.parametrize('channels', [1, 4])
+def test_half_precision_neither_miscounts_nor_overflows(
+    dtype: torch.dtype, count: int, value: float, channels: int
+) -> None:
+    features, coords = torch.full((count, channels), value, dtype=dtype), torch.zeros(count, 3, dtype=torch.int32)
+    mean, _ = dynamic_scatter(features, coords, 'mean')
+    assert mean.dtype == dtype and mean.tolist() == [[value] * channels]
+    ones = torch.ones(count, channels, dtype=dtype)
+    total, _ = dynamic_scatter(ones, coords, 'sum')
+    assert torch.equal(total, torch.full((1, channels), float(count)).to(dtype))

@@ -73,3 +73,11 @@ def test_bad_settings() -> None:
         BEVFusion3DVoxelization(RANGE[:3], SIZE)
     with pytest.raises(ValueError, match='list of tensors'):
         BEVFusion3DVoxelization(RANGE, SIZE)(cloud(3))
+
+
+def test_the_mean_of_many_points_in_half_precision() -> None:
+    """bfloat16 has no number between 300 and 302."""
+    points = torch.full((301, 5), 0.25).bfloat16()
+    voxels = voxelize(points, RANGE[:3], SIZE, GRID, -1, -1)
+    assert voxels.counts.tolist() == [301]
+    assert voxels.mean().tolist() == [[0.25] * 5]

@@ -61,6 +61,30 @@ def test_equals_a_loop_over_tokens(shift: float, eps: float) -> None:
     assert float(ponder_loss(record)) == pytest.approx(sum(n + r for n, r, _ in expected) / TOKENS, rel=1e-12)
 
 
+def test_half_precision_scores_are_added_up_exactly() -> None:
+    """Autocast gives scores of 16 bits; a sum that is rounded at every unit would lose what is below 1 / 64."""
+    units, scores = 10, torch.full((9, 3), 0.001953125).bfloat16()  # a number of bfloat16: 2^-9
+    rows = torch.arange(3)
+    steps = tuple(HaltingStep(2 * u + 2, rows, torch.ones(3), torch.ones(3, dtype=torch.bool)) for u in range(9))
+    record = AViTRecord(steps, torch.zeros(3, 4, dtype=torch.int64), 1, 2 * units, tuple(scores))
+    assert ponder_cost(record).tolist() == [2 + 9 * (1 - 2**-9)] * 3
+    assert ponder_cost(record).dtype == torch.float32
+
+
+def test_prior_counts_beyond_what_half_precision_can() -> None:
+    """Sums 700 and 300 of 1000 scores each; bfloat16 knows neither 700 / 1000 nor their ratio."""
+    rows, keep = torch.arange(1001), torch.ones(1001, dtype=torch.bool)
+    first, second = (torch.zeros(1001, dtype=torch.bfloat16) for _ in range(2))
+    first[:701], second[:301] = 1, 1
+    steps = tuple(HaltingStep(2 * u + 2, rows, torch.ones(1001), keep) for u in range(2))
+    coords = torch.zeros(1001, 4, dtype=torch.int64)
+    found, wanted = (
+        depth_prior_loss(AViTRecord(steps, coords, 1, 6, scores), 1.5)
+        for scores in ((first, second), (first.double(), second.double()))
+    )
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
 def test_weights_add_up_to_one_and_costs_have_their_bounds() -> None:
     record, weights = run(table())
     torch.testing.assert_close(weights.sum(0), torch.ones(TOKENS, dtype=torch.float64))

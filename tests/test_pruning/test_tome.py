@@ -47,6 +47,24 @@ def test_merging_twice_equals_the_slow_obvious_way(num: int) -> None:
         torch.testing.assert_close((found * size).sum(1), tokens.sum(1))
 
 
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_of_equally_similar_pairs_the_first_ones_merge(value: float) -> None:
+    """Also where all tokens are zeros, which have no direction."""
+    matching = bipartite_matching(torch.full((2, 100, 4), value), 20)
+    assert matching.merge.tolist() == [list(range(20))] * 2
+    assert matching.stay.tolist() == [list(range(20, 50))] * 2
+    assert (matching.into == 0).all()
+
+
+def test_a_token_of_zeros_changes_nothing_for_the_others() -> None:
+    metric = random(1, 40, 5)
+    metric[:, 7] = 0
+    matching, others = bipartite_matching(metric, 6), metric.clone()
+    others[:, 7] = -metric[:, ::2].mean(1)  # like hardly any
+    assert torch.equal(matching.merge, bipartite_matching(others, 6).merge)
+    assert not (matching.into == 3).any()
+
+
 def test_merging_nothing_changes_the_order_only() -> None:
     tokens = random(2, 7, 3)
     merged, size = merge_tokens(tokens, bipartite_matching(tokens, 0))

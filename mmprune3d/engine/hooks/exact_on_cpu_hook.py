@@ -19,7 +19,7 @@ class ExactOnCPUHook(Hook):
     stay as they are.
 
     Raises:
-        ValueError: If the detector has nothing of that kind.
+        ValueError: If the detector has nothing of that kind, or layers of spconv without an exact version.
     """
 
     priority = 'VERY_HIGH'

@@ -18,6 +18,8 @@ from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmprune3d.pruning.selection import top_indices
+
 from . import transfusion_nms as nms
 from .transfusion_losses import CODE_PARTS, heatmap_loss, layer_losses
 from .transfusion_targets import TargetMaker, Targets
@@ -230,7 +232,7 @@ class BEVFusion3DTransFusionHead(nn.Module):
         """Cells and classes [B, num_proposals] of the best peaks, and all classes' peaks at these cells."""
         heatmap = nms.peaks(dense_logits.float().sigmoid(), self.nms_kernel_size, self.test_cfg.get('dataset'))
         heatmap = heatmap.flatten(2)
-        best = heatmap.flatten(1).topk(self.num_proposals).indices
+        best = top_indices(heatmap.flatten(1), self.num_proposals)
         index, labels = best % heatmap.shape[2], best // heatmap.shape[2]
         return index, labels, heatmap.gather(2, index[:, None].expand(-1, self.num_classes, -1))
 

@@ -27,6 +27,8 @@ import torch
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
+from mmprune3d.pruning.selection import top_indices
+
 
 @dataclass(frozen=True)
 class CodeLayout:
@@ -132,7 +134,9 @@ class PETR3DBoxCoder:
         Returns:
             Boxes [n, 7 or 9] with z at the centre, scores [n] in 0..1, labels [n] int64.
         """
-        scores, index = logits.float().sigmoid().flatten().topk(min(self.max_num, logits.numel()))
+        scores = logits.float().sigmoid().flatten()
+        index = top_indices(scores, min(self.max_num, logits.numel()))
+        scores = scores[index]
         query = torch.div(index, self.num_classes, rounding_mode='floor')
         boxes = decode_boxes(codes.float()[query], self.convention)
         keep = self._above_threshold(scores)

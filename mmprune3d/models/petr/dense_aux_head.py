@@ -145,8 +145,8 @@ class PETR3DDenseAuxHead(BaseModule):
     def targets(self, batch_data_samples: Sequence[Any], num_cameras: int, cells: tuple[int, int]) -> DenseTargets:
         """Targets of a batch, computed on the CPU (a few dozen boxes).
 
-        Of several objects whose centres fall into one cell, the nearest wins. Objects behind a camera or outside its
-        image do not count.
+        Of several objects whose centres fall into one cell, the nearest wins, of equally near ones the first. Objects
+        behind a camera or outside its image do not count.
         """
         labels = torch.full((len(batch_data_samples) * num_cameras, *cells), self.num_classes)
         values = torch.zeros(*labels.shape, sum(PARTS.values()))
@@ -176,7 +176,7 @@ class PETR3DDenseAuxHead(BaseModule):
         position = seen.pixel * torch.tensor((width / canvas[1], height / canvas[0]))
         inside = (seen.pixel >= 0).all(1) & (seen.pixel[:, 0] < shape[1]) & (seen.pixel[:, 1] < shape[0])
         visible = inside & (seen.depth > 0.5)
-        for box in seen.depth.argsort(descending=True).tolist():  # the nearest one writes last
+        for box in reversed(seen.depth.argsort(stable=True).tolist()):  # the nearest one writes last
             if visible[box]:
                 column, row = position[box].floor().long().tolist()
                 labels[row, column] = classes[box]

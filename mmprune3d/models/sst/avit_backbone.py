@@ -26,6 +26,11 @@ LAYERS_PER_UNIT = {'block': 2, 'layer': 1}
 OUTPUTS = ('mean', 'hard')
 
 
+def at_least_float32(values: Tensor) -> torch.dtype:
+    """What sums over units are kept in."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
 class AViTGate(nn.Module):
     """Halting scores h = sigmoid(gamma w f + beta) of tokens; w is learned, f are their first features.
 
@@ -44,8 +49,13 @@ class AViTGate(nn.Module):
         nn.init.normal_(self.weight, std=channels**-0.5)
 
     def forward(self, feats: Tensor) -> Tensor:
-        """[K] from tokens [K, C]. As a sum of products: autocast would round a matrix product to 16 bits."""
-        return (self.gamma * (feats[:, : len(self.weight)] * self.weight).sum(1) + self.beta).sigmoid()
+        """[K], float32 or better, from tokens [K, C].
+
+        As a sum of products: autocast would round a matrix product to 16 bits. Scores are added up and compared with 1,
+        near which bfloat16 has steps of 0.004.
+        """
+        read = feats[:, : len(self.weight)].to(at_least_float32(feats))
+        return (self.gamma * (read * self.weight).sum(1) + self.beta).sigmoid()
 
 
 @MODELS.register_module()
@@ -146,7 +156,8 @@ class AViTSST(SSTBackbone):
         """Every token through every unit; halted ones weigh nothing as keys."""
         feats, plans = self.embed(tokens), self.plan(tokens)
         alive = torch.ones(len(feats), dtype=torch.bool, device=feats.device)
-        spent, result, steps, all_scores, weights = feats.new_zeros(len(feats)), 0, [], [], None
+        spent, result = feats.new_zeros(len(feats), dtype=at_least_float32(feats)), 0
+        steps, all_scores, weights = [], [], None
         for unit in range(self.num_units):
             feats = self._run(unit, feats, tokens, plans, weights)
             part, spent, keep, scores = self._decide(unit, feats, spent)
@@ -157,13 +168,14 @@ class AViTSST(SSTBackbone):
                 all_scores.append(scores[rows])
                 alive = alive & keep
                 weights = alive.to(feats)
-        return result, steps, all_scores
+        return result.to(feats.dtype), steps, all_scores
 
     def _sparse(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], list[Tensor]]:
         """Only what is left through each unit; the sum of what tokens leave on the map goes along."""
         feats, plans, left = self.embed(tokens), None, tokens
         rows = torch.arange(len(feats), device=feats.device)
-        spent, result, steps, all_scores = feats.new_zeros(len(feats)), None, [], []
+        spent, result = feats.new_zeros(len(feats), dtype=at_least_float32(feats)), None
+        steps, all_scores = [], []
         for unit in range(self.num_units):
             if len(rows):
                 plans = self.plan(left) if plans is None else plans
@@ -176,7 +188,7 @@ class AViTSST(SSTBackbone):
                 stay = keep.nonzero().squeeze(1)
                 if len(stay) < len(rows):
                     rows, feats, spent, left, plans = rows[stay], feats[stay], spent[stay], left.select(stay), None
-        return result, steps, all_scores
+        return result.to(feats.dtype), steps, all_scores
 
     def _run(
         self,
@@ -200,7 +212,7 @@ class AViTSST(SSTBackbone):
         scores = self.halting[unit](feats) if unit < len(self.halting) else None
         share, spent, keep = ponder_step(spent, scores, self.eps)
         share = share if self.output == 'mean' else ~keep
-        return share.to(feats)[:, None] * feats, spent, keep, scores
+        return share.to(spent)[:, None] * feats, spent, keep, scores
 
     def _step(self, unit: int, rows: Tensor, spent: Tensor, keep: Tensor) -> HaltingStep:
         return HaltingStep((unit + 1) * LAYERS_PER_UNIT[self.granularity], rows, (1 - spent).clamp(min=0), keep)

@@ -113,6 +113,17 @@ def test_a_query_starts_where_the_heatmap_peaks() -> None:
     torch.testing.assert_close(box[:2], torch.tensor([RANGE[0] + 3.5 * STRIDE, RANGE[1] + 15.5 * STRIDE]))
 
 
+def test_of_equal_cells_the_first_become_queries() -> None:
+    head = small().eval()
+    torch.nn.init.zeros_(head.heatmap_head[-1].weight)
+    torch.nn.init.zeros_(head.heatmap_head[-1].bias)
+    head.nms_kernel_size = 1
+    outputs = head(torch.randn(2, CHANNELS, *GRID, generator=torch.Generator().manual_seed(0)))[0][0]
+    assert (outputs['query_labels'] == 0).all()
+    index, labels, _ = head._propose(torch.zeros(2, 3, *GRID))
+    assert index.tolist() == [list(range(PROPOSALS))] * 2 and (labels == 0).all()
+
+
 def test_predictions_come_back_as_targets() -> None:
     """Objects that equal the detections are matched with the proposals they came from, overlap 1, regression loss 0."""
     head = small().eval()

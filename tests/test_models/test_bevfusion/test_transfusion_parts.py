@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
+from mmcv.ops import nms, nms_rotated
 from mmdet3d.models.layers import circle_nms
 from mmdet3d.models.utils import draw_heatmap_gaussian
 from mmdet3d.models.utils import gaussian_radius as slow_radius
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from mmprune3d.models.bevfusion import BEVFusion3DBoxCoder
 from mmprune3d.models.bevfusion.heatmap_targets import gaussian_radius, heatmap_targets
-from mmprune3d.models.bevfusion.transfusion_nms import peaks, suppress
+from mmprune3d.models.bevfusion.transfusion_nms import RADIUS, peaks, suppress
 from mmprune3d.ops.rotated_iou import bev_intersection
 
 ORIGIN, CELL = (-8.0, -5.0), (0.5, 0.8)
@@ -137,7 +139,7 @@ def detections(number: int, seed: int, extent: float) -> tuple[Tensor, Tensor, T
 def test_circle_suppression_is_that_of_mmdet3d(dataset: str, limits: dict, number: int, extent: float) -> None:
     boxes, scores, labels = detections(number, 0, extent)
     expected = torch.ones(number, dtype=torch.bool)
-    for label, limit in limits.items():  # without the compiler, which takes 20 seconds
+    for label, limit in limits.items():
         members = (labels == label).nonzero().flatten()
         kept = circle_nms.py_func(torch.cat((boxes[members, :2], scores[members, None]), 1).numpy(), limit)
         expected[members] = False
@@ -145,6 +147,43 @@ def test_circle_suppression_is_that_of_mmdet3d(dataset: str, limits: dict, numbe
     found = suppress(boxes, scores, labels, {'nms_type': 'circle', 'dataset': dataset})
     assert torch.equal(found, expected)
     assert bool(found.all()) == (number <= 1)
+
+
+@pytest.mark.parametrize('levels', [1, 3])
+def test_equal_scores_in_circle_suppression_are_taken_as_mmdet3d_takes_them(levels: int) -> None:
+    """Its compiled sort is not that of numpy, and neither is stable."""
+    boxes, _, _ = detections(120, 3, 4.0)
+    scores = torch.randint(levels, (120,), generator=torch.Generator().manual_seed(0)) / 4 + 0.25
+    kept = circle_nms(torch.cat((boxes[:, :2], scores[:, None]), 1).numpy(), 0.7)
+    found = suppress(boxes, scores, torch.zeros(120, dtype=torch.int64), {'nms_type': 'circle', 'dataset': 'Waymo'})
+    assert found.nonzero().flatten().tolist() == sorted(map(int, kept))
+    assert 1 < len(kept) < 83
+
+
+def test_equal_scores_in_rotated_suppression_leave_the_first() -> None:
+    boxes = detections(60, 3, 2.0)[0][:20].repeat(3, 1)  # everything three times
+    labels = torch.full((60,), 8)
+    found = suppress(boxes, torch.full((60,), 0.5), labels, {'nms_type': 'rotate', 'dataset': 'nuScenes'})
+    shared, areas = bev_intersection(boxes, boxes), boxes[:, 3:5].prod(1)
+    iou, expected = shared / (areas[:, None] + areas - shared), []
+    for i in range(60):
+        if all(iou[i, j] < 0.175 for j in expected):
+            expected.append(i)
+    assert found.nonzero().flatten().tolist() == expected
+    assert len(expected) > 1 and max(expected) < 20
+
+
+@pytest.mark.parametrize(('limit', 'rotated', 'plain'), [(0.5, [0], [0, 1]), (0.501, [0, 1], [0, 1])])
+def test_an_overlap_of_exactly_the_limit(limit: float, rotated: list[int], plain: list[int]) -> None:
+    """mmcv 2.1.0 on a CPU: ``nms_rotated`` suppresses at equality, ``nms`` does not; ours follows the former."""
+    boxes = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0], [1.0, 0, 0, 2, 2, 1, 0]])  # the second is half of the first
+    scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
+    assert nms_rotated(boxes[:, [0, 1, 3, 4, 6]], scores, limit)[1].tolist() == rotated
+    corners = torch.cat((boxes[:, :2] - boxes[:, 3:5] / 2, boxes[:, :2] + boxes[:, 3:5] / 2), 1)
+    assert nms(corners, scores, limit)[1].tolist() == plain
+    with patch.dict(RADIUS, {'Waymo': {0: limit}}):
+        found = suppress(boxes, scores, labels, {'nms_type': 'rotate', 'dataset': 'Waymo'})
+    assert found.nonzero().flatten().tolist() == rotated
 
 
 @pytest.mark.parametrize('number', [0, 1, 150])

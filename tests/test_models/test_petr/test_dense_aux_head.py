@@ -60,6 +60,12 @@ def test_the_nearest_box_of_a_cell_wins_and_hidden_ones_do_not_count() -> None:
         assert targets.labels[targets.labels < 4].tolist() == [0]
 
 
+def test_of_equally_near_boxes_the_first_wins() -> None:
+    made = sample_with([[9.0, 0, -1, 4, 2, 1, 0, 0, 0]] * 20, [3, *[1] * 19])
+    targets = head().targets([made], CAMERAS, CELLS)
+    assert targets.labels[targets.labels < 4].tolist() == [3]
+
+
 def test_targets_of_a_batch_are_per_sample() -> None:
     samples = [sample_with([], []), sample_with([[10.0, 0, -0.5, 4, 2, 1, 0, 0, 0]], [3])]
     targets = head().targets(samples, CAMERAS, CELLS)

@@ -61,6 +61,16 @@ def test_coder_takes_the_best_pairs_of_query_and_class() -> None:
     assert len(everything[0]) == 4
 
 
+def test_of_equal_scores_the_coder_takes_the_first_pairs() -> None:
+    codes = encode_boxes(random_boxes(50))
+    coder = PETR3DBoxCoder(PC_RANGE, max_num=7, num_classes=2)
+    logits = torch.full((50, 2), 30.0)  # saturated: all scores are 1
+    boxes, scores, labels = coder.decode(logits, codes)
+    assert scores.tolist() == [1.0] * 7
+    assert labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    torch.testing.assert_close(boxes, decode_boxes(codes[[0, 0, 1, 1, 2, 2, 3]]))
+
+
 def test_coder_drops_far_and_unlikely_boxes() -> None:
     boxes = random_boxes(3)
     boxes[:, :3] = torch.tensor([[10.0, 0, 0], [10.1, 0, 0], [0, 0, 0]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprune3d.models.sst.avit_backbone import AViTSST
+from mmprune3d.models.sst.avit_backbone import AViTGate, AViTSST
 from mmprune3d.models.sst.backbone import SSTBackbone
 from mmprune3d.models.sst.input_layer import WindowedTokens
 from mmprune3d.pruning.avit import depth_prior_loss, ponder_loss
@@ -77,6 +77,22 @@ def test_both_paths_agree_with_their_gradients(options: dict, dtype: torch.dtype
         assert a is not None and a.isfinite().all(), name
         b = torch.zeros_like(a) if b is None else b  # where the tokens that are left are alone in their windows
         assert (a - b).abs().max() <= 10 * tolerance * max(float(a.abs().max()), 1e-2), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('path', ['edf', 'sparse'])
+def test_scores_and_maps_are_added_up_in_float32_whatever_the_tokens_are(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = AViTGate(4, 5.0, -2.0).bfloat16()
+    assert gate(torch.randn(3, 6).bfloat16()).dtype == torch.float32
+    model, given, decided = backbone(torch.float32), tokens(torch.float32), []
+    decide = AViTSST._decide
+    monkeypatch.setattr(AViTSST, '_decide', lambda *args: decided.append(decide(*args)) or decided[-1])
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        (bev,), _ = model.forward_with_record(given, path)
+    assert bev.dtype == torch.bfloat16
+    assert {values.dtype for part, spent, _, _ in decided for values in (part, spent)} == {torch.float32}
 
 
 def restated(model: AViTSST, given: WindowedTokens) -> tuple[Tensor, list[int], list[list[float]]]:

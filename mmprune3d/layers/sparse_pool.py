@@ -1,0 +1,61 @@
+"""What is laid over spconv's pooling layers, see :mod:`mmprune3d.layers.sparse_conv`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprune3d.ops.sparse_conv import sparse_max_pool
+from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
+
+from .sparse_sites import Sites
+
+
+class ExactMaxPool:
+    """spconv's ``SparseMaxPool``, computed by spconv on a GPU and exactly, in plain torch, elsewhere."""
+
+    def forward(self, input: Any) -> Any:
+        """The largest feature of the active sites in each window, of a ``SparseConvTensor``."""
+        if input.features.is_cuda:
+            return super().forward(input)
+        if input.is_quantized:
+            raise NotImplementedError('int8 of spconv runs on a GPU only')
+        key, known = self.indice_key, input.indice_dict
+        if key is not None and key in known:
+            raise ValueError(
+                f'indice_key {key!r} of a {type(self).__name__} exists already; a pool needs one of its own'
+            )
+        sites = self._pooled_sites(input)
+        output = input.replace_feature(sparse_max_pool(input.features, sites.rulebook))
+        output.indices, output.spatial_shape = sites.out_indices, sites.out_shape
+        output.indice_dict = known if key is None else {**known, key: sites}
+        return output
+
+    def _pooled_sites(self, input: Any) -> Sites:
+        shape, geometry = input.spatial_shape, (self.kernel_size, self.dilation)
+        where = (input.indices, shape, input.batch_size)
+        if self.subm:
+            book = submanifold_rulebook(*where, *geometry)
+            return Sites(book, *geometry, input.indices, shape, input.indices, shape)
+        book, *out = strided_rulebook(*where, self.kernel_size, self.stride, self.padding, self.dilation)
+        return Sites(book, *geometry, input.indices, shape, *out)
+
+
+class ExactGlobalMaxPool:
+    """spconv's ``SparseGlobalMaxPool``, which has no CPU version."""
+
+    def forward(self, input: Any) -> Tensor:
+        """The largest features [B, C] of each sample.
+
+        Raises:
+            ValueError: For a sample without sites, which has none.
+        """
+        if input.features.is_cuda:
+            return super().forward(input)
+        samples = input.indices[:, 0].long()
+        empty = (torch.bincount(samples, minlength=input.batch_size) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f'samples {empty} have no active sites, so that there is no largest feature of theirs')
+        return torch.stack([input.features[samples == i].max(0).values for i in range(input.batch_size)])

@@ -1,0 +1,47 @@
+"""The sites that a sparse layer of :mod:`mmprune3d.layers.sparse_conv` goes from and leads to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmprune3d.ops.sparse_rulebook import Rulebook
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What layers with one ``indice_key`` share: a rulebook and the sites on both sides of it.
+
+    Attributes:
+        rulebook: Which rows meet.
+        kernel: Kernel size of each axis.
+        dilation: Distance of neighbouring kernel cells of each axis.
+        indices: [N, 1 + D], sites of the input.
+        shape: Cells of the input grid.
+        out_indices: [M, 1 + D], sites of the output; the tensor `indices` itself for a submanifold layer.
+        out_shape: Cells of the output grid.
+    """
+
+    rulebook: Rulebook
+    kernel: list[int]
+    dilation: list[int]
+    indices: Tensor
+    shape: list[int]
+    out_indices: Tensor
+    out_shape: list[int]
+
+    @property
+    def submanifold(self) -> bool:
+        """Whether the output has the sites of the input."""
+        return self.out_indices is self.indices
+
+    def starts_at(self, indices: Tensor, shape: list[int]) -> bool:
+        """Whether the input has these sites in a grid of this shape."""
+        return shape == self.shape and (indices is self.indices or torch.equal(indices, self.indices))
+
+    def inverse(self) -> Sites:
+        """The way back, of an inverse convolution."""
+        book, there, back = self.rulebook.transposed(), (self.indices, self.shape), (self.out_indices, self.out_shape)
+        return Sites(book, self.kernel, self.dilation, *back, *there)
