@@ -84,7 +84,7 @@ class FusionPruning(PlanWithFineTuning):
     def _weights(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
         tuned = self._tuned(config, checkpoint, out)
         tuned.pruning = self.settings(config)
-        AlterMOMARunner.from_cfg(tuned).train()
+        self.train(tuned, AlterMOMARunner)
         keep = json.loads((out / 'finetune' / LOOP_REPORT).read_text())
         upgraded = upgraded_config(config, None)
         for name in ('runner_type', 'pruning'):
@@ -101,7 +101,7 @@ class FusionPruning(PlanWithFineTuning):
             slim(config, checkpoint, ChannelSettings.from_dict(self.settings(config))).write(folder)
         keep = json.loads((folder / REPORT).read_text())
         tuned = self._tuned(slim_config(config, str(folder / STRUCTURE)), folder / 'slim.pth', out)
-        Runner.from_cfg(tuned).train()
+        self.train(tuned)
         (out / STRUCTURE).write_bytes((folder / STRUCTURE).read_bytes())
         upgraded = slim_config(config, str(out / STRUCTURE))
         return Pruned(upgraded, self._trained(out), keep, slim_table(keep))

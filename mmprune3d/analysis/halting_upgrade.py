@@ -74,7 +74,7 @@ class HaltingUpgrade(PlanWithFineTuning):
             ValueError: If the plan does not fit.
         """
         halting = self.config(config)
-        Runner.from_cfg(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor)).train()
+        self.train(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor))
         last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
         data = torch.load(last, map_location='cpu', weights_only=True)
         made = {name: value for name, value in data.items() if name not in TRAINING_STATE}
