@@ -8,6 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tqdm import tqdm
 
+from .baseline import UnchangedHook, check_hooks
+
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
 """Detection score and its parts, as the nuScenes evaluation names them (errors: m, 1 - IoU, rad, m/s, 1 - accuracy)."""
 
@@ -66,10 +68,15 @@ def evaluate(runner: Runner, title: str, leave: bool = True) -> dict[str, float]
 
     Returns:
         All metrics, under the evaluator's full names.
+
+    Raises:
+        ValueError: Before the first batch, if a hook of the runner prunes; what is measured is pruned by who measures.
     """
-    bar = ProgressBarHook(title, leave)
-    runner.register_hook(bar, priority='LOWEST')
+    check_hooks(runner)
+    added = [ProgressBarHook(title, leave), UnchangedHook(runner.model)]
+    for hook in added:
+        runner.register_hook(hook, priority='LOWEST')
     try:
         return runner.test()
     finally:
-        runner.hooks.remove(bar)
+        runner.hooks[:] = [hook for hook in runner.hooks if hook not in added]

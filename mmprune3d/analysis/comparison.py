@@ -20,6 +20,7 @@ from mmprune3d.visualization.upgrade import draw_upgrade
 
 from . import report as reports
 from .accuracy import evaluate, evenly_spaced, summarize
+from .baseline import check_baseline
 from .flops import count_flops
 from .latency import StageTimer, medians
 from .memory import peak_memory
@@ -58,6 +59,7 @@ class Comparison:
     """
 
     def __init__(self, runner: Runner, upgraded: Variant, timed: int = 8, repeats: int = 3) -> None:
+        check_baseline(runner)
         runner.load_or_resume()
         self.runner = runner
         self.repeats = repeats

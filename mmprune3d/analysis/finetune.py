@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
-from mmprune3d.config_types import dotted, is_a, only
+from mmprune3d.config_types import dotted, is_a, only, writable
 from mmprune3d.engine.hooks import GPQHook
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
@@ -117,7 +117,7 @@ def finetuning(
     config.resume = (work_dir / 'last_checkpoint').is_file()
     # with load_from, mmengine would resume from that instead of the last checkpoint
     config.load_from = None if config.resume else str(checkpoint)
-    return config
+    return writable(config)  # the runner writes it into its folder
 
 
 class WarmUpCheckHook(Hook):

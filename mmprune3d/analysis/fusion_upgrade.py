@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.config_types import without
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
@@ -89,7 +92,7 @@ class FusionPruning(PlanWithFineTuning):
         upgraded = upgraded_config(config, None)
         for name in ('runner_type', 'pruning'):
             upgraded.pop(name, None)
-        hooks = [hook for hook in upgraded.get('custom_hooks') or [] if hook['type'] != 'MaskHook']
+        hooks = without(upgraded.get('custom_hooks'), MaskHook, HOOKS)
         upgraded.custom_hooks = [*hooks, dict(type='MaskHook')]  # the masks are in the checkpoint
         return Pruned(upgraded, self._trained(out), keep, keep_table(keep))
 

@@ -5,9 +5,9 @@ or neither (factors, ratios, names). Another length stretches all counts alike, 
 learning rate scales the rates of learning rate schedulers, not those of momentum. The curve is then the old one,
 stretched and scaled. `SCHEDULERS` is the table, with every scheduler of mmengine 0.10 and mmdet's quadratic warm-up.
 
-Counts of epochs that do not come out even are parts of an epoch: mmengine converts them to iterations
-(``convert_to_iter_based``), which it can where a scheduler is smooth. Steps between two epochs become schedulers that
-multiply once. Where neither is possible (restarts, plateaus, exponential decay per epoch) counts are rounded.
+A value per epoch becomes one per iteration where a training gets shorter, and counts of epochs that do not come out
+even are parts of an epoch: mmengine converts them (``convert_to_iter_based``) if a scheduler is smooth. Steps between
+two epochs become schedulers that multiply once. Where neither is possible (restarts, plateaus, exponential decay per epoch) counts are rounded.
 """
 
 from __future__ import annotations
@@ -99,15 +99,14 @@ def _plateau(entry: Entry, to: Stretch) -> list[Entry]:
 
 
 def _smooth(entry: Entry, to: Stretch) -> list[Entry]:
-    """Ranges; where epochs do not come out even, or are too few to show a curve, iterations are counted instead."""
+    """Ranges; where epochs do not come out even, or fewer of them show the curve, iterations are counted instead."""
     names = ('begin', 'end', 'T_max')
     if not entry.get('by_epoch', True):
         return [_rounded(entry, names, to)]
     counts = _stretched(entry, names, to)
     if 'T_max' in counts and counts['T_max'].denominator != 1 and _overruns(entry, to):
         counts['T_max'] = Fraction(_at_least_one([round(counts['T_max'])], entry, 'T_max', to)[0])
-    few = counts.get('end', to.epochs) - counts.get('begin', 0) < SHORTEST
-    if few or any(value.denominator != 1 for value in counts.values()):
+    if to.ratio < 1 or any(value.denominator != 1 for value in counts.values()):
         entry = {**entry, 'convert_to_iter_based': True}
     return [{**entry, **{name: _number(value) for name, value in counts.items()}}]
 

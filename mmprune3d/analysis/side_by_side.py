@@ -18,6 +18,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from . import report as reports
 from .accuracy import evaluate, evenly_spaced, summarize
+from .baseline import check_baseline
 from .latency import StageTimer, medians
 
 THRESHOLD = 0.3
@@ -35,6 +36,7 @@ class SideBySide:
     """
 
     def __init__(self, runner: Runner, upgraded: nn.Module, timed: int = 8, repeats: int = 3) -> None:
+        check_baseline(runner)
         runner.load_or_resume()
         self.runner, self.repeats = runner, repeats
         self.batches = list(islice(runner.test_dataloader, timed))

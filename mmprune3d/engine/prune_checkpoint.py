@@ -49,7 +49,7 @@ def prune_checkpoint(
         raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='AlterMOMARunner'")
     known = {name: value for name, value in (cfg.get('pruning') or {}).items() if name not in OF_TRAININGS}
     chosen = PruningSettings.from_dict({**known, **settings})
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
     earlier = _masks_of(load_checkpoint(model, str(checkpoint), map_location='cpu'))
     fusion, plan = chosen.fusion_map(model), chosen.plan

@@ -13,6 +13,7 @@ import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
+from mmprune3d.config_types import is_a
 from mmprune3d.layers import halting as _registered  # noqa: F401  (the modules that configs name)
 from mmprune3d.pruning.halting import (
     HaltingRecord,
@@ -62,7 +63,7 @@ class HaltingGate(nn.Module):
         check_halting_rule(threshold, tuple(bounds))
         self.block, self.threshold, self.bounds, self.relative = block, threshold, tuple(bounds), relative
         module = dict(module)
-        if module.get('type') == 'HaltingUNet':
+        if is_a(module, 'HaltingUNet', MODELS):
             module.setdefault('token_channels', embed_dims)
         self.scorer = MODELS.build(module)
         self.fuse = nn.Linear(self.scorer.latent_channels, embed_dims) if fuse and self.scorer.latent_channels else None
