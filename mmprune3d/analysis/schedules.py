@@ -7,7 +7,8 @@ stretched and scaled. `SCHEDULERS` is the table, with every scheduler of mmengin
 
 A value per epoch becomes one per iteration where a training gets shorter, and counts of epochs that do not come out
 even are parts of an epoch: mmengine converts them (``convert_to_iter_based``) if a scheduler is smooth. Steps between
-two epochs become schedulers that multiply once. Where neither is possible (restarts, plateaus, exponential decay per epoch) counts are rounded.
+two epochs become schedulers that multiply once. Where neither is possible (restarts, plateaus, exponential decay per
+epoch) counts are rounded.
 """
 
 from __future__ import annotations
