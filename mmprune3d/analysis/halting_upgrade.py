@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
-from mmprune3d.config_types import class_of, without
+from mmprune3d.config_types import class_of, dotted, without
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.hooks import HaltingHook
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
@@ -52,9 +52,9 @@ class HaltingUpgrade(PlanWithFineTuning):
             ValueError: If it is no SST, or halts already.
         """
         model, config = config.model, upgraded_config(config, None)
-        types = [class_of(part.get('type'), MODELS) for part in (model, model.get('backbone') or {})]
-        if types != [SSTDetector, SSTBackbone]:  # no subclasses: what they do would be lost
-            names = [getattr(kind, '__name__', 'nothing that is known') for kind in types]
+        types = [part.get('type') for part in (model, model.get('backbone') or {})]
+        if [class_of(kind, MODELS) for kind in types] != [SSTDetector, SSTBackbone]:  # what subclasses do would be lost
+            names = [str(dotted(kind)).rsplit('.', 1)[-1] for kind in types]
             raise ValueError(f'halting is put into SSTDetector with SSTBackbone, not into {names[0]} with {names[1]}')
         backbone = config.model.backbone
         width, blocks = backbone.get('d_model', [128])[0], backbone.get('num_blocks', 4)
