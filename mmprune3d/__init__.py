@@ -11,6 +11,7 @@ compat.check_versions()
 compat.allow_mmengine_checkpoints()
 compat.install_strict_loading()
 compat.install_whole_checkpoints()
+compat.install_package_lookup()
 
 # Only now: these need the packages that have just been checked.
 from mmprune3d import adapters, engine, evaluation, models  # noqa: E402

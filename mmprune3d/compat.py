@@ -1,11 +1,12 @@
 """What mmprune3d needs from the packages around it: their versions, and checkpoints that load.
 
-Importing mmprune3d calls four functions:
+Importing mmprune3d calls these functions:
 
 * :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
 * :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
 * :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones;
-* :func:`install_whole_checkpoints` makes mmengine write checkpoints whole, and resume from one that is.
+* :func:`install_whole_checkpoints` makes mmengine write checkpoints whole, and resume from one that is;
+* :func:`install_package_lookup` lets mmengine find the configs of packages where setuptools has no pkg_resources.
 
 Nothing here imports torch, mmengine or mmcv before it is called, so that ``tools/doctor.py`` works on a broken set-up.
 """
@@ -19,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -214,3 +216,54 @@ def install_whole_checkpoints() -> None:
         module.find_latest_checkpoint = find_latest_checkpoint
         if not hasattr(module.save_checkpoint, '__wrapped__'):
             module.save_checkpoint = save_whole(module.save_checkpoint)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is installed or on the path, as mmengine's function of this name says."""
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec(package)
+        return spec is not None and spec.origin is not None
+    return True
+
+
+def get_installed_path(package: str) -> str:
+    """The folder of a package, as mmengine's function of this name says.
+
+    Args:
+        package: Name of the module, or of a distribution with another name, such as ``'mmcv-full'``.
+
+    Raises:
+        PackageNotFoundError: If it is not there.
+        RuntimeError: If it is a namespace package, which has no folder of its own.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        modules = (metadata.distribution(package).read_text('top_level.txt') or '').split()
+        spec = importlib.util.find_spec(modules[0]) if modules else None
+    if spec is None:
+        raise metadata.PackageNotFoundError(package)
+    if spec.origin is None:
+        raise RuntimeError(f'{package} is a namespace package, which has no folder of its own')
+    return str(Path(spec.origin).parent)
+
+
+def install_package_lookup() -> None:
+    """Lets mmengine look packages up without ``pkg_resources``, which setuptools has no more from version 82 on.
+
+    mmengine 0.10 needs it for configs with bases such as ``mmdet3d::_base_/datasets/nus-3d.py`` and would stop with a
+    ModuleNotFoundError. Where it is there, mmengine is left alone. The two functions are replaced in the modules that
+    use them; ``pkg_resources`` itself stays missing, as other packages try to import it and do something else if not.
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        return
+    import mmengine.config.config
+    import mmengine.hub.hub
+    import mmengine.utils
+    import mmengine.utils.package_utils
+
+    for module in (mmengine.config.config, mmengine.hub.hub, mmengine.utils, mmengine.utils.package_utils):
+        for function in (is_installed, get_installed_path):
+            if hasattr(module, function.__name__):
+                setattr(module, function.__name__, function)

@@ -11,21 +11,33 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import Registry
 
 
-def class_of(kind: Any, registry: Registry) -> type | None:
-    """The class that a `type` stands for.
+def resolved(kind: Any, registry: Registry) -> Any:
+    """What a `type` stands for: a class, or a function that builds; None for a name that nobody registered, or no type.
 
     Args:
-        kind: Of a config entry: a class, or a string in any form that mmengine takes.
+        kind: Of a config entry: a class, a function, or a string in any form that mmengine takes.
         registry: Where names are looked up: it, its parents, and by scope also its relatives.
-
-    Returns:
-        The class; None for a function, a name that nobody registered, or no type at all.
     """
-    found = registry.get(kind) if isinstance(kind, str) and kind else kind
+    return registry.get(kind) if isinstance(kind, str) and kind else kind
+
+
+def class_of(kind: Any, registry: Registry) -> type | None:
+    """The class that a `type` stands for, None if it is no class; see `resolved`."""
+    found = resolved(kind, registry)
     return found if inspect.isclass(found) else None
+
+
+def dotted(kind: Any) -> Any:
+    """The name under which a class or function is found again, such as ``'mmengine.hooks.ema_hook.EMAHook'``.
+
+    Args:
+        kind: A `type` in any form; strings and other things come back as they are.
+    """
+    return f'{kind.__module__}.{kind.__qualname__}' if inspect.isclass(kind) or inspect.isfunction(kind) else kind
 
 
 def is_a(entry: Any, wanted: str | type, registry: Registry) -> bool:
@@ -33,17 +45,20 @@ def is_a(entry: Any, wanted: str | type, registry: Registry) -> bool:
 
     Args:
         entry: A config with a `type`, a `type` alone, or an object that was built already.
-        wanted: A class, or a name that is registered in `registry`.
-        registry: See `class_of`.
+        wanted: A class, or a name that is registered in `registry`; it may be that of a function.
+        registry: See `resolved`.
+
+    Raises:
+        KeyError: If `wanted` is not registered.
     """
-    goal = class_of(wanted, registry)
+    goal = resolved(wanted, registry)
     if goal is None:
         raise KeyError(f'{wanted!r} is not in the {registry.name} registry')
     kind = entry.get('type') if isinstance(entry, Mapping) else entry
-    found = class_of(kind, registry)
-    if found is None and not isinstance(kind, str):
-        return isinstance(kind, goal)
-    return found is not None and issubclass(found, goal)
+    found = resolved(kind, registry)
+    if not inspect.isclass(goal):
+        return found is goal
+    return issubclass(found, goal) if inspect.isclass(found) else isinstance(found, goal)
 
 
 def only(entries: Iterable[Any] | None, wanted: str | type, registry: Registry) -> list[Any]:
@@ -54,3 +69,20 @@ def only(entries: Iterable[Any] | None, wanted: str | type, registry: Registry) 
 def without(entries: Iterable[Any] | None, wanted: str | type, registry: Registry) -> list[Any]:
     """The entries that do not build a `wanted`; None is an empty list."""
     return [entry for entry in entries or () if not is_a(entry, wanted, registry)]
+
+
+def writable(config: Config) -> Config:
+    """A copy of `config` that can be written and read again: classes and functions are the names they are found by.
+
+    mmengine 0.10 does that for what a pure Python config imports, but not for classes that were put into a config, or
+    taken out and put in again: of those it writes ``<class ...>``, which is no Python.
+    """
+    return Config(_named(config.to_dict()), filename=config.filename)
+
+
+def _named(part: Any) -> Any:
+    if isinstance(part, Mapping):
+        return {name: _named(value) for name, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return type(part)(_named(value) for value in part)
+    return dotted(part)

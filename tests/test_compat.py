@@ -188,3 +188,62 @@ class TestRealCheckpoints:
         assert not touched.exists()
         # The file is armed: this is what it calls.
         assert torch.serialization.get_unsafe_globals_in_checkpoint(trained / 'evil.pth') == ['posix.mkdir']
+
+
+WITHOUT_PKG_RESOURCES = """
+import sys
+sys.modules['pkg_resources'] = None  # as in an environment with setuptools 82 or newer
+from mmengine.config import Config
+import mmengine.utils
+try:
+    Config.fromfile(sys.argv[1])
+    sys.exit('mmengine does not need help any more: take install_package_lookup out')
+except ModuleNotFoundError as error:
+    assert 'pkg_resources' in str(error), error
+import mmprune3d
+assert len(Config.fromfile(sys.argv[1]).train_pipeline) > 3
+assert mmengine.utils.is_installed('mmdet') and not mmengine.utils.is_installed('no-such-package')
+"""
+
+
+class TestPackageLookup:
+    def test_configs_with_bases_of_mmdet3d_are_read_without_pkg_resources(self, tmp_path):
+        script = tmp_path / 'script.py'
+        script.write_text(WITHOUT_PKG_RESOURCES)
+        result = run_python(script, ROOT / 'configs' / 'sst' / 'sst_kitti.py')
+        assert result.returncode == 0, result.stderr
+
+    @pytest.mark.parametrize('package', ['mmdet3d', 'mmengine', 'torch'])
+    def test_the_answers_are_those_of_mmengine(self, package):
+        from mmengine.utils import package_utils
+
+        try:
+            expected = package_utils.get_installed_path(package)
+        except ModuleNotFoundError:
+            pytest.skip('setuptools has no pkg_resources')
+        assert Path(compat.get_installed_path(package)).samefile(expected)
+        assert compat.is_installed(package) and not compat.is_installed('no-such-package')
+
+    def test_a_package_on_the_path_and_a_distribution_with_another_name(self, tmp_path, monkeypatch):
+        (tmp_path / 'on_the_path').mkdir()
+        (tmp_path / 'on_the_path' / '__init__.py').touch()
+        (tmp_path / 'other_full-1.0.dist-info').mkdir()
+        (tmp_path / 'other_full-1.0.dist-info' / 'METADATA').write_text('Name: other-full\nVersion: 1.0\n')
+        (tmp_path / 'other_full-1.0.dist-info' / 'top_level.txt').write_text('on_the_path\n')
+        (tmp_path / 'only_a_folder').mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in ('on_the_path', 'other-full'):
+            assert compat.is_installed(name) and compat.get_installed_path(name) == str(tmp_path / 'on_the_path')
+        assert not compat.is_installed('only_a_folder')
+        with pytest.raises(RuntimeError, match='only_a_folder is a namespace package'):
+            compat.get_installed_path('only_a_folder')
+        with pytest.raises(ModuleNotFoundError, match='no-such-package'):
+            compat.get_installed_path('no-such-package')
+
+    def test_where_pkg_resources_is_there_mmengine_is_left_alone(self, monkeypatch):
+        from mmengine.utils import package_utils
+
+        before = package_utils.is_installed
+        monkeypatch.setattr(compat.importlib.util, 'find_spec', lambda name: object())
+        compat.install_package_lookup()
+        assert package_utils.is_installed is before

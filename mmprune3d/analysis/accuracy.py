@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmprune3d.evaluation import NaNPredictionError
 
+from .baseline import UnchangedHook, check_hooks
 from .score_warnings import collected, score_warnings
 
 NUSCENES_METRICS = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE', 'mAVE', 'mAAE')
@@ -89,17 +90,20 @@ def evaluate_and_warn(runner: Runner, title: str, leave: bool = True) -> tuple[d
 
     Raises:
         NaNPredictionError: If the model predicts NaN.
+        ValueError: Before the first batch, if a hook of the runner prunes; what is measured is pruned by who measures.
     """
+    check_hooks(runner)
     # a test that ended early, as with a plan that does not fit, has left its results
     for metric in runner.test_evaluator.metrics:
         metric.results.clear()
-    bar = ProgressBarHook(title, leave)
-    runner.register_hook(bar, priority='LOWEST')
+    added = [ProgressBarHook(title, leave), UnchangedHook(runner.model)]
+    for hook in added:
+        runner.register_hook(hook, priority='LOWEST')
     try:
         with collected(runner) as found:
             metrics = runner.test()
     finally:
-        runner.hooks.remove(bar)
+        runner.hooks[:] = [hook for hook in runner.hooks if hook not in added]
     warnings = score_warnings({title: found.detections()}, nuscenes='NDS' in summarize(metrics))
     for warning in warnings:
         runner.logger.warning(warning)

@@ -26,6 +26,7 @@ from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
 from .annotations import require_accuracy
+from .baseline import check_baseline
 from .key_attention import mean_attention_kept
 from .samples import Chosen, check_samples, choose, judged_alone
 
@@ -173,8 +174,8 @@ class CachedTest:
         keys: Keys that each decoder layer of the unpruned model attends to, in the first batch.
 
     Raises:
-        ValueError: If the model has no `extract_feat`, or does not call it once per batch, or if the test set has fewer
-            samples.
+        ValueError: If the model prunes already, has no `extract_feat`, or does not call it once per batch, or if the
+            test set has fewer samples.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class CachedTest:
         memory_limit: int = MEMORY_LIMIT,
         folder: Path | None = None,
     ) -> None:
+        check_baseline(runner)
         self.runner = runner
         self.model: nn.Module = runner.model
         if not callable(getattr(self.model, 'extract_feat', None)):

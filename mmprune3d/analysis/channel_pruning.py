@@ -52,7 +52,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
     """
     if config.get('train_dataloader') is None:
         raise ValueError('the config has no train_dataloader: there is no data to score channels with')
-    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    init_default_scope(config.get('default_scope') or 'mmdet3d')
     plan, model = settings.plan, _build(config)
     loaded = load_checkpoint(model, str(checkpoint), map_location='cpu')
     fusion, run = settings.fusion_map(model), _Recorded(config, model, settings)

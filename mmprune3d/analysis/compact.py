@@ -13,13 +13,14 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
 from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.checkpoint.compact import TRAINING_STATE, compact_checkpoint
+from mmprune3d.config_types import without
 from mmprune3d.pruning.gpq import kept_at
 
 from .upgrade import read_config
@@ -55,7 +56,7 @@ class Compacted:
 
 def build_model(config: Config) -> nn.Module:
     """The detector of a config, without weights."""
-    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet3d')):
+    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmdet3d'):
         return MODELS.build(copy.deepcopy(config.model))  # DETR's head writes into its config
 
 
@@ -75,7 +76,7 @@ def compact_config(config: Config, queries: LearnedQueries, num_queries: int) ->
         if name == queries.COUNT and name not in part:
             raise ValueError(f'the config has no model.{key}: say the number of queries there')
     config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
-    config.custom_hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] != GPQ_HOOK]
+    config.custom_hooks = without(config.get('custom_hooks'), GPQ_HOOK, HOOKS)
     config.load_from, config.resume = None, False
     return config
 
@@ -89,7 +90,7 @@ def optimizer_index(config: Config, model: nn.Module, parameter: nn.Parameter) -
     settings = config.get('optim_wrapper')
     if settings is None or 'optimizer' not in settings:
         raise ValueError('the config has no single optimizer: leave its state out (--drop-training-state)')
-    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet3d')):
+    with DefaultScope.overwrite_default_scope(config.get('default_scope') or 'mmdet3d'):
         groups = build_optim_wrapper(model, copy.deepcopy(settings)).optimizer.param_groups
     parameters = [one for group in groups for one in group['params']]
     return next(i for i, one in enumerate(parameters) if one is parameter)

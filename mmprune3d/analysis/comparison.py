@@ -20,6 +20,7 @@ from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.upgrade import draw_upgrade
 from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d
 
+from .baseline import check_baseline
 from .flops import count_operations
 from .latency import StageTimer, medians
 from .memory import peak_memory
@@ -62,6 +63,7 @@ class Comparison:
     def __init__(
         self, runner: Runner, upgraded: Variant, timed: int = 8, repeats: int = 3, tested: TestedSet | None = None
     ) -> None:
+        check_baseline(runner)
         self.tested = tested or TestedSet.of(runner)
         runner.load_or_resume()
         self.runner = runner

@@ -116,7 +116,7 @@ def draw_states(
         index: Number of the test sample.
         path: PNG file to write.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     dataset = DATASETS.build(config.test_dataloader.dataset)

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.config_types import without
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
@@ -88,12 +91,12 @@ class FusionPruning(PlanWithFineTuning):
     def _weights(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
         tuned = self._tuned(config, checkpoint, out)
         tuned.pruning = self.settings(config)
-        AlterMOMARunner.from_cfg(tuned).train()
+        self.train(tuned, AlterMOMARunner)
         keep = json.loads((out / 'finetune' / LOOP_REPORT).read_text())
         upgraded = upgraded_config(config, None)
         for name in ('runner_type', 'pruning'):
             upgraded.pop(name, None)
-        hooks = [hook for hook in upgraded.get('custom_hooks') or [] if hook['type'] != 'MaskHook']
+        hooks = without(upgraded.get('custom_hooks'), MaskHook, HOOKS)
         upgraded.custom_hooks = [*hooks, dict(type='MaskHook')]  # the masks are in the checkpoint
         return Pruned(upgraded, self._trained(out), keep, keep_table(keep))
 
@@ -105,7 +108,7 @@ class FusionPruning(PlanWithFineTuning):
             slim(config, checkpoint, ChannelSettings.from_dict(self.settings(config))).write(folder)
         keep = json.loads((folder / REPORT).read_text())
         tuned = self._tuned(slim_config(config, str(folder / STRUCTURE)), folder / 'slim.pth', out)
-        Runner.from_cfg(tuned).train()
+        self.train(tuned)
         (out / STRUCTURE).write_bytes((folder / STRUCTURE).read_bytes())
         upgraded = slim_config(config, str(out / STRUCTURE))
         return Pruned(upgraded, self._trained(out), keep, slim_table(keep))

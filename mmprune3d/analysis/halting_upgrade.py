@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import files
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.config_types import class_of, dotted, without
 from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.hooks import HaltingHook
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
+from mmprune3d.models.sst import SSTBackbone, SSTDetector
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.pruning.halting_plan import HaltingPlan
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens
@@ -49,15 +54,16 @@ class HaltingUpgrade(PlanWithFineTuning):
             ValueError: If it is no SST, or halts already.
         """
         model, config = config.model, upgraded_config(config, None)
-        types = (model['type'], model.get('backbone', {}).get('type'))
-        if types != ('SSTDetector', 'SSTBackbone'):
-            raise ValueError(f'halting is put into SSTDetector with SSTBackbone, not into {types[0]} with {types[1]}')
+        types = [part.get('type') for part in (model, model.get('backbone') or {})]
+        if [class_of(kind, MODELS) for kind in types] != [SSTDetector, SSTBackbone]:  # what subclasses do would be lost
+            names = [str(dotted(kind)).rsplit('.', 1)[-1] for kind in types]
+            raise ValueError(f'halting is put into SSTDetector with SSTBackbone, not into {names[0]} with {names[1]}')
         backbone = config.model.backbone
         width, blocks = backbone.get('d_model', [128])[0], backbone.get('num_blocks', 4)
         backbone.update(type='HaltingSST', halting=self.plan.gates(width, blocks))
         loss = dict(kind=self.plan.loss, weight=self.plan.loss_weight)
         config.model.update(type='HaltingSSTDetector', sparsity_loss=loss)
-        hooks = [hook for hook in config.get('custom_hooks') or [] if hook['type'] != 'HaltingHook']
+        hooks = without(config.get('custom_hooks'), HaltingHook, HOOKS)
         config.custom_hooks = [*hooks, dict(type='HaltingHook')]
         return config
 
@@ -76,7 +82,7 @@ class HaltingUpgrade(PlanWithFineTuning):
             ValueError: If the plan does not fit.
         """
         halting = self.config(config)
-        Runner.from_cfg(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor)).train()
+        self.train(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor))
         last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
         data = torch.load(last, map_location='cpu', weights_only=True)
         made = {name: value for name, value in data.items() if name not in TRAINING_STATE}

@@ -17,20 +17,22 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmprune3d import adapters, files
+from mmprune3d.config_types import only
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.models.petr.position import padded_cells
 from mmprune3d.ops.cameras import as_4x4
 from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.version import __version__
 
 from .onnx_graph import check_static, optional, split_topk, tidied, warn_large_topk
-from .upgrade import HOOKS, read_config
+from .upgrade import read_config
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -263,14 +265,14 @@ def load_model(config: Config, checkpoint: Path, plan: KeyPlan | None) -> nn.Mod
     Raises:
         ValueError: If the plan does not fit, or there is nothing that can be exported.
     """
-    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    init_default_scope(config.get('default_scope') or 'mmdet3d')
     model = MODELS.build(config.model).eval()
     find_head(model)
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     model.cfg = config
     if plan is not None:
         adapters.attach(model, plan)
-    elif any(hook['type'] in HOOKS.values() for hook in config.get('custom_hooks', [])):
+    elif only(config.get('custom_hooks'), KeyPruningHook, HOOKS):
         prune_as_configured(model)
     return model
 

@@ -6,6 +6,7 @@ there are, and what the paper says of each, is `RUNS`.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def training_config(base: Config, run: Training, name: str, seed: int, out: Path
         out: Folder of the study; ``start.pth`` in it is the aligned, untrained detector.
     """
     config = shortened(base, run.epochs)
+    config.param_scheduler[0] = copy.deepcopy(base.param_scheduler[0])  # a warm-up of as many iterations in every row
     work_dir = folder(out, name, seed)
     config.model.pts_bbox_head.num_query = run.queries
     config.train_cfg.val_interval = run.epochs + 1

@@ -94,7 +94,7 @@ def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, Alter
         plans: Name -> settings.
         out: Folder.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     fusion, weights = fusion_map(model), prunable(model)

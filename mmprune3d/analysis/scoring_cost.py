@@ -57,7 +57,7 @@ def scoring_cost(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
         checkpoint: Its weights.
         out: Folder.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     plans = {

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
+from .baseline import check_baseline
 from .comparison import count_samples
 from .latency import StageTimer, medians
 from .tested import TestedSet
@@ -38,6 +39,7 @@ class SideBySide:
     def __init__(
         self, runner: Runner, upgraded: nn.Module, timed: int = 8, repeats: int = 3, tested: TestedSet | None = None
     ) -> None:
+        check_baseline(runner)
         self.tested = tested or TestedSet.of(runner)
         runner.load_or_resume()
         self.runner, self.repeats = runner, repeats

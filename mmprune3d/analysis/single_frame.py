@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet3d.registry import DATASETS
+from mmdet3d.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmprune3d import adapters
+from mmprune3d.config_types import is_a
 from mmprune3d.pruning.plan import TgGBCPlan
 
 CAR = 'car'
+RANDOM = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')
+"""Transforms that only a training has."""
 
 
 def frame_dataset(config: Config, folder: Path, augment: bool = False) -> Any:
@@ -31,14 +34,13 @@ def frame_dataset(config: Config, folder: Path, augment: bool = False) -> Any:
         folder: Holds `infos.pkl` in mmdet3d's format v2, and what it names.
         augment: Keep the random transforms of training; otherwise images are resized as in a test.
     """
-    init_default_scope(config.get('default_scope', 'mmdet3d'))
+    init_default_scope(config.get('default_scope') or 'mmdet3d')
     settings = Config(dict(dataset=config.train_dataloader.dataset)).dataset
     settings.update(data_root=f'{folder}/', ann_file='infos.pkl', data_prefix=dict.fromkeys(settings.data_prefix, ''))
     if not augment:
         resize = config.test_dataloader.dataset.pipeline[1]
-        random = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')
-        pipeline = [step for step in settings.pipeline if step['type'] not in random]
-        settings.pipeline = [resize if step['type'] == resize['type'] else step for step in pipeline]
+        pipeline = [step for step in settings.pipeline if not any(is_a(step, kind, TRANSFORMS) for kind in RANDOM)]
+        settings.pipeline = [resize if is_a(step, resize['type'], TRANSFORMS) else step for step in pipeline]
     return DATASETS.build(settings)
 
 

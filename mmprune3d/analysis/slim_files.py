@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 
 from mmprune3d import files
+from mmprune3d.config_types import is_a
+from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.scoring import keep_table
 
 from .upgrade import upgraded_config
@@ -61,13 +65,13 @@ def slim_config(config: Config, structure: Mapping[str, Any] | str) -> Config:
         structure: Tensor name -> shape, or a path, as ``SlimDetector`` takes it.
     """
     config = upgraded_config(config, None)
-    dense = config.model.detector if config.model.type == BUILDER else config.model
+    dense = config.model.detector if is_a(config.model, BUILDER, MODELS) else config.model
     config.model = dict(type=BUILDER, detector=dense, structure=structure)
     for name in ('runner_type', 'pruning'):
         config.pop(name, None)
     hooks = config.get('custom_hooks') or []
     # masks of the dense model fit no more; those of the slim one are in its checkpoint
-    config.custom_hooks = [dict(type='MaskHook') if hook['type'] == 'MaskHook' else hook for hook in hooks]
+    config.custom_hooks = [dict(type='MaskHook') if is_a(hook, MaskHook, HOOKS) else hook for hook in hooks]
     config.load_from, config.resume = None, False
     return config
 

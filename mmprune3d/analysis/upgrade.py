@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
+from mmprune3d.config_types import dotted, only, without, writable
+from mmprune3d.engine.hooks import MaskHook
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 
 from . import report as reports
@@ -53,24 +57,36 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
     """
     if config.get('test_dataloader') is None or config.get('test_evaluator') is None:
         raise ValueError('the config has no test_dataloader and test_evaluator: accuracy cannot be measured')
-    present = [hook['type'] for hook in config.get('custom_hooks', []) if hook['type'] in HOOKS.values()]
+    present = pruning_hooks(config)
     if present:
         raise ValueError(f'the config prunes already ({", ".join(present)} in custom_hooks): give the unpruned one')
     config = copy.deepcopy(config)
     config.load_from = str(checkpoint)
     config.work_dir = str(out / 'logs')
-    config.merge_from_dict({'default_hooks.logger': dict(type='LoggerHook', interval=10**9)})
+    config.default_hooks = {**(config.get('default_hooks') or {}), 'logger': dict(type='LoggerHook', interval=10**9)}
+    # one without masks of its own does nothing in a test, and would hold a model that it is compared with to them
+    config.custom_hooks = without(config.get('custom_hooks'), MaskHook, registry.HOOKS)
+    if config.get('test_cfg') is None:
+        config.test_cfg = {}
     return config
 
 
+def pruning_hooks(config: Config) -> list[str]:
+    """The hooks of a config that prune in a test, by name: for keys, or with masks from a file."""
+    hooks = config.get('custom_hooks')
+    masks = [hook for hook in only(hooks, MaskHook, registry.HOOKS) if hook.get('masks') is not None]
+    found = [*only(hooks, KeyPruningHook, registry.HOOKS), *masks]
+    return [str(dotted(hook['type'])).rsplit('.', 1)[-1] for hook in found]
+
+
 def upgraded_config(config: Config, plan: KeyPlan | None) -> Config:
-    """`config` with the three lines that apply `plan`, if there is one, when mmdet3d's own tools run it."""
-    config = copy.deepcopy(config)
-    imports = config.get('custom_imports') or {}
-    names = [name for name in imports.get('imports', []) if name != 'mmprune3d']
+    """`config`, fit to be written, with the three lines that apply `plan`, if any, when mmdet3d's own tools run it."""
+    config = writable(config)
+    imports = (config.get('custom_imports') or {}).get('imports') or []
+    names = [name for name in ([imports] if isinstance(imports, str) else imports) if name != 'mmprune3d']
     config.custom_imports = dict(imports=[*names, 'mmprune3d'], allow_failed_imports=False)
     if plan is not None:
-        config.custom_hooks = [*config.get('custom_hooks', []), dict(type=HOOKS[plan.method], **asdict(plan))]
+        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=HOOKS[plan.method], **asdict(plan))]
     return config
 
 

@@ -6,6 +6,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from mmprune3d import adapters
+from mmprune3d.config_types import only
 from mmprune3d.pruning.plan import KeyPlan
 
 from .hooks.key_pruning_hook import KeyPruningHook
@@ -24,9 +25,7 @@ def prune_as_configured(model: nn.Module) -> KeyPlan:
     Raises:
         ValueError: If the config has no pruning hook or several, or if the plan does not fit the model.
     """
-    hooks = getattr(model, 'cfg', {}).get('custom_hooks', [])
-    types = [(HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type'], hook) for hook in hooks]
-    found = [hook for kind, hook in types if isinstance(kind, type) and issubclass(kind, KeyPruningHook)]
+    found = only(getattr(model, 'cfg', {}).get('custom_hooks'), KeyPruningHook, HOOKS)
     if len(found) != 1:
         raise ValueError(
             f"expected one pruning hook in custom_hooks of the model's config, found {len(found)}; "

@@ -52,7 +52,7 @@ def prune_checkpoint(
     configured = checks.mapping('pruning', cfg.get('pruning') or {}, 'dict(sparsity=0.8)')
     known = {name: value for name, value in configured.items() if name not in OF_TRAININGS}
     chosen = PruningSettings.from_dict({**known, **settings})
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
     earlier = _masks_of(load_checkpoint(model, str(checkpoint), map_location='cpu'))
     fusion, plan = chosen.fusion_map(model), chosen.plan

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
+from mmprune3d.config_types import is_a
 from mmprune3d.layers.slim import slim_model_
 
 CHECKPOINTS = ('.pth', '.pt')
@@ -80,4 +82,4 @@ def without_pretrained(config: Any) -> Any:
 
 def _loads(init_cfg: Any) -> bool:
     entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(isinstance(entry, Mapping) and entry.get('type') == 'Pretrained' for entry in entries)
+    return any(isinstance(entry, Mapping) and is_a(entry, 'Pretrained', WEIGHT_INITIALIZERS) for entry in entries)

@@ -425,7 +425,7 @@ def test_fine_tuning_can_be_shortened() -> None:
     )
     assert config.train_cfg.max_epochs == 8
     iterations = shortened(Config.fromfile(CONFIG), 10).param_scheduler
-    assert iterations[0].end == 150 and iterations[1].T_max == 10
+    assert iterations[0].end == 300 and iterations[1].T_max == 10  # twice as long, warm-up too
     with pytest.raises(ValueError, match='trains by iterations'):
         shortened(Config(dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=5))), 2)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmprune3d.checkpoint.masks import load_masks
@@ -19,7 +19,7 @@ from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.prune_checkpoint import prune_checkpoint
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
+from mmprune3d.engine.runners.altermoma_runner import AlterMOMARunner, with_pruning_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.kills import assert_same
 
@@ -170,6 +170,9 @@ def test_scoring_alone_finds_the_masks_of_the_training_and_more_can_go(tmp_path)
         (dict(max_epochs=2, val_interval=1), dict(type='AlterMOMALoop', max_epochs=2, val_interval=1)),
         (dict(type='IterBasedTrainLoop', max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
         (dict(by_epoch=False, max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
+        (dict(type=EpochBasedTrainLoop, max_epochs=2), dict(type='AlterMOMALoop', max_epochs=2)),
+        (dict(type='mmengine.IterBasedTrainLoop', max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
+        (dict(type='mmengine.runner.EpochBasedTrainLoop', max_epochs=2), dict(type='AlterMOMALoop', max_epochs=2)),
     ],
 )
 def test_the_runner_puts_pruning_into_the_loop(train_cfg, expected):
@@ -178,6 +181,18 @@ def test_the_runner_puts_pruning_into_the_loop(train_cfg, expected):
     assert made.to_dict() == dict(train_cfg=dict(expected, sparsity=0.8))
     assert config.pruning == dict(sparsity=0.8)
     assert with_pruning_loop(Config(dict(pruning=dict(sparsity=0.8)))).to_dict() == {}
+
+
+class TheirLoop(EpochBasedTrainLoop):
+    """Does something that would be lost."""
+
+
+def test_loops_of_others_and_runners_as_classes():
+    with pytest.raises(ValueError, match=r'the loop .*TheirLoop; valid are EpochBasedTrainLoop, IterBasedTrainLoop'):
+        with_pruning_loop(Config(dict(pruning=dict(sparsity=0.8), train_cfg=dict(type=TheirLoop, max_epochs=2))))
+    for kind in (AlterMOMARunner, 'mmprune3d.engine.runners.AlterMOMARunner'):
+        with pytest.raises(ValueError, match='the config has no pruning'):
+            RUNNERS.build(Config(dict(runner_type=kind)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmdet3d.apis import init_model
@@ -10,6 +11,7 @@ from torch import nn
 from mmprune3d import adapters
 from mmprune3d.engine import prune_as_configured
 from mmprune3d.pruning.plan import TgGBCPlan
+from tests.test_config_types import FORMS
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'
 
@@ -23,8 +25,18 @@ def test_a_model_of_init_model_prunes_as_its_config_says() -> None:
     assert adapters.is_attached(model)
 
 
+@pytest.mark.parametrize('form', FORMS, ids=str)
+def test_hooks_in_every_form_are_found(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = []
+    monkeypatch.setattr(adapters, 'attach', lambda model, plan: attached.append(plan))
+    model = nn.Linear(1, 1)
+    model.cfg = Config(dict(custom_hooks=[dict(type='EMAHook'), dict(type=form, r=3)]))
+    assert prune_as_configured(model) == TgGBCPlan(r=3) and attached == [TgGBCPlan(r=3)]
+
+
 def test_a_config_without_a_pruning_hook_is_an_error() -> None:
     model = nn.Linear(1, 1)
+    model.cfg = Config(dict(custom_hooks=None))
     with pytest.raises(ValueError, match='found 0; write custom_hooks'):
         prune_as_configured(model)
     model.cfg = Config(dict(custom_hooks=[dict(type='TgGBCHook', r=3), dict(type='ToMeHook', r=3)]))

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from mmdet3d.registry import MODELS
+from mmengine.model import PretrainedInit
 from mmengine.runner import load_checkpoint
 
 import mmprune3d  # noqa: F401  (strict loading)
@@ -118,13 +119,17 @@ def test_initial_weights_of_the_dense_detector_are_left_out():
     config = {
         'pretrained': 'torchvision://resnet50',
         'backbone': {'init_cfg': {'type': 'Pretrained', 'checkpoint': 'x'}, 'depth': 50},
-        'parts': [{'init_cfg': [{'type': 'Kaiming'}, {'type': 'Pretrained', 'checkpoint': 'y'}]}],
+        'parts': [
+            {'init_cfg': [{'type': 'Kaiming'}, {'type': 'Pretrained', 'checkpoint': 'y'}]},
+            {'init_cfg': {'type': PretrainedInit, 'checkpoint': 'z'}},
+            {'init_cfg': {'type': 'mmengine.model.PretrainedInit', 'checkpoint': 'z'}},
+        ],
         'head': {'init_cfg': {'type': 'Normal', 'layer': 'Conv2d'}},
     }
     before = copy.deepcopy(config)
     assert without_pretrained(config) == {
         'backbone': {'depth': 50},
-        'parts': [{}],
+        'parts': [{}, {}, {}],
         'head': {'init_cfg': {'type': 'Normal', 'layer': 'Conv2d'}},
     }
     assert config == before

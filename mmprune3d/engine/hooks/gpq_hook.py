@@ -19,6 +19,8 @@ from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning.gpq import GPQPlan, RemovalSchedule, ScoreSums, choose_victims
 
+from .single import check_single
+
 STATE = 'gpq'
 """Key of a checkpoint under which the hook keeps what it needs to go on."""
 HISTORY = 'gpq_history.jsonl'
@@ -57,6 +59,7 @@ class GPQHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Makes the queries prunable; nothing changes yet."""
+        check_single(runner, GPQHook, 'prune queries')
         self.queries: LearnedQueries = learned_queries(unwrap(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

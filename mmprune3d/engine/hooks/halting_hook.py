@@ -17,6 +17,8 @@ from mmprune3d.engine.halting_counts import (
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
 
+from .single import check_single
+
 MOSTLY = 0.95
 """A gate is pinned in an interval if it is in this share of the samples: one odd frame does not hide it."""
 
@@ -56,6 +58,7 @@ class HaltingHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Finds the detector."""
+        check_single(runner, HaltingHook, 'log the halting of tokens')
         self.detector = halting_detector(runner.model)
         self.gates = list(self.detector.backbone.halting)
         self.grid = grid_of(self.detector)

@@ -16,6 +16,8 @@ from mmprune3d.pruning import checks
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.schedules import heated
 
+from .single import check_single
+
 
 class KeyPruningHook(Hook):
     """Attaches a plan to the model while it is validated or tested, and if wanted while it trains.
@@ -29,8 +31,8 @@ class KeyPruningHook(Hook):
         **plan: The settings of the plan.
 
     Raises:
-        ValueError: For unknown settings, for a model without a decoder that an adapter knows, for settings that do not
-            fit the decoder, and for a training that ends before pruning begins.
+        ValueError: For unknown settings, for a second hook that prunes keys, for a model without a decoder that an
+            adapter knows, for settings that do not fit the decoder, and for a training that ends before pruning begins.
         RuntimeError: When an epoch of validation or test ends in which nothing was pruned although the plan says so.
     """
 
@@ -43,6 +45,10 @@ class KeyPruningHook(Hook):
         self._checking: Any = None  # a handle in the first iteration, then False
         if self.train is not None and getattr(self.plan, 'q', 0):
             raise ValueError(f'{self.plan.title}: q={self.plan.q} cannot be trained with: the losses need all queries')
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks that no other hook prunes keys; GPQHook prunes queries and may be there."""
+        check_single(runner, KeyPruningHook, 'prune keys')
 
     def before_train(self, runner: Runner) -> None:
         """Checks before hours of training that the plan fits the model, and that some of it will be pruned.

@@ -16,6 +16,8 @@ from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.masks import apply_masks_, unpack
 
+from .single import check_single
+
 
 @HOOKS.register_module()
 class MaskHook(Hook):
@@ -48,6 +50,7 @@ class MaskHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Loads the masks of the config."""
+        check_single(runner, MaskHook, 'mask weights')
         if 'FullyShardedDataParallel' in type(runner.model).__name__:
             raise ValueError(
                 'MaskHook: the parameters of FullyShardedDataParallel are pieces; use DistributedDataParallel'

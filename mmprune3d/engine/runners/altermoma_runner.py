@@ -6,15 +6,16 @@ import copy
 from typing import TYPE_CHECKING
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS, RUNNERS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
+from mmprune3d.config_types import class_of, dotted
 from mmprune3d.engine.loops.settings import PruningSettings
 
 if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
 
-LOOPS = {'EpochBasedTrainLoop': 'AlterMOMALoop', 'IterBasedTrainLoop': 'AlterMOMAIterLoop'}
+PRUNING_LOOPS: dict[type, str] = {EpochBasedTrainLoop: 'AlterMOMALoop', IterBasedTrainLoop: 'AlterMOMAIterLoop'}
 """The loop of a config -> that which prunes first."""
 
 
@@ -54,8 +55,10 @@ def with_pruning_loop(cfg: Config) -> Config:
         return cfg
     kind = train.pop('type', None)
     by_epoch = train.pop('by_epoch', True)
-    kind = kind or ('EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
-    if kind not in LOOPS:
-        raise ValueError(f'AlterMOMARunner: train_cfg has the loop {kind}; valid are {", ".join(LOOPS)}')
-    cfg.train_cfg = dict(type=LOOPS[kind], **train, **settings)
+    plain = EpochBasedTrainLoop if by_epoch else IterBasedTrainLoop
+    loop = plain if kind is None else class_of(kind, LOOPS)
+    if loop not in PRUNING_LOOPS:  # no subclasses: what they do would be lost
+        valid = ', '.join(one.__name__ for one in PRUNING_LOOPS)
+        raise ValueError(f'AlterMOMARunner: train_cfg has the loop {dotted(kind)}; valid are {valid}')
+    cfg.train_cfg = dict(type=PRUNING_LOOPS[loop], **train, **settings)
     return cfg
