@@ -20,7 +20,7 @@ def main() -> None:
     from mmprune3d.checkpoint.convert import ALL_SOURCES, convert_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('src', type=Path, help='published checkpoint')
+    parser.add_argument('src', help='published checkpoint: a file or an address')
     parser.add_argument('dst', type=Path, help='where to write ours; must not exist')
     parser.add_argument(
         '--from', '--source', dest='source', choices=ALL_SOURCES, required=True, help='where the checkpoint comes from'
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         convert_file(args.src, args.dst, args.source)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
         parser.error(str(error))
     print(f'wrote {args.dst}')
 

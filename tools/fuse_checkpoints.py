@@ -14,8 +14,8 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('camera', type=Path, help='checkpoint of the camera detector')
-    parser.add_argument('lidar', type=Path, help='checkpoint of the LiDAR detector')
+    parser.add_argument('camera', help='checkpoint of the camera detector: a file or an address')
+    parser.add_argument('lidar', help='checkpoint of the LiDAR detector, likewise')
     parser.add_argument('out', type=Path, help='where to write')
     return parser.parse_args()
 
@@ -27,10 +27,10 @@ def main() -> None:
 
     import mmprune3d  # noqa: F401  (its allow-list is what loads training checkpoints)
     from mmprune3d.checkpoint.fuse import fuse_checkpoints
+    from mmprune3d.checkpoint.read import read_checkpoint
 
     try:
-        both = [torch.load(path, map_location='cpu', weights_only=True) for path in (args.camera, args.lidar)]
-        fused = fuse_checkpoints(*both)
+        fused = fuse_checkpoints(read_checkpoint(args.camera), read_checkpoint(args.lidar))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     args.out.parent.mkdir(parents=True, exist_ok=True)

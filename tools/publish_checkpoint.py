@@ -12,13 +12,16 @@ from pathlib import Path
 def main() -> None:
     """Parses and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', type=Path, help='a checkpoint written in training')
+    parser.add_argument('source', help='a checkpoint written in training: a file or an address')
     parser.add_argument('target', type=Path, help='the file to write')
     args = parser.parse_args()
     import mmprune3d  # noqa: F401, for the allow-list of mmengine's checkpoints
     from mmprune3d.checkpoint.publish import publish
 
-    publish(args.source, args.target)
+    try:
+        publish(args.source, args.target)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
     print(f'{args.target}: {args.target.stat().st_size / 2**20:.1f} MiB')
 
 

@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     for command in (train, speed):
         command.add_argument('--seed', type=int, default=0, help='of the trainings (default: %(default)s)')
         command.add_argument('--config', type=Path, default=CONFIG, help='the plain SST')
-        command.add_argument('--checkpoint', type=Path, default=CONFIG.with_suffix('.pth'), help='its weights')
+        command.add_argument(
+            '--checkpoint', default=CONFIG.with_suffix('.pth'), help='its weights, a file or an address'
+        )
         command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides'
         )
@@ -51,6 +53,7 @@ def main() -> None:
     from mmprune3d.analysis.halting_study import folder_of, run_training
     from mmprune3d.analysis.halting_table import table
     from mmprune3d.analysis.upgrade import read_config
+    from mmprune3d.checkpoint.addresses import local_file
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -58,7 +61,8 @@ def main() -> None:
         if args.command == 'table':
             print(table(args.out))
             return
-        base = read_config(args.config, args.checkpoint, args.cfg_options)
+        checkpoint = local_file(args.checkpoint)
+        base = read_config(args.config, checkpoint, args.cfg_options)
         if args.command == 'speed':
             for name, speed in measure_speed(base, args.out, args.seed, args.frames, args.repeats).items():
                 print(name, speed['ms'])
@@ -66,7 +70,7 @@ def main() -> None:
         for name in args.names:
             folder_of(args.out, name, args.seed)  # refuses unknown names before the first training
         for name in args.names:
-            print(run_training(base, args.checkpoint, name, args.seed, args.out))
+            print(run_training(base, checkpoint, name, args.seed, args.out))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 

@@ -11,9 +11,14 @@ from pathlib import Path
 
 import mmdet3d
 
+from mmprune3d.checkpoint.kinds import UnreadableCheckpointError
+from mmprune3d.checkpoint.mismatch import CheckpointMismatchError
 from mmprune3d.engine.cpu_distributed import join_gloo_group
 
 if __name__ == '__main__':
     join_gloo_group()
     tool = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / 'test.py'
-    runpy.run_path(str(tool), run_name='__main__')
+    try:
+        runpy.run_path(str(tool), run_name='__main__')
+    except (UnreadableCheckpointError, CheckpointMismatchError) as error:
+        raise SystemExit(f'error: {error}') from error

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
@@ -124,7 +125,7 @@ class FusionPruning(PlanWithFineTuning):
 
 def run_fusion_upgrade(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     pruning: FusionPruning,
     out: Path,
     overrides: dict[str, Any],
@@ -152,6 +153,7 @@ def run_fusion_upgrade(
         FileNotFoundError: If config or checkpoint is missing.
         ValueError: If the plan does not fit.
     """
+    checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
     # what has no map is refused before hours of training

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
@@ -165,7 +166,7 @@ def settled(model: nn.Module, config: Config, seed: int = 0) -> None:
 
 def run_halting_upgrade(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     halting: HaltingUpgrade,
     out: Path,
     overrides: dict[str, Any],
@@ -193,6 +194,7 @@ def run_halting_upgrade(
         FileNotFoundError: If config or checkpoint is missing.
         ValueError: If the plan does not fit.
     """
+    checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     halting.config(original)  # what is no SST is refused before anything is built
     runner = Runner.from_cfg(prepare(original, checkpoint, out))

@@ -18,10 +18,10 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmprune3d import adapters
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
 from mmprune3d.models.petr.position import padded_cells
@@ -266,7 +266,7 @@ def load_model(config: Config, checkpoint: Path, plan: KeyPlan | None) -> nn.Mod
     init_default_scope(config.get('default_scope', 'mmdet3d'))
     model = MODELS.build(config.model).eval()
     find_head(model)
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, checkpoint)
     model.cfg = config
     if plan is not None:
         adapters.attach(model, plan)

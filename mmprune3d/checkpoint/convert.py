@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import convert_bevfusion, convert_sst
+from .read import read_checkpoint
 
 CODE_SIZE = 10
 
@@ -147,13 +148,15 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, 
     }
 
 
-def convert_file(src: Path, dst: Path, source: str) -> None:
+def convert_file(src: str | Path, dst: Path, source: str) -> None:
     """Converts a checkpoint file; see :func:`convert_checkpoint`. Nothing is written if it fails.
 
     Raises:
         FileExistsError: If `dst` exists.
+        FileNotFoundError: If there is no `src`.
+        ValueError: If it cannot be read, or does not come from `source`.
     """
     if Path(dst).exists():
         raise FileExistsError(f'{dst} exists; choose another name')
-    checkpoint = torch.load(src, map_location='cpu', weights_only=True)
+    checkpoint = read_checkpoint(src)
     torch.save(convert_checkpoint(checkpoint, source), dst)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mmprune3d.pruning.masks import pack, unpack
 
+from .torch_files import read_file
+
 STATE = 'mmprune3d'
 """Key of a checkpoint under which masks and their record are kept."""
 
@@ -29,10 +31,10 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     """Parameter -> bool mask, True where a weight stays, from a file of `save_masks` or a checkpoint.
 
     Raises:
-        ValueError: If the file has no masks.
+        ValueError: If the file has no masks, or cannot be read.
         FileNotFoundError: If there is no such file.
     """
-    found = torch.load(path, map_location='cpu', weights_only=True)
+    found = read_file(path)
     packed = found.get(STATE, {}).get('masks') if isinstance(found, dict) else None
     if not packed:
         raise ValueError(f'{path} has no masks: neither tools/prune.py wrote it, nor a training with MaskHook')

@@ -15,8 +15,11 @@ _QUERIES = re.compile(r'(reference_points|query_embed\w*|query_feat\w*|query_pos
 _CLASSES = re.compile(r'(cls_branches|fc_cls|conv_cls|cls_pred|heatmap\w*|cls_head|class_encoding)(\.|$)')
 
 
-class CheckpointMismatchError(RuntimeError):
-    """The weights of a checkpoint do not fit the model that they were loaded into."""
+class CheckpointMismatchError(RuntimeError, ValueError):
+    """The weights of a checkpoint do not fit the model that they were loaded into.
+
+    A ValueError too, which is what all tools turn into one line.
+    """
 
 
 @dataclass(frozen=True)
