@@ -25,6 +25,13 @@ from .geometry import canvas_of, image_shapes_of, img2lidar_of
 from .losses import SetLoss
 from .position import depth_bins, embed_cells, embed_points, frustum_embedding, padded_cells
 
+CODE_SIZES = (8, 10)
+NO_VELOCITY = (
+    'the boxes of the data have no velocity, but the head predicts velocities (10 code_weights). Either set '
+    'model.pts_bbox_head.code_weights to 8 numbers, such as [1.0] * 8, and to begin with weights that predict '
+    "velocities add custom_hooks=[dict(type='AllowShapeMismatchHook', prefixes=['pts_bbox_head.reg_branches'])]; or "
+    'give the boxes velocities (with_velocity=True of the dataset, `velocity` in its info file).'
+)
 POSITION_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 
 
@@ -68,7 +75,8 @@ class PETR3DHead(BaseModule):
         lid: Linearly increasing depth steps instead of uniform ones.
         position_range: Lower x, y, z and upper x, y, z in metres, for the position embedding; the upper x is also the
             last depth.
-        code_weights: Weight of every slot of the box code in the loss.
+        code_weights: Weight of every slot of the box code in the loss: 10, or 8 for a detector without velocities. They
+            are settings: those of a checkpoint do not replace them.
         share_branches: All decoder layers use one classification and one regression branch.
         all_layers_at_test: Compute the branches of all layers in `predict`, not only of the last one.
         assigner: Config of the matching (training only).
@@ -76,6 +84,9 @@ class PETR3DHead(BaseModule):
         loss_bbox: Config of the box loss.
         denoising: Arguments of :class:`DenoisingQueries`, or None for no denoising.
         init_cfg: Initialisation, as in ``BaseModule``.
+
+    Raises:
+        ValueError: If there are neither 8 nor 10 code weights.
     """
 
     def __init__(
@@ -100,6 +111,8 @@ class PETR3DHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if len(code_weights) not in CODE_SIZES:
+            raise ValueError(f'{len(code_weights)} code_weights: boxes have 8 codes, or 10 with velocities')
         self.num_classes = num_classes
         self.num_query = num_query
         self.depth_num = depth_num
@@ -265,9 +278,11 @@ class PETR3DHead(BaseModule):
         Returns:
             ``loss_cls`` and ``loss_bbox`` of the last layer, the same with prefix ``d0.``, ``d1.`` ... of the others,
             and ``dn_loss_cls`` and ``dn_loss_bbox`` likewise if there are denoising queries.
+
+        Raises:
+            ValueError: If the head predicts velocities and the boxes have none.
         """
-        boxes = [gravity_boxes(sample.gt_instances_3d.bboxes_3d) for sample in batch_data_samples]
-        boxes = [sample.to(self.code_weights.device) for sample in boxes]
+        boxes = [self._true_boxes(sample.gt_instances_3d.bboxes_3d) for sample in batch_data_samples]
         labels = [sample.gt_instances_3d.labels_3d.to(self.code_weights.device) for sample in batch_data_samples]
         queries = None
         if self.denoising is not None:
@@ -282,6 +297,19 @@ class PETR3DHead(BaseModule):
             )
             losses |= {name: self.denoising.weight * value for name, value in noised.items()}
         return losses
+
+    def _true_boxes(self, boxes: Any) -> Tensor:
+        """Ground truth as a tensor [n, 7 or 9], with as many numbers as the head predicts."""
+        numbers = len(self.code_weights) - 1  # sine and cosine are one angle
+        if boxes.tensor.shape[1] < numbers:
+            raise ValueError(NO_VELOCITY)
+        return gravity_boxes(boxes)[:, :numbers].to(self.code_weights.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As usual, but for the code weights: a checkpoint of other settings does not replace those of the config."""
+        if f'{prefix}code_weights' in state_dict:
+            state_dict[f'{prefix}code_weights'] = self.code_weights
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def predict(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> list[InstanceData]:
         """Final boxes of every sample.
