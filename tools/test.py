@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mmdet3d
 
-from mmprune3d.checkpoint.kinds import UnreadableCheckpointError
+from mmprune3d.checkpoint.kinds import MissingCheckpointError, UnreadableCheckpointError
 from mmprune3d.checkpoint.mismatch import CheckpointMismatchError
 from mmprune3d.engine.cpu_distributed import join_gloo_group
 
@@ -20,5 +20,5 @@ if __name__ == '__main__':
     tool = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / 'test.py'
     try:
         runpy.run_path(str(tool), run_name='__main__')
-    except (UnreadableCheckpointError, CheckpointMismatchError) as error:
+    except (MissingCheckpointError, UnreadableCheckpointError, CheckpointMismatchError) as error:
         raise SystemExit(f'error: {error}') from error

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -16,8 +17,6 @@ import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
-
-from mmprune3d.files import replacing
 
 from .kinds import UnreadableCheckpointError, kind_of, unreadable
 
@@ -92,12 +91,18 @@ def _kept(address: str, download: Callable[[Path], object]) -> Path:
     if target.is_file():
         print_log(f'{address}: using the copy in {target}', logger='current')
         return target
-    with replacing(target) as part:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: the processes of a training may download at the same time
+    part = target.with_name(f'.{uuid.uuid4().hex}.{target.name}')
+    try:
         download(part)
         kind = kind_of(part)
         if not kind.format:
             error = unreadable(part, kind.says, kind.advice)
             raise UnreadableCheckpointError(str(error).replace(str(part), address))
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 

@@ -35,6 +35,10 @@ class UnreadableCheckpointError(ValueError):
     """A file holds no weights, or none that can be read without running what is in it."""
 
 
+class MissingCheckpointError(FileNotFoundError):
+    """There is no such checkpoint."""
+
+
 class Kind(NamedTuple):
     """What a file seems to be.
 
@@ -68,10 +72,10 @@ def kind_of(path: Path) -> Kind:
     """What the file `path` is.
 
     Raises:
-        FileNotFoundError: If there is none.
+        MissingCheckpointError: (a FileNotFoundError) If there is none.
     """
     if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist')
+        raise MissingCheckpointError(f'{path} does not exist')
     if path.is_dir():
         return _folder(path)
     with path.open('rb') as file:

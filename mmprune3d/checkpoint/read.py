@@ -69,13 +69,13 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Takes the place of mmengine's loader of local files, so that Runner and ``init_model`` read as our tools do.
 
     Args:
-        filename: The file.
+        filename: The file; for an address that mmengine has no loader for, the message says which are valid.
         map_location: As for ``torch.load``.
 
     Returns:
         What is in the file; weights under another name than ``state_dict`` are also found under that one.
     """
-    path = Path(filename).expanduser()
+    path = local_file(filename)
     data = read_file(path, map_location)
     if not isinstance(data, Mapping) or 'state_dict' in data:
         return data
