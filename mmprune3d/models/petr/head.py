@@ -20,18 +20,12 @@ from torch import Tensor, nn
 
 from mmprune3d.layers.query_embedding import PrunableEmbedding
 
+from .checks import check_cameras, check_codes, check_counts, check_depth, check_same_classes, check_truth
 from .denoising import DenoisingBatch, DenoisingQueries
 from .geometry import canvas_of, image_shapes_of, img2lidar_of
 from .losses import SetLoss
 from .position import depth_bins, embed_cells, embed_points, frustum_embedding, padded_cells
 
-CODE_SIZES = (8, 10)
-NO_VELOCITY = (
-    'the boxes of the data have no velocity, but the head predicts velocities (10 code_weights). Either set '
-    'model.pts_bbox_head.code_weights to 8 numbers, such as [1.0] * 8, and to begin with weights that predict '
-    "velocities add custom_hooks=[dict(type='AllowShapeMismatchHook', prefixes=['pts_bbox_head.reg_branches'])]; or "
-    'give the boxes velocities (with_velocity=True of the dataset, `velocity` in its info file).'
-)
 POSITION_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 
 
@@ -86,7 +80,8 @@ class PETR3DHead(BaseModule):
         init_cfg: Initialisation, as in ``BaseModule``.
 
     Raises:
-        ValueError: If there are neither 8 nor 10 code weights.
+        ValueError: If there are neither 8 nor 10 code weights, the box coder has other classes, or a number makes no
+            sense.
     """
 
     def __init__(
@@ -111,8 +106,9 @@ class PETR3DHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if len(code_weights) not in CODE_SIZES:
-            raise ValueError(f'{len(code_weights)} code_weights: boxes have 8 codes, or 10 with velocities')
+        check_counts(num_classes=num_classes, num_query=num_query, depth_num=depth_num)
+        check_depth(depth_start, position_range)
+        check_codes(code_weights)
         self.num_classes = num_classes
         self.num_query = num_query
         self.depth_num = depth_num
@@ -121,6 +117,7 @@ class PETR3DHead(BaseModule):
         self.position_range = list(position_range)
         self.all_layers_at_test = all_layers_at_test
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        check_same_classes(num_classes, self.bbox_coder.num_classes, 'pts_bbox_head.bbox_coder')
         self.denoising = None if denoising is None else DenoisingQueries(**denoising)
         self.set_loss = SetLoss(num_classes, self.bbox_coder, assigner, loss_cls, loss_bbox)
         self.register_buffer('code_weights', torch.tensor(code_weights))
@@ -266,7 +263,9 @@ class PETR3DHead(BaseModule):
         shapes = [image_shapes_of(meta, feats.shape[1]) for meta in metas]
         mask = padded_cells(shapes, canvas, tuple(feats.shape[-2:]))
         mask = None if mask is None else mask.to(feats.device)
-        return self.forward_tensors(feats, img2lidar_of(metas, feats.device), mask, canvas, all_layers, denoising)
+        img2lidar = img2lidar_of(metas, feats.device)
+        check_cameras(feats.shape[1], img2lidar.shape[1])
+        return self.forward_tensors(feats, img2lidar, mask, canvas, all_layers, denoising)
 
     def loss(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of all decoder layers.
@@ -280,10 +279,9 @@ class PETR3DHead(BaseModule):
             and ``dn_loss_cls`` and ``dn_loss_bbox`` likewise if there are denoising queries.
 
         Raises:
-            ValueError: If the head predicts velocities and the boxes have none.
+            ValueError: If the head predicts velocities and the boxes have none, or does not know a class of the data.
         """
-        boxes = [self._true_boxes(sample.gt_instances_3d.bboxes_3d) for sample in batch_data_samples]
-        labels = [sample.gt_instances_3d.labels_3d.to(self.code_weights.device) for sample in batch_data_samples]
+        boxes, labels = zip(*map(self._truth, batch_data_samples))
         queries = None
         if self.denoising is not None:
             queries = self.denoising.make(boxes, self.bbox_coder.pc_range, len(self.learned_points()))
@@ -298,12 +296,12 @@ class PETR3DHead(BaseModule):
             losses |= {name: self.denoising.weight * value for name, value in noised.items()}
         return losses
 
-    def _true_boxes(self, boxes: Any) -> Tensor:
-        """Ground truth as a tensor [n, 7 or 9], with as many numbers as the head predicts."""
-        numbers = len(self.code_weights) - 1  # sine and cosine are one angle
-        if boxes.tensor.shape[1] < numbers:
-            raise ValueError(NO_VELOCITY)
-        return gravity_boxes(boxes)[:, :numbers].to(self.code_weights.device)
+    def _truth(self, sample: Any) -> tuple[Tensor, Tensor]:
+        """Boxes [n, 7 or 9] with as many numbers as the head predicts, and labels [n], of one sample."""
+        check_truth(sample, self.num_classes, len(self.code_weights))
+        boxes, labels = sample.gt_instances_3d.bboxes_3d, sample.gt_instances_3d.labels_3d
+        device = self.code_weights.device
+        return gravity_boxes(boxes)[:, : len(self.code_weights) - 1].to(device), labels.to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As usual, but for the code weights: a checkpoint of other settings does not replace those of the config."""
