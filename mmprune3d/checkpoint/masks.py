@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmprune3d.pruning.masks import pack, unpack
 
+from .addresses import local_file
 from .torch_files import read_file
 
 STATE = 'mmprune3d'
@@ -34,7 +35,7 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
         ValueError: If the file has no masks, or cannot be read.
         FileNotFoundError: If there is no such file.
     """
-    found = read_file(path)
+    found = read_file(local_file(path))
     packed = found.get(STATE, {}).get('masks') if isinstance(found, dict) else None
     if not packed:
         raise ValueError(f'{path} has no masks: neither tools/prune.py wrote it, nor a training with MaskHook')
