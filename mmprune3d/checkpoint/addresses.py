@@ -44,14 +44,15 @@ def address_of(source: str | Path) -> tuple[str, str] | None:
     return scheme.lower(), f'{scheme}://{text[found.end() :]}'
 
 
-def local_file(source: str | Path) -> Path:
+def local_file(source: str | Path, folder: str | Path | None = None) -> Path:
     """The file that `source` names, downloaded if it is an address.
 
-    Downloads are kept where torch keeps its own (``TORCH_HOME``), and are used again.
+    Downloads are kept and used again.
 
     Args:
         source: A path; ``http://`` and ``https://``; ``s3://`` and ``petrel://`` (mmengine's petrel backend);
             ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` with a name from mmengine's lists.
+        folder: Where downloads are kept; None means where torch keeps its own (``TORCH_HOME``).
 
     Raises:
         UnreadableCheckpointError: If the address is of another kind, leads nowhere, or to something else.
@@ -62,12 +63,15 @@ def local_file(source: str | Path) -> Path:
     scheme, text = address
     try:
         if scheme in NAMES:
-            return local_file(_named(scheme, text))
+            return local_file(_named(scheme, text), folder)
         if scheme in WEB:
-            return _kept(text, lambda part: torch.hub.download_url_to_file(text, str(part), progress=_on_screen()))
+            target = kept_file(text, folder)
+            return _kept(
+                text, target, lambda part: torch.hub.download_url_to_file(text, str(part), progress=_watched())
+            )
         if scheme.split(':')[-1] in STORES:
             backend = get_file_backend(text, backend_args={'backend': 'petrel'})
-            return _kept(text, lambda part: part.write_bytes(backend.get(text)))
+            return _kept(text, kept_file(text, folder), lambda part: part.write_bytes(backend.get(text)))
     except (OSError, HTTPException, ImportError) as error:
         raise UnreadableCheckpointError(f'{text} cannot be fetched: {error}') from error
     valid = ', '.join(f'{one}://' for one in (*WEB, *STORES, *NAMES))
@@ -85,9 +89,8 @@ def _named(scheme: str, text: str) -> str:
     return found if address_of(found) else os.path.join(mmengine_checkpoint._get_mmengine_home(), found)
 
 
-def _kept(address: str, download: Callable[[Path], object]) -> Path:
+def _kept(address: str, target: Path, download: Callable[[Path], object]) -> Path:
     """The downloaded copy; it appears whole and as something that can be read, or not at all."""
-    target = kept_file(address)
     if target.is_file():
         print_log(f'{address}: using the copy in {target}', logger='current')
         return target
@@ -106,7 +109,7 @@ def _kept(address: str, download: Callable[[Path], object]) -> Path:
     return target
 
 
-def kept_file(address: str) -> Path:
+def kept_file(address: str, folder: str | Path | None = None) -> Path:
     """Where the copy of an address is kept.
 
     torch keeps downloads by the last part of the address alone, so that ``a/epoch_24.pth`` would be taken for
@@ -117,8 +120,8 @@ def kept_file(address: str) -> Path:
         digest = hashlib.sha256(address.encode()).hexdigest()[:8]
         stem, dot, ending = name.rpartition('.')
         name = f'{stem}-{digest}.{ending}' if dot else f'{name}-{digest}'
-    return Path(torch.hub.get_dir()) / 'checkpoints' / name
+    return (Path(torch.hub.get_dir()) / 'checkpoints' if folder is None else Path(folder)) / name
 
 
-def _on_screen() -> bool:
+def _watched() -> bool:
     return sys.stderr.isatty()

@@ -91,8 +91,8 @@ def load_url(url: str, model_dir: str | None = None, map_location: Any = None, p
 
     That one loads with ``weights_only=False`` unless told otherwise, and mmengine does not tell it (0.10.7).
     """
-    del model_dir, progress
-    return load_from_local(str(local_file(url)), map_location)
+    del progress  # shown where somebody watches
+    return load_from_local(str(local_file(url, model_dir)), map_location)
 
 
 def without_prefix(weights: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.fileio import BaseStorageBackend
 from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import load_from_http
 from torch import nn
 
 from mmprune3d.checkpoint import addresses
@@ -90,6 +91,12 @@ class TestWeb:
             torch.save({'a': torch.tensor(number)}, folder / str(number) / 'epoch_24.pth')
         found = [read_checkpoint(f'{host}/{number}/epoch_24.pth')['state_dict']['a'].item() for number in (1, 2)]
         assert found == [1, 2]
+
+    def test_mmengine_may_say_where_downloads_are_kept(self, served, model, tmp_path):
+        folder, host, _ = served
+        torch.save(model.state_dict(), folder / 'w.pth')
+        load_from_http(f'{host}/w.pth', 'cpu', model_dir=str(tmp_path / 'mine'))
+        assert len(list((tmp_path / 'mine').iterdir())) == 1
 
     def test_a_program_is_not_run(self, served):
         folder, host, _ = served

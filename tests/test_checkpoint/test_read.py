@@ -10,16 +10,19 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import mmengine.runner.checkpoint
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
 from mmprune3d.checkpoint.kinds import UnreadableCheckpointError
 from mmprune3d.checkpoint.mismatch import CheckpointMismatchError
-from mmprune3d.checkpoint.read import load_weights, read_checkpoint
+from mmprune3d.checkpoint.read import load_url, load_weights, read_checkpoint
 from mmprune3d.checkpoint.torch_files import read_file
+from mmprune3d.compat import install_safe_reading
 
 
 class Runs:
@@ -311,3 +314,27 @@ class TestMMEngine:
         for number, data in enumerate((weights, {'state_dict': weights, 'meta': {'epoch': 1}}, {'embeddings': 1})):
             torch.save(data, tmp_path / f'{number}.pth')
             assert set(CheckpointLoader.load_checkpoint(str(tmp_path / f'{number}.pth'), 'cpu')) == set(data)
+
+
+class TestOlderTorch:
+    """Before 2.6, torch cannot be told which of mmengine's types are harmless; simulated by its version alone."""
+
+    def test_training_state_is_refused_and_the_message_says_which_torch_reads_it(self, weights, tmp_path, monkeypatch):
+        torch.save({'state_dict': weights, 'message_hub': Config({'a': 1})}, tmp_path / 'epoch_1.pth')
+        monkeypatch.setattr(torch, '__version__', '2.3.1')
+        with pytest.raises(UnreadableCheckpointError, match=r'torch 2\.3\.1 cannot read safely; 2\.6 and newer can'):
+            read_checkpoint(tmp_path / 'epoch_1.pth')
+        monkeypatch.setattr(torch, '__version__', '2.13.0')
+        with pytest.raises(UnreadableCheckpointError, match='save the weights alone'):
+            read_checkpoint(tmp_path / 'epoch_1.pth')
+
+    def test_downloads_are_read_safely_and_mmengine_resumes_as_it_did(self, monkeypatch):
+        registered = []
+        monkeypatch.setattr(mmengine.runner.checkpoint, 'load_url', None)
+        monkeypatch.setattr(CheckpointLoader, 'register_scheme', lambda *scheme, **_: registered.append(scheme[0]))
+        monkeypatch.setattr(torch, '__version__', '2.3.1')
+        install_safe_reading()
+        assert mmengine.runner.checkpoint.load_url is load_url and registered == []
+        monkeypatch.setattr(torch, '__version__', '2.6.0')
+        install_safe_reading()
+        assert registered == ['']
