@@ -9,6 +9,7 @@ from mmprune3d.version import __version__
 
 compat.check_versions()
 compat.allow_mmengine_checkpoints()
+compat.install_safe_reading()
 compat.install_strict_loading()
 compat.install_whole_checkpoints()
 compat.install_package_lookup()

@@ -4,6 +4,7 @@ Importing mmprune3d calls these functions:
 
 * :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
 * :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
+* :func:`install_safe_reading` makes mmengine read checkpoints safely, downloads included, and say why it cannot;
 * :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones;
 * :func:`install_whole_checkpoints` makes mmengine write checkpoints whole, and resume from one that is;
 * :func:`install_package_lookup` lets mmengine find the configs of packages where setuptools has no pkg_resources.
@@ -162,10 +163,13 @@ def allow_mmengine_checkpoints() -> None:
     """Lets ``torch.load(weights_only=True)``, the default from torch 2.6 on, read mmengine's own checkpoints.
 
     mmengine stores its log history, its scores and the state of some schedulers as small objects; the types they need
-    are put on torch's allow-list. ``getattr``, which they need too, is replaced by a look-up in a table of six names.
-    Everything else is refused as before, and ``torch.load`` itself is not touched. Older torch versions load without
-    the check by default and are left alone.
+    are put on torch's allow-list, and so is the ``argparse.Namespace`` that official code stores beside ``model``.
+    ``getattr``, which they need too, is replaced by a look-up in a table of six names. Everything else is refused as
+    before, and ``torch.load`` itself is not touched. Older torch versions load without the check by default and are
+    left alone.
     """
+    import argparse
+
     import torch
 
     if parse_version(torch.__version__) < (2, 6):
@@ -178,11 +182,30 @@ def allow_mmengine_checkpoints() -> None:
         [
             HistoryBuffer,
             OneCycleParamScheduler,
+            argparse.Namespace,
             (ConfigDict, 'mmengine.config.config.ConfigDict'),
             (_restricted_getattr, 'builtins.getattr'),
             *_numpy_globals(),
         ]
     )
+
+
+def install_safe_reading() -> None:
+    """Makes mmengine read checkpoints with :mod:`mmprune3d.checkpoint.read` from now on.
+
+    Its loader of addresses (0.10.7) calls ``torch.hub.load_state_dict_from_url``, whose default is
+    ``weights_only=False`` with every version of torch: a download is run as a program. That call is replaced. Local
+    files are read with the same check, so that a file that cannot be read is one clear message in ``tools/test.py``
+    too; before torch 2.6 mmengine's own loader stays, because training checkpoints could not be resumed from.
+    """
+    import torch
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    from mmprune3d.checkpoint.read import load_from_local, load_url
+
+    mmengine_checkpoint.load_url = load_url
+    if parse_version(torch.__version__) >= (2, 6):
+        mmengine_checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
 def install_strict_loading() -> None:

@@ -184,7 +184,9 @@ class TestRealCheckpoints:
         torch.save(checkpoint, trained / 'evil.pth')
         done = run_python(ROOT / 'tools' / 'test.py', trained / 'config.py', trained / 'evil.pth')
         assert done.returncode != 0
-        assert 'Weights only load failed' in done.stderr and 'mkdir' in done.stderr
+        # one message, of ours: torch's own advises to switch the check off
+        assert 'evil.pth' in done.stderr and 'holds posix.mkdir: a program, of which nothing was run' in done.stderr
+        assert 'Traceback' not in done.stderr and 'weights_only' not in done.stderr
         assert not touched.exists()
         # The file is armed: this is what it calls.
         assert torch.serialization.get_unsafe_globals_in_checkpoint(trained / 'evil.pth') == ['posix.mkdir']

@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of a PETR3D detector')
     parser.add_argument('out', type=Path, help='checkpoint to write, for load_from')
-    parser.add_argument('--checkpoint', help='start from these weights')
+    parser.add_argument('--checkpoint', help='start from these weights: a file or an address')
     parser.add_argument('--only', nargs='+', metavar='PREFIX', help='... of which only those whose names begin so')
     parser.add_argument('--data-root', help='instead of the one in the config')
     parser.add_argument('--frames', type=int, default=48, help='training frames that lend cameras and features')
@@ -38,11 +38,14 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
     from mmengine.runner.checkpoint import load_state_dict
 
+    import mmprune3d  # noqa: F401
+    from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.files import save_checkpoint, writable
     from mmprune3d.models.petr.alignment import align
     from mmprune3d.ops.cameras import lidar2img_of
 
     writable(args.out.parent)
+    start = read_checkpoint(args.checkpoint) if args.checkpoint else {}
     config = Config.fromfile(args.config)
     config.update(work_dir=str(args.out.parent), randomness=dict(seed=args.seed))
     config.train_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     runner = Runner.from_cfg(config)
     runner.model.init_weights()
     if args.checkpoint:
-        weights = torch.load(args.checkpoint, map_location='cpu', weights_only=True)['state_dict']
+        weights = start['state_dict']
         prefixes = tuple(args.only or [''])
         load_state_dict(runner.model, {name: value for name, value in weights.items() if name.startswith(prefixes)})
     model, matrices, features = runner.model.eval(), [], []

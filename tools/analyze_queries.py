@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of a detector with learned queries')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint, with or without removed queries')
+    parser.add_argument('checkpoint', help='its checkpoint with or without removed queries: a file or an address')
     parser.add_argument('--name', help='what it is called in tables and pictures; by default, as its config')
     parser.add_argument(
         '--compare', nargs='+', default=[], metavar='NAME=CONFIG:CHECKPOINT', help='more detectors, side by side'

@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the training')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint, of any moment')
+    parser.add_argument('checkpoint', help='its checkpoint of any moment: a file or an address')
     parser.add_argument('--out', type=Path, help="folder to write to; default: the checkpoint's")
     parser.add_argument(
         '--at', metavar='N,N', default='', help='numbers of queries; more than are left brings back the last to go'

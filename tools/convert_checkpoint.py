@@ -21,7 +21,7 @@ def main() -> None:
     from mmprune3d.command import NOTHING_KEPT, run_main
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('src', type=Path, help='published checkpoint')
+    parser.add_argument('src', help='published checkpoint: a file or an address')
     parser.add_argument('dst', type=Path, help='where to write ours; must not exist')
     parser.add_argument(
         '--from', '--source', dest='source', choices=ALL_SOURCES, required=True, help='where the checkpoint comes from'

@@ -14,8 +14,8 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('camera', type=Path, help='checkpoint of the camera detector')
-    parser.add_argument('lidar', type=Path, help='checkpoint of the LiDAR detector')
+    parser.add_argument('camera', help='checkpoint of the camera detector: a file or an address')
+    parser.add_argument('lidar', help='checkpoint of the LiDAR detector, likewise')
     parser.add_argument('out', type=Path, help='where to write')
     return parser.parse_args()
 
@@ -30,14 +30,12 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads two files, writes one."""
-    import torch
-
     from mmprune3d.checkpoint.fuse import fuse_checkpoints
+    from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.files import save_checkpoint, writable
 
     writable(args.out.parent)
-    both = [torch.load(path, map_location='cpu', weights_only=True) for path in (args.camera, args.lidar)]
-    fused = fuse_checkpoints(*both)
+    fused = fuse_checkpoints(read_checkpoint(args.camera), read_checkpoint(args.lidar))
     save_checkpoint(fused, args.out)
     print(f'{args.out}: {len(fused["state_dict"])} tensors')
 

@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector')
     parser.add_argument('frame', type=Path, help='folder with infos.pkl and the images it names')
-    parser.add_argument('--checkpoint', help='start from these weights')
+    parser.add_argument('--checkpoint', help='start from these weights: a file or an address')
     parser.add_argument('--steps', type=int, default=600, help='at most so many training steps')
     parser.add_argument('--lr', type=float, default=2e-4)
     parser.add_argument('--seed', type=int, default=0)
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from mmdet3d.registry import MODELS
     from mmengine.config import Config
-    from mmengine.runner import load_checkpoint
 
     from mmprune3d.analysis.single_frame import SingleFrame, frame_dataset
+    from mmprune3d.checkpoint.read import load_weights
 
     torch.manual_seed(args.seed)
     config = Config.fromfile(args.config)
@@ -45,7 +45,10 @@ def run(args: argparse.Namespace) -> None:
     model = MODELS.build(config.model)
     model.init_weights()
     if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, map_location='cpu')
+        try:
+            load_weights(model, args.checkpoint)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f'error: {error}') from error
     frame = SingleFrame(model, dataset)
     total = len(frame.cars)
     found = frame.overfit(args.steps, args.lr, lambda s, loss, n: print(f'step {s}: loss {loss:.2f}, {n}/{total} cars'))

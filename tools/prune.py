@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint; if it is masked, more is removed')
+    parser.add_argument('checkpoint', help='its checkpoint, a file or an address; if it is masked, more is removed')
     parser.add_argument(
         '--criterion', help='altermoma (default), prospr, snip, synflow, magnitude or random; what ranks the weights'
     )

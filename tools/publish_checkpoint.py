@@ -12,7 +12,7 @@ from pathlib import Path
 def main() -> None:
     """Parses and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', type=Path, help='a checkpoint written in training')
+    parser.add_argument('source', help='a checkpoint written in training: a file or an address')
     parser.add_argument('target', type=Path, help='the file to write')
     args = parser.parse_args()
     from mmprune3d.command import NOTHING_KEPT, run_main

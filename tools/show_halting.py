@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of a detector that halts tokens')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    parser.add_argument('checkpoint', help='its checkpoint: a file or an address')
     parser.add_argument('--samples', type=int, nargs='+', default=[], metavar='INDEX', help='test samples to draw')
     parser.add_argument('--count', type=int, help='test samples of the table, evenly spaced; by default, those drawn')
     parser.add_argument(

@@ -38,7 +38,9 @@ def parse_args() -> argparse.Namespace:
     drawn.add_argument('--sparsity', type=float, default=0.8)
     for command in (train, masked, scores, cost, drawn):
         command.add_argument('--config', type=Path, default=CONFIG, help='the fusion detector')
-        command.add_argument('--checkpoint', type=Path, default=CONFIG.with_suffix('.pth'), help='its weights')
+        command.add_argument(
+            '--checkpoint', default=CONFIG.with_suffix('.pth'), help='its weights, a file or an address'
+        )
         command.add_argument(
             '--cfg-options',
             nargs='+',

@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     for command in (train, speed):
         command.add_argument('--seed', type=int, default=0, help='of the trainings (default: %(default)s)')
         command.add_argument('--config', type=Path, default=CONFIG, help='the plain SST')
-        command.add_argument('--checkpoint', type=Path, default=CONFIG.with_suffix('.pth'), help='its weights')
+        command.add_argument(
+            '--checkpoint', default=CONFIG.with_suffix('.pth'), help='its weights, a file or an address'
+        )
         command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides'
         )
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.analysis.halting_study import folder_of, run_training
     from mmprune3d.analysis.halting_table import table
     from mmprune3d.analysis.upgrade import read_config
+    from mmprune3d.checkpoint.addresses import local_file
     from mmprune3d.files import writable
 
     if args.threads:
@@ -66,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     if args.command == 'table':
         print(table(args.out))
         return
-    base = read_config(args.config, args.checkpoint, args.cfg_options)
+    checkpoint = local_file(args.checkpoint)
+    base = read_config(args.config, checkpoint, args.cfg_options)
     if args.command == 'speed':
         for name, speed in measure_speed(base, args.out, args.seed, args.frames, args.repeats).items():
             print(name, speed['ms'])
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     for name in args.names:
         folder_of(args.out, name, args.seed)  # refuses unknown names before the first training
     for name in args.names:
-        print(run_training(base, args.checkpoint, name, args.seed, args.out))
+        print(run_training(base, checkpoint, name, args.seed, args.out))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the unpruned detector')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    parser.add_argument('checkpoint', help='its checkpoint: a file or an address')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/study'), help='folder for tables and plots')
     parser.add_argument('--samples', type=int, help='test samples, evenly spaced; all if not given')
     parser.add_argument(

@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', type=Path, help='config of the detector, as for mmdet3d tools/test.py')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint')
+    parser.add_argument('checkpoint', help='its checkpoint: a file or an address')
     plans = parser.add_mutually_exclusive_group()
     plans.add_argument(
         '--tggbc', metavar='r=R,n=N,k=K', help='remove R keys over N layers, by K queries; "auto" looks for R and N'

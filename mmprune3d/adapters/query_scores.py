@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class QueryScorer:
         if self.plan.criterion == 'cost':
             name, listener = self._listener()
             setattr(self.queries.assigner, name, listener)
-            self._undo.append(lambda: delattr(self.queries.assigner, name))
+            self._undo.append(partial(delattr, self.queries.assigner, name))
 
     def stop(self) -> None:
         """Takes everything off."""
@@ -72,24 +73,30 @@ class QueryScorer:
         """Which method of the assigner to replace, and what by; the last decoder layer is matched last."""
         assigner = self.queries.assigner
         if hasattr(assigner, 'costs'):  # ours
-            original = assigner.costs
-
-            def costs(*args: Any, **kwargs: Any) -> Tensor:
-                self._costs.append(original(*args, **kwargs).cpu())
-                return self._costs[-1]
-
-            return 'costs', costs
+            return 'costs', partial(self._costs_of, assigner.costs)
         if hasattr(assigner, 'match_costs'):  # mmdet's HungarianAssigner
-            assign = assigner.assign
-
-            def assign_and_tell(pred_instances: Any, gt_instances: Any, img_meta: Any = None, **kwargs: Any) -> Any:
-                with torch.no_grad():
-                    parts = (cost(pred_instances, gt_instances, img_meta) for cost in assigner.match_costs)
-                    self._costs.append(sum(parts).cpu())
-                return assign(pred_instances, gt_instances, img_meta, **kwargs)
-
-            return 'assign', assign_and_tell
+            return 'assign', partial(self._assign, assigner, assigner.assign)
         raise ValueError(
             "GPQ: criterion='cost' needs an assigner with `costs` (PETR3DAssigner) or `match_costs` (mmdet's "
             f'HungarianAssigner), found {type(assigner).__name__}; valid here are lowest, highest and random'
         )
+
+    # Methods rather than closures: a detector is copied with what listens to it, by deepcopy and torch.save.
+
+    def _costs_of(self, costs: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        self._costs.append(costs(*args, **kwargs).cpu())
+        return self._costs[-1]
+
+    def _assign(
+        self,
+        assigner: Any,
+        assign: Callable[..., Any],
+        pred_instances: Any,
+        gt_instances: Any,
+        img_meta: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        with torch.no_grad():
+            parts = (cost(pred_instances, gt_instances, img_meta) for cost in assigner.match_costs)
+            self._costs.append(sum(parts).cpu())
+        return assign(pred_instances, gt_instances, img_meta, **kwargs)

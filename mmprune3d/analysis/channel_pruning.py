@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune3d.adapters.channel_groups import find_channel_groups
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.checkpoint.masks import STATE, packed_state
 from mmprune3d.checkpoint.metadata import with_metadata
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.checkpoint.slim import mask_state_dict, slim_checkpoint, structure_of
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.channel_scoring import choose_channels, score_channels, trained_groups
@@ -54,7 +55,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
         raise ValueError('the config has no train_dataloader: there is no data to score channels with')
     init_default_scope(config.get('default_scope') or 'mmdet3d')
     plan, model = settings.plan, _build(config)
-    loaded = load_checkpoint(model, str(checkpoint), map_location='cpu')
+    loaded = load_weights(model, checkpoint)
     fusion, run = settings.fusion_map(model), _Recorded(config, model, settings)
     found = find_channel_groups(model, run.call, _modules(model, plan.protected))
     groups, frozen = trained_groups(model, found.groups)

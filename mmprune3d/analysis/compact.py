@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.checkpoint.addresses import address_of, local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE, compact_checkpoint
+from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import without
 from mmprune3d.pruning.gpq import kept_at
 
@@ -149,7 +150,7 @@ def _compact(
 
 def run_compact(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     out: Path | None = None,
     sizes: Sequence[int] = (),
     drop_training_state: bool = False,
@@ -159,8 +160,8 @@ def run_compact(
 
     Args:
         config_file: Of the training.
-        checkpoint: Of any moment of it.
-        out: Folder; None means that of the checkpoint.
+        checkpoint: Of any moment of it: a file or an address.
+        out: Folder; None means that of the checkpoint, or the current one if it was downloaded.
         sizes: See `compact`.
         drop_training_state: Leave out what only resuming needs.
         overrides: Settings on top of the config, by dotted key.
@@ -170,10 +171,11 @@ def run_compact(
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
-        ValueError: If there is nothing to compact, or a size is impossible.
+        ValueError: If there is nothing to compact, a size is impossible, or the checkpoint cannot be read.
     """
-    files.writable(out or checkpoint.parent)
-    config = read_config(config_file, checkpoint, overrides or {})
-    data = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    made = compact(config, data, sizes, TRAINING_STATE if drop_training_state else ())
-    return [one.write(out or checkpoint.parent, checkpoint.stem) for one in made]
+    path = local_file(checkpoint)
+    beside = path.parent if address_of(checkpoint) is None else Path()
+    files.writable(out or beside)
+    config = read_config(config_file, path, overrides or {})
+    made = compact(config, read_checkpoint(path), sizes, TRAINING_STATE if drop_training_state else ())
+    return [one.write(out or beside, path.stem) for one in made]

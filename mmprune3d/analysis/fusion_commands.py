@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mmprune3d.checkpoint.addresses import local_file
+
 from . import fusion_features, fusion_redundancy, fusion_study, score_statistics, scoring_cost
 from .fusion_table import table
 from .upgrade import read_config
@@ -19,21 +21,22 @@ def run(args: argparse.Namespace) -> None:
     if args.command == 'table':
         print(table(args.out))
         return
-    base = read_config(args.config, args.checkpoint, args.cfg_options)
+    checkpoint = local_file(args.checkpoint)
+    base = read_config(args.config, checkpoint, args.cfg_options)
     if args.command == 'redundancy':
-        print(fusion_redundancy.redundancy_table(fusion_redundancy.redundancy(base, args.checkpoint, args.out)))
+        print(fusion_redundancy.redundancy_table(fusion_redundancy.redundancy(base, checkpoint, args.out)))
     elif args.command == 'scores':
         plans = score_statistics.plans_of(sparsity=0.8)
-        found = score_statistics.score_statistics(base, args.checkpoint, plans, args.out)
+        found = score_statistics.score_statistics(base, checkpoint, plans, args.out)
         print(score_statistics.statistics_table(found))
     elif args.command == 'cost':
-        print(scoring_cost.cost_table(scoring_cost.scoring_cost(base, args.checkpoint, args.out)))
+        print(scoring_cost.cost_table(scoring_cost.scoring_cost(base, checkpoint, args.out)))
     elif args.command == 'features':
         path = args.out / f'features_{args.sample}.png'
-        fusion_features.draw_states(base, args.checkpoint, fusion_study.plan_of(args.sparsity), args.sample, path)
+        fusion_features.draw_states(base, checkpoint, fusion_study.plan_of(args.sparsity), args.sample, path)
         print(path)
     else:
         for name in args.names:
             fusion_study.check_name(name)  # before the first training
         for name in args.names:
-            print(fusion_study.run_training(base, args.checkpoint, name, args.seed, args.out))
+            print(fusion_study.run_training(base, checkpoint, name, args.seed, args.out))

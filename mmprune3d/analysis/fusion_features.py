@@ -13,10 +13,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, parameter_groups, prunable, resolve
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.scoring import Scores, batches_needed, make_masks, modality_gradients
@@ -118,7 +119,7 @@ def draw_states(
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, checkpoint)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     sample = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
     loader = Runner.build_dataloader(config.train_dataloader, seed=plan.seed)

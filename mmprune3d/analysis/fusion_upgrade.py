@@ -16,6 +16,7 @@ from torch import nn
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import without
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
@@ -131,7 +132,7 @@ class FusionPruning(PlanWithFineTuning):
 
 def run_fusion_upgrade(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     pruning: FusionPruning,
     out: Path,
     overrides: dict[str, Any],
@@ -162,6 +163,7 @@ def run_fusion_upgrade(
         OSError: If `out` cannot be written.
         ValueError: If the plan or the test set does not fit.
     """
+    checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
     runner = Runner.from_cfg(prepare(original, checkpoint, out))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.engine.halting_counts import grid_of, halting_detector, inside_boxes, layer_counts
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.visualization.drawing import box_corners
@@ -261,6 +262,7 @@ def run_halting(
         ValueError: For an index outside the set, a detector that halts no tokens, or a log without its figures.
     """
     curves = {name: training_curves(log) for name, log in (logs or {}).items()}
+    checkpoint = local_file(checkpoint)
     runner = loaded_runner(prepare(read_config(config_file, checkpoint, overrides), checkpoint, out))
     detector, loader = halting_detector(runner.model), runner.test_dataloader
     total, grid = len(loader.dataset), grid_of(detector)

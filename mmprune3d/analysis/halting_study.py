@@ -27,6 +27,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune3d import files
+from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
 from mmprune3d.engine.batches import CachedBatches, draw
@@ -99,9 +100,9 @@ def start_of(base: Config, row: Row, checkpoint: Path, work_dir: Path) -> Path:
     """Weights that a training starts from: those of the converged SST, or for other heads a slice of them."""
     if row.heads is None:
         return checkpoint
-    data = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    data = read_checkpoint(checkpoint)
     number, width = row.heads
-    state = keep_heads(data.get('state_dict', data), base.model.backbone.nhead[0], number)
+    state = keep_heads(data['state_dict'], base.model.backbone.nhead[0], number)
     state = keep_head_channels(state, number, width)
     files.save_checkpoint({'state_dict': state, 'meta': {}}, work_dir / 'start.pth')
     return work_dir / 'start.pth'

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import files
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import class_of, dotted, without
 from mmprune3d.engine.batches import CachedBatches, draw
@@ -175,7 +176,7 @@ def settled(model: nn.Module, config: Config, seed: int = 0) -> None:
 
 def run_halting_upgrade(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     halting: HaltingUpgrade,
     out: Path,
     overrides: dict[str, Any],
@@ -206,6 +207,7 @@ def run_halting_upgrade(
         OSError: If `out` cannot be written.
         ValueError: If the plan or the test set does not fit.
     """
+    checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
     halting.config(original)  # what is no SST is refused before anything is built

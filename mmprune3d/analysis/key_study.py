@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import files
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.pruning.plan import KeyPlan
 from mmprune3d.visualization.curves import draw_curves
@@ -247,7 +248,7 @@ def _line(setting: Mapping[str, Any]) -> str:
 
 
 def run_study(
-    config_file: Path, checkpoint: Path, out: Path, samples: int | None, parts: str, overrides: dict[str, Any]
+    config_file: Path, checkpoint: str | Path, out: Path, samples: int | None, parts: str, overrides: dict[str, Any]
 ) -> str:
     """Runs or completes a study.
 
@@ -266,7 +267,7 @@ def run_study(
         FileNotFoundError: If config or checkpoint is missing.
         ValueError: For unknown parts, a config that prunes already or has no test set, or a folder with another study.
     """
-    names = choose_parts(parts)
+    names, checkpoint = choose_parts(parts), local_file(checkpoint)
     config = read_config(config_file, checkpoint, overrides)
     source = source_of(config_file.stem, config, checkpoint, samples)
     return KeyStudy(prepare(config, checkpoint, out), source, samples, out).run(names)

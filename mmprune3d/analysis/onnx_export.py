@@ -18,10 +18,10 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS, init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmprune3d import adapters, files
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.config_types import only
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
@@ -268,7 +268,7 @@ def load_model(config: Config, checkpoint: Path, plan: KeyPlan | None) -> nn.Mod
     init_default_scope(config.get('default_scope') or 'mmdet3d')
     model = MODELS.build(config.model).eval()
     find_head(model)
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, checkpoint)
     model.cfg = config
     if plan is not None:
         adapters.attach(model, plan)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
 
 from . import report as reports
@@ -32,12 +33,12 @@ class Candidate:
     Attributes:
         name: What it is called in tables and pictures.
         config_file: Its config.
-        checkpoint: Its weights.
+        checkpoint: Its weights: a file or an address.
     """
 
     name: str
     config_file: Path
-    checkpoint: Path
+    checkpoint: str | Path
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
@@ -50,7 +51,7 @@ class Candidate:
         config_file, _, checkpoint = files.partition(':')
         if not (name and config_file and checkpoint):
             raise ValueError(f'cannot read --compare {text!r}; valid is NAME=CONFIG:CHECKPOINT')
-        return cls(name, Path(config_file), Path(checkpoint))
+        return cls(name, Path(config_file), checkpoint)
 
 
 def loaded_runner(config: Config) -> Runner:
@@ -158,7 +159,7 @@ def run_analysis(
         raise ValueError(f'the score threshold {threshold:g} must lie from 0 to 1')
     # all files are looked at before the first model runs
     history = None if history_file is None else QueryHistory.read(history_file)
-    files = [(candidate.config_file, candidate.checkpoint) for candidate in candidates]
+    files = [(candidate.config_file, local_file(candidate.checkpoint)) for candidate in candidates]
     configs = [prepare(read_config(*pair, overrides), pair[1], out) for pair in files]
     uses = [look_at(name, config, samples, threshold) for name, config in zip(names, configs, strict=True)]
     data = {

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import files
+from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 
 from .accuracy import figures_of_row
@@ -131,7 +132,7 @@ def write_start(run: Training, name: str, seed: int, out: Path) -> None:
     source = out / 'start.pth' if run.start is None else folder(out, run.start, seed) / 'final.pth'
     if not source.is_file():
         raise FileNotFoundError(f'{source} is missing: {run.start or "tools/align_positions.py"} comes first')
-    weights = torch.load(source, map_location='cpu', weights_only=True)['state_dict']
+    weights = read_checkpoint(source)['state_dict']
     if run.start is None:
         weights = {key: value for key, value in weights.items() if 'reference_points' not in key}
     target = folder(out, name, seed) / 'start.pth'

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map, parameter_groups, prunable
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.scoring import batches_needed, modality_gradients
 from mmprune3d.pruning.alter_eva import contribution, redundancy
@@ -96,7 +97,7 @@ def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, Alter
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, checkpoint)
     fusion, weights = fusion_map(model), prunable(model)
     groups = parameter_groups(model, fusion)
     most = max(map(batches_needed, plans.values()))

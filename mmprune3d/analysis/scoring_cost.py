@@ -10,11 +10,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.scoring import batches_needed, score_model
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -59,7 +60,7 @@ def scoring_cost(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     model = MODELS.build(copy.deepcopy(config.model))
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, checkpoint)
     plans = {
         name: AlterMOMAPlan(sparsity=SPARSITY, **settings)
         for name, settings in SETTINGS.items()

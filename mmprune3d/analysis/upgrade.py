@@ -14,6 +14,8 @@ from mmengine.runner import Runner
 
 from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
+from mmprune3d.checkpoint.addresses import local_file
+from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import dotted, only, without, writable
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
@@ -35,15 +37,16 @@ HOOKS = {TgGBCPlan.method: 'TgGBCHook', ToMePlan.method: 'ToMeHook'}
 """Method -> the hook that carries its plan in the upgraded config."""
 
 
-def read_config(config_file: Path, checkpoint: Path, overrides: dict[str, Any]) -> Config:
-    """The config with overrides by dotted key.
+def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, Any]) -> Config:
+    """The config with overrides by dotted key; the checkpoint is read once, before hours of work with it.
 
     Raises:
         FileNotFoundError: If it or the checkpoint does not exist.
+        ValueError: If the checkpoint cannot be read.
     """
-    for path in (config_file, checkpoint):
-        if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist')
+    if not config_file.is_file():
+        raise FileNotFoundError(f'{config_file} does not exist')
+    read_checkpoint(checkpoint)
     config = Config.fromfile(config_file)
     config.merge_from_dict(overrides)
     return config
@@ -133,7 +136,7 @@ def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measu
 
 def run_upgrade(
     config_file: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     plan: KeyPlan | SearchRequest | None,
     out: Path,
     overrides: dict[str, Any],
@@ -150,7 +153,7 @@ def run_upgrade(
 
     Args:
         config_file: The unpruned detector's config.
-        checkpoint: Its weights.
+        checkpoint: Its weights: a file or an address.
         plan: Keys to prune, or what to look for first; None only with `gpq`.
         out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, `logs/`, and with `gpq`
             `finetune/`, where an interrupted fine-tuning goes on.
@@ -169,6 +172,7 @@ def run_upgrade(
         OSError: If `out` cannot be written.
         ValueError: If a plan or the test set does not fit, or a search finds none.
     """
+    checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
     runner, search = Runner.from_cfg(prepare(original, checkpoint, out)), None

@@ -26,6 +26,7 @@ from torch import Tensor
 from mmprune3d.files import save_checkpoint
 
 from . import convert_bevfusion, convert_sst
+from .read import read_checkpoint
 
 CODE_SIZE = 10
 
@@ -149,14 +150,16 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, 
     }
 
 
-def convert_file(src: Path, dst: Path, source: str) -> None:
+def convert_file(src: str | Path, dst: Path, source: str) -> None:
     """Converts a checkpoint file; see :func:`convert_checkpoint`. Nothing is written if it fails.
 
     Raises:
         FileExistsError: If `dst` exists.
+        FileNotFoundError: If there is no `src`.
         OSError: If it cannot be written.
+        ValueError: If it cannot be read, or does not come from `source`.
     """
     if Path(dst).exists():
         raise FileExistsError(f'{dst} exists; choose another name')
-    checkpoint = torch.load(src, map_location='cpu', weights_only=True)
+    checkpoint = read_checkpoint(src)
     save_checkpoint(convert_checkpoint(checkpoint, source), dst)

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.masks import pack, unpack
+
+from .addresses import local_file
+from .torch_files import read_file
 
 STATE = 'mmprune3d'
 """Key of a checkpoint under which masks and their record are kept."""
@@ -30,10 +32,10 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     """Parameter -> bool mask, True where a weight stays, from a file of `save_masks` or a checkpoint.
 
     Raises:
-        ValueError: If the file has no masks.
+        ValueError: If the file has no masks, or cannot be read.
         FileNotFoundError: If there is no such file.
     """
-    found = torch.load(path, map_location='cpu', weights_only=True)
+    found = read_file(local_file(path))
     packed = found.get(STATE, {}).get('masks') if isinstance(found, dict) else None
     if not packed:
         raise ValueError(f'{path} has no masks: neither tools/prune.py wrote it, nor a training with MaskHook')

@@ -12,11 +12,15 @@ _SIZE_MISMATCH = re.compile(
     re.DOTALL,
 )
 _QUERIES = re.compile(r'(reference_points|query_embed\w*|query_feat\w*|query_pos\w*)(\.weight)?$')
+_BOX_CODES = re.compile(r'reg_branches\.\d+\.\d+\.(weight|bias)$')
 _CLASSES = re.compile(r'(cls_branches|fc_cls|conv_cls|cls_pred|heatmap\w*|cls_head|class_encoding)(\.|$)')
 
 
-class CheckpointMismatchError(RuntimeError):
-    """The weights of a checkpoint do not fit the model that they were loaded into."""
+class CheckpointMismatchError(RuntimeError, ValueError):
+    """The weights of a checkpoint do not fit the model that they were loaded into.
+
+    A ValueError too, which is what all tools turn into one line.
+    """
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,14 @@ def remedy(mismatch: Mismatch) -> str:
             f'the checkpoint classifies into {saved[0]} outputs, the model into {model[0]}: set num_classes as in the '
             'training of the checkpoint, or, to fine-tune on other classes, leave these weights out with '
             f"custom_hooks=[dict(type='AllowShapeMismatchHook', prefixes=['{mismatch.key[: classes.end(1)]}'])]"
+        )
+    if mismatch.rows_only and _BOX_CODES.search(mismatch.key) and {saved[0], model[0]} == {8, 10}:
+        velocities = 'predicts velocities, the model does not' if saved[0] == 10 else 'predicts no velocities'
+        prefix = mismatch.key.partition('reg_branches')[0] + 'reg_branches'
+        return (
+            f'the checkpoint has {saved[0]} numbers per box, the model {model[0]} (the checkpoint {velocities}): set '
+            f'{saved[0]} code_weights, or, to fine-tune on boxes of the other kind, learn these weights anew with '
+            f"custom_hooks=[dict(type='AllowShapeMismatchHook', prefixes=['{prefix}'])]"
         )
     if [size for size in saved if size != 1] == [size for size in model if size != 1]:
         return 'the same numbers in another shape (a linear layer against a 1x1 convolution): reshape the tensor'

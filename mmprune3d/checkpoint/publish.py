@@ -12,6 +12,7 @@ from torch import Tensor
 from mmprune3d.files import save_checkpoint
 
 from .metadata import with_metadata
+from .read import read_checkpoint
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmprune3d', 'dataset_meta')
 
@@ -35,15 +36,19 @@ def half_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return with_metadata(halved, state_dict)
 
 
-def publish(source: Path, target: Path, metrics: Mapping[str, Any] | None = None) -> None:
+def publish(source: str | Path, target: Path, metrics: Mapping[str, Any] | None = None) -> None:
     """Writes `source` without optimizer, schedules and logs.
 
     Args:
-        source: A checkpoint that mmengine wrote.
+        source: A checkpoint that mmengine wrote: a file or an address.
         target: The file to write; models load it as any other checkpoint.
         metrics: What the weights reached, stored in the meta under `metrics`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or a weight is too large for float16.
     """
-    checkpoint = torch.load(source, map_location='cpu', weights_only=True)
+    checkpoint = read_checkpoint(source)
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key in KEPT_META}
     if metrics:
         meta['metrics'] = dict(metrics)

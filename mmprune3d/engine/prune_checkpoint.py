@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
+from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.scoring import batches_needed, keep_report, keep_table, make_masks, score_model
@@ -54,7 +55,7 @@ def prune_checkpoint(
     chosen = PruningSettings.from_dict({**known, **settings})
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
-    earlier = _masks_of(load_checkpoint(model, str(checkpoint), map_location='cpu'))
+    earlier = _masks_of(load_weights(model, checkpoint))
     fusion, plan = chosen.fusion_map(model), chosen.plan
     count, raw = batches_needed(plan), []
     if count:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmprune3d.config_types import is_a
@@ -57,7 +57,7 @@ def read_structure(path: str | Path) -> dict[str, list[int]]:
     """
     path = Path(path)
     if path.suffix in CHECKPOINTS:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
         weights = checkpoint.get('state_dict', checkpoint)
         return {name: list(value.shape) for name, value in weights.items()}
     found = json.loads(path.read_text(encoding='utf-8'))

@@ -129,7 +129,7 @@ def test_a_head_that_never_runs_is_an_error(
 def test_malformed_comparisons_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match='valid is NAME=CONFIG:CHECKPOINT'):
         Candidate.parse(text)
-    assert Candidate.parse('a=b.py:c/d.pth') == Candidate('a', Path('b.py'), Path('c/d.pth'))
+    assert Candidate.parse('a=b.py:c/d.pth') == Candidate('a', Path('b.py'), 'c/d.pth')
 
 
 def test_what_cannot_work_is_refused_before_a_model_runs(

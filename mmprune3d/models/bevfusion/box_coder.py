@@ -64,7 +64,14 @@ class BEVFusion3DBoxCoder:
             yaw.cos(),
         ]
         codes = torch.stack(columns, dim=-1)
-        return codes if self.code_size == 8 else torch.cat((codes, boxes[..., 7:9]), dim=-1)
+        if self.code_size == 8:
+            return codes
+        if boxes.shape[-1] < 9:
+            raise ValueError(
+                'the boxes of the data have no velocity, but bbox_coder.code_size is 10: set code_size=8, code_weights '
+                'of 8 numbers and common_heads without vel, or with_velocity=True of the dataset'
+            )
+        return torch.cat((codes, boxes[..., 7:9]), dim=-1)
 
     def decode(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """Boxes [B, P, 7], or [B, P, 9] if there is ``vel``, of a head's outputs; these stay as they are.

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from mmprune3d.pruning.selection import top_indices
 
+from .checks import check_counts, check_range
+
 
 @dataclass(frozen=True)
 class CodeLayout:
@@ -100,7 +102,7 @@ class PETR3DBoxCoder:
         convention: Meaning of the network's outputs; see the head of this file.
 
     Raises:
-        ValueError: If the convention is unknown.
+        ValueError: If the convention is unknown, a range is none, or nothing would be returned.
     """
 
     def __init__(
@@ -113,6 +115,10 @@ class PETR3DBoxCoder:
         convention: str = 'mmdet3d',
     ) -> None:
         self.layout = layout_of(convention)
+        check_range('pc_range', pc_range)
+        if post_center_range is not None:
+            check_range('post_center_range', post_center_range)
+        check_counts(max_num=max_num, num_classes=num_classes)
         self.pc_range = list(pc_range)
         self.post_center_range = None if post_center_range is None else list(post_center_range)
         self.max_num = max_num

@@ -22,6 +22,8 @@ from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttentio
 from mmprune3d.layers.key_pruning import KeyPruner, Reduce, ScoreFunction, make_pruner
 from mmprune3d.pruning.plan import TgGBCPlan
 
+from .checks import check_counts, check_width
+
 
 class Decoded(NamedTuple):
     """Output of a decoder.
@@ -184,6 +186,9 @@ class PETR3DTransformer(BaseModule):
         feedforward_channels: Hidden width of the feed-forward networks.
         dropout: Of all parts.
         with_cp: Gradient checkpointing of every decoder layer.
+
+    Raises:
+        ValueError: If `embed_dims` is no multiple of 4 and of `num_heads`, or a number is below 1.
     """
 
     def __init__(
@@ -197,6 +202,8 @@ class PETR3DTransformer(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_width(embed_dims, num_heads)
+        check_counts(num_layers=num_layers, feedforward_channels=feedforward_channels)
         self.embed_dims = embed_dims
         self.num_layers = num_layers
         self.decoder = PETR3DDecoder(num_layers, embed_dims, num_heads, feedforward_channels, dropout, with_cp)

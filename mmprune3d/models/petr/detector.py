@@ -10,6 +10,7 @@ from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from .checks import check_same_classes
 from .grid_mask import PETR3DGridMask
 
 
@@ -66,10 +67,17 @@ class PETR3D(Base3DDetector):
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
         self.grid_mask = PETR3DGridMask() if use_grid_mask else nn.Identity()
         self.aux_head = None if aux_head is None else MODELS.build(aux_head)
-        self.image_format = torch.channels_last if channels_last else torch.contiguous_format
+        if aux_head is not None:
+            check_same_classes(self.pts_bbox_head.num_classes, self.aux_head.num_classes, 'aux_head')
+        self.channels_last = channels_last
         self.img_backbone.to(memory_format=self.image_format)
         if freeze_images:
             self._image_modules.requires_grad_(False)
+
+    @property
+    def image_format(self) -> torch.memory_format:
+        """Memory layout of the images; not stored, because it cannot be pickled, as ``torch.save(model)`` does."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def _image_modules(self) -> nn.ModuleList:

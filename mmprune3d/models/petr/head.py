@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmprune3d.layers.query_embedding import PrunableEmbedding
 
+from .checks import check_cameras, check_codes, check_counts, check_depth, check_same_classes, check_truth
 from .denoising import DenoisingBatch, DenoisingQueries
 from .geometry import canvas_of, image_shapes_of, img2lidar_of
 from .losses import SetLoss
@@ -68,7 +69,8 @@ class PETR3DHead(BaseModule):
         lid: Linearly increasing depth steps instead of uniform ones.
         position_range: Lower x, y, z and upper x, y, z in metres, for the position embedding; the upper x is also the
             last depth.
-        code_weights: Weight of every slot of the box code in the loss.
+        code_weights: Weight of every slot of the box code in the loss: 10, or 8 for a detector without velocities. They
+            are settings: those of a checkpoint do not replace them.
         share_branches: All decoder layers use one classification and one regression branch.
         all_layers_at_test: Compute the branches of all layers in `predict`, not only of the last one.
         assigner: Config of the matching (training only).
@@ -76,6 +78,10 @@ class PETR3DHead(BaseModule):
         loss_bbox: Config of the box loss.
         denoising: Arguments of :class:`DenoisingQueries`, or None for no denoising.
         init_cfg: Initialisation, as in ``BaseModule``.
+
+    Raises:
+        ValueError: If there are neither 8 nor 10 code weights, the box coder has other classes, or a number makes no
+            sense.
     """
 
     def __init__(
@@ -100,6 +106,9 @@ class PETR3DHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_counts(num_classes=num_classes, num_query=num_query, depth_num=depth_num)
+        check_depth(depth_start, position_range)
+        check_codes(code_weights)
         self.num_classes = num_classes
         self.num_query = num_query
         self.depth_num = depth_num
@@ -108,6 +117,7 @@ class PETR3DHead(BaseModule):
         self.position_range = list(position_range)
         self.all_layers_at_test = all_layers_at_test
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        check_same_classes(num_classes, self.bbox_coder.num_classes, 'pts_bbox_head.bbox_coder')
         self.denoising = None if denoising is None else DenoisingQueries(**denoising)
         self.set_loss = SetLoss(num_classes, self.bbox_coder, assigner, loss_cls, loss_bbox)
         self.register_buffer('code_weights', torch.tensor(code_weights))
@@ -253,7 +263,9 @@ class PETR3DHead(BaseModule):
         shapes = [image_shapes_of(meta, feats.shape[1]) for meta in metas]
         mask = padded_cells(shapes, canvas, tuple(feats.shape[-2:]))
         mask = None if mask is None else mask.to(feats.device)
-        return self.forward_tensors(feats, img2lidar_of(metas, feats.device), mask, canvas, all_layers, denoising)
+        img2lidar = img2lidar_of(metas, feats.device)
+        check_cameras(feats.shape[1], img2lidar.shape[1])
+        return self.forward_tensors(feats, img2lidar, mask, canvas, all_layers, denoising)
 
     def loss(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of all decoder layers.
@@ -265,10 +277,11 @@ class PETR3DHead(BaseModule):
         Returns:
             ``loss_cls`` and ``loss_bbox`` of the last layer, the same with prefix ``d0.``, ``d1.`` ... of the others,
             and ``dn_loss_cls`` and ``dn_loss_bbox`` likewise if there are denoising queries.
+
+        Raises:
+            ValueError: If the head predicts velocities and the boxes have none, or does not know a class of the data.
         """
-        boxes = [gravity_boxes(sample.gt_instances_3d.bboxes_3d) for sample in batch_data_samples]
-        boxes = [sample.to(self.code_weights.device) for sample in boxes]
-        labels = [sample.gt_instances_3d.labels_3d.to(self.code_weights.device) for sample in batch_data_samples]
+        boxes, labels = zip(*map(self._truth, batch_data_samples))
         queries = None
         if self.denoising is not None:
             queries = self.denoising.make(boxes, self.bbox_coder.pc_range, len(self.learned_points()))
@@ -282,6 +295,19 @@ class PETR3DHead(BaseModule):
             )
             losses |= {name: self.denoising.weight * value for name, value in noised.items()}
         return losses
+
+    def _truth(self, sample: Any) -> tuple[Tensor, Tensor]:
+        """Boxes [n, 7 or 9] with as many numbers as the head predicts, and labels [n], of one sample."""
+        check_truth(sample, self.num_classes, len(self.code_weights))
+        boxes, labels = sample.gt_instances_3d.bboxes_3d, sample.gt_instances_3d.labels_3d
+        device = self.code_weights.device
+        return gravity_boxes(boxes)[:, : len(self.code_weights) - 1].to(device), labels.to(device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As usual, but for the code weights: a checkpoint of other settings does not replace those of the config."""
+        if f'{prefix}code_weights' in state_dict:
+            state_dict[f'{prefix}code_weights'] = self.code_weights
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def predict(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> list[InstanceData]:
         """Final boxes of every sample.

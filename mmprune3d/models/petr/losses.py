@@ -55,6 +55,9 @@ class SetLoss(nn.Module):
         assigner: Config of the matching; None for PETR's.
         loss_cls: Config of the classification loss; None for PETR's focal loss.
         loss_bbox: Config of the box loss; None for PETR's L1 loss.
+
+    Raises:
+        ValueError: If the classification loss has a softmax.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class SetLoss(nn.Module):
         self.coder = coder
         self.assigner = TASK_UTILS.build(assigner or DEFAULT_ASSIGNER)
         self.loss_cls = MODELS.build(loss_cls or DEFAULT_LOSS_CLS)
+        if not getattr(self.loss_cls, 'use_sigmoid', True):
+            raise ValueError('loss_cls has a softmax; the head has no background class: use_sigmoid=True')
         self.loss_bbox = MODELS.build(loss_bbox or DEFAULT_LOSS_BBOX)
 
     def matched(

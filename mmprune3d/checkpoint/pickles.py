@@ -1,0 +1,86 @@
+"""What a pickle would build, read off its operations; nothing is built."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+LEGACY_PREFACE = 3
+"""Pickles before the one that counts in a file of ``torch.save`` before 1.6: a number, a version, sizes of numbers."""
+MAPPINGS = ('collections.OrderedDict', 'collections.defaultdict', 'mmengine.config.config.ConfigDict')
+HARMLESS = ('torch.', 'collections.', 'numpy.', 'mmengine.', 'builtins.', '__builtin__.', '_codecs.')
+"""What state dicts and mmengine's training state are made of; not worth naming in a message."""
+
+
+class Contents(NamedTuple):
+    """What is in a pickle.
+
+    Attributes:
+        root: The class of the outermost object, or None for a dict, list, number and so on.
+        names: Classes and functions that it names, in order, each once.
+        protocol: Its version of the pickle format.
+    """
+
+    root: str | None
+    names: tuple[str, ...]
+    protocol: int
+
+    @property
+    def foreign(self) -> list[str]:
+        """Names that neither torch, NumPy nor mmengine stands behind."""
+        return [name for name in self.names if not name.startswith(HARMLESS)]
+
+
+def contents_of(path: Path) -> Contents:
+    """What the pickle in a file of ``torch.save`` would build.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith('/data.pkl'))
+            return scan(io.BytesIO(archive.read(name)))
+    with path.open('rb') as file:
+        for _ in range(LEGACY_PREFACE):
+            scan(file)
+        return scan(file)
+
+
+def scan(stream: BinaryIO) -> Contents:
+    """What the next pickle of a stream would build."""
+    operations = list(pickletools.genops(stream))
+    first = next((one.name for one, _, _ in operations if one.name not in ('PROTO', 'FRAME')), '')
+    names = tuple(dict.fromkeys(_names(operations)))
+    # torch.save before 1.6 put ('module', class, source code) in the place of a module's class.
+    looked_up = first in ('GLOBAL', 'SHORT_BINUNICODE') or (first == 'MARK' and _strings(operations)[:1] == ['module'])
+    is_object = looked_up and names and names[0] not in MAPPINGS and not names[0].startswith('torch._utils.')
+    protocol = next((argument for one, argument, _ in operations if one.name == 'PROTO'), 0)
+    return Contents(names[0] if is_object else None, names, protocol)
+
+
+def _strings(operations: list) -> list[str]:
+    return [argument for one, argument, _ in operations if 'UNICODE' in one.name]
+
+
+def _names(operations: list) -> Iterator[str]:
+    """``module.name`` of everything that is looked up; newer protocols push the two parts as strings first."""
+    pushed: list[str] = []
+    memo: dict[int, str] = {}
+    for operation, argument, _ in operations:
+        if operation.name == 'GLOBAL':
+            yield argument.replace(' ', '.')
+        elif operation.name == 'STACK_GLOBAL' and len(pushed) > 1:
+            yield '.'.join(pushed[-2:])
+        elif 'UNICODE' in operation.name:
+            pushed.append(argument)
+        elif operation.name == 'MEMOIZE':
+            memo[len(memo)] = pushed[-1] if pushed else ''
+        elif operation.name in ('BINPUT', 'LONG_BINPUT'):
+            memo[argument] = pushed[-1] if pushed else ''
+        elif operation.name in ('BINGET', 'LONG_BINGET'):
+            pushed.append(memo.get(argument, ''))
