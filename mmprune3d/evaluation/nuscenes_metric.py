@@ -1,0 +1,60 @@
+"""nuScenes' metric for detectors that predict no velocities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet3d.evaluation.metrics import NuScenesMetric
+from mmdet3d.registry import METRICS
+from mmdet3d.structures import BaseInstance3DBoxes
+from mmengine.logging import MMLogger, print_log
+from torch import Tensor
+
+
+@METRICS.register_module('MMPrune3DNuScenesMetric')
+class NuScenesMetricWithoutVelocity(NuScenesMetric):
+    """mmdet3d's ``NuScenesMetric``, with the same arguments and keys, that also takes boxes of seven numbers.
+
+    In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities stand still: both
+    numbers are 0, as a reader of such boxes would assume, so that AVE is the mean speed of the objects that were found,
+    attributes are those of standing objects, and NDS counts both. (Velocities that are not numbers would be left out of
+    AVE instead, which could make it 0.) mmdet3d's metric stops after the whole test set, where it rotates velocities
+    of one number. Boxes with velocities are evaluated as there.
+    """
+
+    _warned = False
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keeps the predictions of a batch, with velocities of 0 where there are none.
+
+        Args:
+            data_batch: Not used.
+            data_samples: With ``pred_instances_3d``, ``pred_instances`` and ``sample_idx``.
+        """
+        super().process(data_batch, data_samples)
+        for result in self.results[len(self.results) - len(data_samples) :]:
+            found: dict[str, Any] = result['pred_instances_3d']
+            if 'bboxes_3d' in found and found['bboxes_3d'].tensor.shape[1] == 7:
+                found['bboxes_3d'] = standing(found['bboxes_3d'])
+                self._say_so()
+
+    def _say_so(self) -> None:
+        if not self._warned:
+            print_log(
+                'the detections have no velocities: they count as standing still. AVE, AAE and NDS are to be read so',
+                logger=MMLogger.get_current_instance(),
+                level=logging.WARNING,
+            )
+        self._warned = True
+
+
+def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
+    """Boxes [N, 7] with two velocities of 0 [N, 9], in the same place; others are left as they are."""
+    values: Tensor = boxes.tensor
+    if values.shape[1] != 7:
+        return boxes
+    moved = type(boxes)(boxes.tensor.new_zeros(len(values), 9), box_dim=9)
+    moved.tensor[:, :7] = values
+    return moved
