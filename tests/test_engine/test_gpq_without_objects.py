@@ -101,7 +101,8 @@ def test_a_training_that_stays_above_the_target_ends_with_the_truth(tmp_path):
 
 
 def test_a_training_that_removes_nothing_is_an_error_and_keeps_its_checkpoints(tmp_path):
-    with pytest.raises(RuntimeError, match='12 queries are left, not 7: no sample had an object .* nothing was pruned'):
+    message = '12 queries are left, not 7: no sample had an object .* nothing was pruned'
+    with pytest.raises(RuntimeError, match=message):
         run(tmp_path, [])
     assert checkpoint(tmp_path)['meta']['iter'] == ITERATIONS
 

@@ -19,6 +19,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from . import transfusion_nms as nms
+from .agreement import check_head
 from .transfusion_losses import CODE_PARTS, heatmap_loss, layer_losses
 from .transfusion_targets import TargetMaker, Targets
 
@@ -58,7 +59,8 @@ class BEVFusion3DTransFusionHead(nn.Module):
             (voxels per cell), against which the map is checked.
 
     Raises:
-        ValueError: If a setting is not one of those above.
+        ValueError: If a setting is not one of those above, or `bbox_coder`, `train_cfg` and `test_cfg` do not agree
+            about the map.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class BEVFusion3DTransFusionHead(nn.Module):
         self.test_cfg = test_cfg or {}
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self._check(loss_cls, common_heads)
+        check_head(self.bbox_coder, self.train_cfg, self.test_cfg)
         self.loss_cls = MODELS.build(loss_cls or {'type': 'mmdet.FocalLoss', 'use_sigmoid': True})
         self.loss_bbox = MODELS.build(loss_bbox or {'type': 'mmdet.L1Loss', 'loss_weight': 0.25})
         self.loss_heatmap = MODELS.build(loss_heatmap or {'type': 'mmdet.GaussianFocalLoss'})
