@@ -132,7 +132,7 @@ def _with_a_point(voxel_dict: dict, points: list[Tensor]) -> tuple[dict, list[Te
     """Dynamic voxels and points of a batch; where there is no point at all, one out of the range, which is no voxel."""
     if len(voxel_dict['coors']) or 'num_points' in voxel_dict:
         return voxel_dict, points
-    lone = points[-1].new_zeros(1, points[-1].shape[1])
+    lone = points[-1].new_ones(1, points[-1].shape[1])  # not at the sensor, where it would have no pixel
     coors = voxel_dict['coors'].new_full((1, voxel_dict['coors'].shape[1]), -1)
     coors[:, 0] = len(points) - 1
     return {**voxel_dict, 'voxels': lone, 'coors': coors}, [*points[:-1], lone]
