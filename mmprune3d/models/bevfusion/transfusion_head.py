@@ -264,6 +264,11 @@ class BEVFusion3DTransFusionHead(nn.Module):
         expected = 10 if 'vel' in common_heads else 8
         if self.bbox_coder.code_size != expected:
             raise ValueError(f'code_size is {self.bbox_coder.code_size}, but these common_heads need {expected}')
+        weights = (self.train_cfg or {}).get('code_weights')
+        if weights and len(weights) != expected:
+            raise ValueError(
+                f'train_cfg.code_weights has {len(weights)} entries, but these common_heads need {expected}'
+            )
 
     def _check_grid(self, feats: Tensor, config: Mapping[str, Any], name: str) -> None:
         if not config.get('grid_size'):

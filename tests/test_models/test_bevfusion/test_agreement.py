@@ -165,6 +165,39 @@ def test_the_message_has_all_settings() -> None:
         assert part in str(caught.value)
 
 
+def test_labels_are_classes_of_the_head() -> None:
+    model = built(lidar_config(**{'bbox_head.num_classes': 3, 'bbox_head.test_cfg.dataset': None}))
+    with pytest.raises(ValueError, match=r'label 3, but bbox_head.num_classes=3 \(labels 0 to 2\)'):
+        run(model, 'loss', [cloud(100), cloud(100)])
+
+
+def test_velocities_that_are_predicted_must_be_annotated() -> None:
+    model, data = built(lidar_config()), sample()
+    data.gt_instances_3d.bboxes_3d = LiDARInstance3DBoxes(data.gt_instances_3d.bboxes_3d.tensor[:, :7])
+    with pytest.raises(ValueError, match=r'annotated boxes have 7 columns .*code_size=8'):
+        model.loss(dict(points=[cloud(100)]), [data])
+
+
+def test_as_many_code_weights_as_numbers() -> None:
+    with pytest.raises(ValueError, match='code_weights has 8 entries, but these common_heads need 10'):
+        built(lidar_config(**{'bbox_head.train_cfg.code_weights': [1.0] * 8}))
+
+
+def test_without_velocities() -> None:
+    """Boxes of seven numbers are predicted and learned, with or without velocities in the annotations."""
+    changes = {'bbox_head.bbox_coder.code_size': 8, 'bbox_head.train_cfg.code_weights': [1.0] * 8}
+    settings = lidar_config(**changes)
+    del settings.bbox_head.common_heads['vel']
+    model = built(settings)
+    for columns in (7, 9):
+        data = sample()
+        boxes = data.gt_instances_3d.bboxes_3d.tensor[:, :columns]
+        data.gt_instances_3d.bboxes_3d = LiDARInstance3DBoxes(boxes, box_dim=columns)
+        total, _ = model.parse_losses(model.train().loss(dict(points=[cloud(100)]), [data]))
+        assert total.isfinite()
+    assert run(model, 'predict', [cloud(100)])[0].pred_instances_3d.bboxes_3d.tensor.shape[1] == 7
+
+
 def test_heads_alone_are_checked_too() -> None:
     init_default_scope('mmdet3d')
     settings = small_config()
