@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
+from torch import Tensor
 
 from mmprune3d.ops.grid import misfits
 
@@ -55,6 +56,20 @@ def check_columns(found: int, expected: int, setting: str) -> None:
             f'the points have {found} columns, but {setting}={expected}: use_dim of LoadPointsFromFile (and of '
             f'LoadPointsFromMultiSweeps, if the pipeline has it) must keep {expected} of the load_dim columns in the '
             f'files, or {setting} must be {found}'
+        )
+
+
+def check_labels(labels: Sequence[Tensor], num_classes: int, setting: str) -> None:
+    """Compares the labels [N_b] of the objects in each sample with the classes of a head.
+
+    Raises:
+        ValueError: If an object is of no class of the head, which would read or write beyond its tensors.
+    """
+    highest = max((int(of_sample.max()) for of_sample in labels if len(of_sample)), default=-1)
+    if highest >= num_classes:
+        raise ValueError(
+            f'an object has label {highest}, but {setting}={num_classes} (labels 0 to {num_classes - 1}): it must be '
+            'the number of classes in metainfo of the data set'
         )
 
 

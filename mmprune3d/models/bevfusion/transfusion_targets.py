@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprune3d.layers.settings_check import check_labels
+
 from .assigner import BEVFusion3DAssigner, Matching
 from .box_coder import BEVFusion3DBoxCoder
 from .heatmap_targets import heatmap_targets
@@ -99,12 +101,7 @@ class TargetMaker:
         return self._scatter(matchings, gt_boxes, gt_labels, logits, heatmap)
 
     def _check_objects(self, gt_boxes: list[Tensor], gt_labels: list[Tensor], num_classes: int) -> None:
-        highest = max((int(labels.max()) for labels in gt_labels if len(labels)), default=-1)
-        if highest >= num_classes:
-            raise ValueError(
-                f'an object has label {highest}, but bbox_head.num_classes={num_classes} (labels 0 to '
-                f'{num_classes - 1}): it must be the number of classes in metainfo of the dataset'
-            )
+        check_labels(gt_labels, num_classes, 'bbox_head.num_classes')
         columns = min((boxes.shape[1] for boxes in gt_boxes if len(boxes)), default=9)
         if self.coder.code_size == 10 and columns < 9:
             raise ValueError(
