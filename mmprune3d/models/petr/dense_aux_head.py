@@ -19,9 +19,10 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import bias_init_with_prob
 from torch import Tensor, nn
 
+from mmprune3d.layers.settings_check import check_labels
 from mmprune3d.ops.cameras import as_4x4, lidar2img_of
 
-from .geometry import canvas_of, image_shapes_of
+from .geometry import canvas_of, check_images, image_shapes_of
 
 PARTS = {'offset': 2, 'depth': 1, 'size': 3, 'angle': 2}
 """Channels of the regression: sub-cell offset, log depth, log sizes, sine and cosine of the observation angle."""
@@ -147,7 +148,13 @@ class PETR3DDenseAuxHead(BaseModule):
 
         Of several objects whose centres fall into one cell, the nearest wins. Objects behind a camera or outside its
         image do not count.
+
+        Raises:
+            ValueError: If an object is of no class of the head, or cameras or canvas do not fit the features.
         """
+        check_images([sample.metainfo for sample in batch_data_samples], num_cameras, cells)
+        classes = [sample.gt_instances_3d.labels_3d for sample in batch_data_samples]
+        check_labels(classes, self.num_classes, 'aux_head.num_classes')
         labels = torch.full((len(batch_data_samples) * num_cameras, *cells), self.num_classes)
         values = torch.zeros(*labels.shape, sum(PARTS.values()))
         for i, sample in enumerate(batch_data_samples):

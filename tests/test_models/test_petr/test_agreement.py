@@ -10,9 +10,18 @@ import torch
 
 from .small import CAMERAS, batch, build, detector_config
 
+AUX = {'type': 'PETR3DDenseAuxHead', 'num_classes': 4, 'in_channels': 24}
 
-def loss(num_samples: int = 2, size: tuple[int, int] | None = None, change: Any = None, divisor: int = 1) -> Any:
-    model = build(detector_config(aux_head=None))
+
+def loss(
+    num_samples: int = 2,
+    size: tuple[int, int] | None = None,
+    change: Any = None,
+    divisor: int = 1,
+    aux_only: bool = False,
+) -> Any:
+    settings = detector_config(aux_only=True, aux_head=AUX) if aux_only else detector_config(aux_head=None)
+    model = build(settings)
     model.data_preprocessor.pad_size_divisor = divisor
     given = batch(num_samples) if size is None else batch(num_samples, size=size)
     if change is not None:
@@ -38,6 +47,8 @@ def test_a_canvas_that_the_features_do_not_divide() -> None:
     message = re.escape('set data_preprocessor.pad_size_divisor to a multiple of the stride')
     with pytest.raises(ValueError, match=message):
         loss(size=(30, 62))
+    with pytest.raises(ValueError, match=message):
+        loss(size=(30, 62), aux_only=True)
     assert loss(size=(30, 62), divisor=32)
 
 
@@ -47,3 +58,5 @@ def test_labels_are_classes_of_the_head() -> None:
 
     with pytest.raises(ValueError, match=r'an object has label 11, but pts_bbox_head.num_classes='):
         loss(change=change)
+    with pytest.raises(ValueError, match=r'an object has label 11, but aux_head.num_classes='):
+        loss(change=change, aux_only=True)
