@@ -108,6 +108,22 @@ def test_a_training_that_removes_nothing_is_an_error_and_keeps_its_checkpoints(t
 
 
 @HOOKS.register_module()
+class NotANumberHook(Hook):
+    """Spoils the class logits, as a diverged training does."""
+
+    def before_train(self, runner: Runner) -> None:
+        runner.model.pts_bbox_head.cls_branches[-1][-1].bias.data.fill_(float('nan'))
+
+
+def test_logits_that_are_never_finite_are_named(tmp_path):
+    gpq = dict(GPQ, interval=1)
+    with pytest.raises(RuntimeError, match=r'12 queries are left, not 7: no sample had logits that are all finite'):
+        train(tmp_path, dict(type='NotANumberHook'), gpq=gpq, log_level='WARNING')
+    found = [line for line in log_of(tmp_path).splitlines() if 'no sample had logits that are all finite' in line]
+    assert len(found) == 1 and 'WARNING' in found[0]
+
+
+@HOOKS.register_module()
 class StopHook(Hook):
     """Ends the training as EarlyStoppingHook does."""
 
