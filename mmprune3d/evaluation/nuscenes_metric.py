@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet3d.evaluation.metrics import NuScenesMetric
@@ -11,6 +11,8 @@ from mmdet3d.registry import METRICS
 from mmdet3d.structures import BaseInstance3DBoxes
 from mmengine.logging import MMLogger, print_log
 from torch import Tensor
+
+MARK = 'asks_for_velocities'
 
 
 @METRICS.register_module('MMPrune3DNuScenesMetric')
@@ -20,8 +22,9 @@ class NuScenesMetricWithoutVelocity(NuScenesMetric):
     In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities stand still: both
     numbers are 0, as a reader of such boxes would assume, so that AVE is the mean speed of the objects that were found,
     attributes are those of standing objects, and NDS counts both. (Velocities that are not numbers would be left out of
-    AVE instead, which could make it 0.) mmdet3d's metric stops after the whole test set, where it rotates velocities
-    of one number. Boxes with velocities are evaluated as there.
+    AVE instead, which could make it 0.) Boxes with velocities are evaluated as by mmdet3d's metric. That one stops
+    after the whole test set, where it rotates velocities of one number; with mmprune3d imported it stops at the first
+    batch, and names this one.
     """
 
     _warned = False
@@ -50,6 +53,39 @@ class NuScenesMetricWithoutVelocity(NuScenesMetric):
         self._warned = True
 
 
+def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses boxes without velocities where `metric` needs them.
+
+    Raises:
+        ValueError: If a sample has boxes of 7 numbers and `metric` is mmdet3d's own.
+    """
+    if isinstance(metric, NuScenesMetricWithoutVelocity):
+        return
+    for sample in data_samples:
+        values = getattr((sample.get('pred_instances_3d') or {}).get('bboxes_3d'), 'tensor', None)
+        if values is not None and len(values) and values.shape[1] == 7:
+            raise ValueError(
+                'the detections have 7 numbers and no velocities, which NuScenesMetric rotates after the whole set: '
+                "set type='MMPrune3DNuScenesMetric' in val_evaluator and test_evaluator, for which such boxes stand "
+                'still, or let the head predict velocities'
+            )
+
+
+def _install() -> None:
+    """Lets mmdet3d's metric look at the first batch instead of stopping after the last; its figures stay."""
+    original = NuScenesMetric.process
+    if getattr(original, MARK, False):
+        return
+
+    def process(self: NuScenesMetric, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        check_velocities(self, data_samples)
+        original(self, data_batch, data_samples)
+
+    process.__doc__ = original.__doc__
+    setattr(process, MARK, True)
+    NuScenesMetric.process = process
+
+
 def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
     """Boxes [N, 7] with two velocities of 0 [N, 9], in the same place; others are left as they are."""
     values: Tensor = boxes.tensor
@@ -58,3 +94,6 @@ def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
     moved = type(boxes)(boxes.tensor.new_zeros(len(values), 9), box_dim=9)
     moved.tensor[:, :7] = values
     return moved
+
+
+_install()

@@ -48,8 +48,18 @@ def evaluated(kind: str, tiny, columns: int) -> dict[str, float]:
 
 def test_mmdet3d_stops_at_the_end(tiny):
     """The reason for ours: a message about matrices when all is computed."""
+    made = metric('NuScenesMetric', tiny)
     with pytest.raises(ValueError, match='not aligned'):
-        evaluated('NuScenesMetric', tiny, 7)
+        made.compute_metrics(detections(tiny, 7))
+
+
+def test_and_now_at_the_first_batch_with_a_message(tiny):
+    made, (first, *_) = metric('NuScenesMetric', tiny), detections(tiny, 7)
+    with pytest.raises(ValueError, match=r'7 numbers and no velocities.*MMPrune3DNuScenesMetric'):
+        made.process({}, [first])
+    nothing = {**first, 'pred_instances_3d': {key: value[:0] for key, value in first['pred_instances_3d'].items()}}
+    made.process({}, [nothing])
+    assert len(made.results) == 1
 
 
 def test_ours_finds_the_boxes_and_counts_their_speed(tiny):

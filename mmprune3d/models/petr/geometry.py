@@ -12,30 +12,6 @@ from torch import Tensor
 from mmprune3d.ops.cameras import lidar2img_of
 
 
-def check_images(metas: Sequence[Mapping[str, Any]], num_cameras: int, cells: tuple[int, int]) -> None:
-    """Compares cameras and canvas with the features that a batch has.
-
-    Raises:
-        ValueError: If a sample has other cameras than images, the samples have canvases of different sizes, or a canvas
-            is no multiple of the feature map: a cell would be taken to see other pixels than it does.
-    """
-    canvas = canvas_of(metas[0])
-    for number, meta in enumerate(metas):
-        cameras = len(lidar2img_of(meta))
-        if cameras != num_cameras:
-            raise ValueError(
-                f'sample {number} has {num_cameras} images and camera matrices of {cameras}: what the pipeline takes '
-                'away or reorders it must take from images and from cam2img and lidar2cam (or lidar2img) alike'
-            )
-        if canvas_of(meta) != canvas:
-            raise ValueError(f'samples of one batch have canvases of {canvas} and {canvas_of(meta)} pixels')
-    if any(side % count for side, count in zip(canvas, cells, strict=True)):
-        raise ValueError(
-            f'images padded to {canvas[0]} x {canvas[1]} pixels have features of {cells[0]} x {cells[1]} cells, which '
-            'do not divide them: set data_preprocessor.pad_size_divisor to a multiple of the stride of the features'
-        )
-
-
 def img2lidar_of(metas: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
     """Inverse projections [B, cameras, 4, 4] float32, inverted in float64."""
     inverse = np.stack([np.linalg.inv(lidar2img_of(meta)) for meta in metas])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmprune3d.layers.query_embedding import PrunableEmbedding
 
 from .denoising import DenoisingBatch, DenoisingQueries
-from .geometry import canvas_of, check_images, image_shapes_of, img2lidar_of
+from .geometry import canvas_of, image_shapes_of, img2lidar_of
 from .losses import SetLoss
 from .position import depth_bins, embed_cells, embed_points, frustum_embedding, padded_cells
 
@@ -249,7 +249,6 @@ class PETR3DHead(BaseModule):
             See :meth:`forward_tensors`.
         """
         feats = img_feats if isinstance(img_feats, Tensor) else img_feats[0]
-        check_images(metas, feats.shape[1], tuple(feats.shape[-2:]))
         canvas = canvas_of(metas[0])
         shapes = [image_shapes_of(meta, feats.shape[1]) for meta in metas]
         mask = padded_cells(shapes, canvas, tuple(feats.shape[-2:]))

@@ -9,8 +9,6 @@ from mmdet.utils import reduce_mean
 from mmdet3d.registry import MODELS, TASK_UTILS
 from torch import Tensor, nn
 
-from mmprune3d.layers.settings_check import check_labels
-
 from .box_coder import PETR3DBoxCoder
 from .denoising import DenoisingBatch
 
@@ -85,11 +83,7 @@ class SetLoss(nn.Module):
             labels: Per sample [n] int64.
             boxes: Per sample [n, 7 or 9], z at the centre.
             code_weights: [S].
-
-        Raises:
-            ValueError: If an object is of no class of the head.
         """
-        check_labels(labels, self.num_classes, 'pts_bbox_head.num_classes')
         gt_codes = [self.coder.encode(sample) for sample in boxes]
         targets = [self._match(*layer, labels, gt_codes) for layer in zip(logits, codes)]
         return self._over_layers(logits, codes, targets, code_weights, prefix='')
