@@ -1,16 +1,21 @@
 """Detectors with dynamic voxels (MVX-Net, DV-SECOND) on a CPU.
 
 mmcv's ``DynamicScatter`` is CUDA only, so that no ``DynamicVFE`` of mmdet3d runs without a GPU. On a GPU nothing
-changes.
+changes, but for batches that mmdet3d stops at: it counts samples by the last point, so that a last sample without
+points is missing, and it takes a sample with one point for one without.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmprune3d.layers.row_norm import allow_few_rows
+from mmprune3d.layers.settings_check import warn_of_misfits
 from mmprune3d.layers.sparse_conv import make_exact
 from mmprune3d.ops.dynamic_scatter import dynamic_scatter, voxels_of_points
 
@@ -18,17 +23,30 @@ from mmprune3d.ops.dynamic_scatter import dynamic_scatter, voxels_of_points
 def make_cpu_ready(model: nn.Module) -> int:
     """Makes a detector with dynamic voxels and sparse convolutions run, exactly, on a CPU; in place.
 
-    Only the classes of the modules change: parameters, hooks and state-dict keys stay.
+    Only the classes of the modules change: parameters, hooks and state-dict keys stay. Batches may hold samples with
+    one point or none, or no point at all. Dynamic voxels that do not fill the range are logged as a warning, with sizes
+    and ranges that fit.
 
     Args:
         model: A detector of mmdet3d, such as ``DynamicMVXFasterRCNN``, or any other module.
 
     Returns:
-        How many modules were changed; 0 in a second call.
+        How many modules compute in another way; 0 in a second call.
     """
-    changed = make_exact(model)
+    changed = make_exact(model) + _lay_over(model, _MIXINS)
+    if changed:
+        _lay_over(model, _FOR_FEW_POINTS)
+        allow_few_rows(model)
+        voxels = getattr(getattr(model, 'data_preprocessor', None), 'voxel_layer', None)
+        if hasattr(voxels, 'voxel_size') and hasattr(voxels, 'point_cloud_range'):
+            warn_of_misfits('data_preprocessor.voxel_layer', list(voxels.point_cloud_range), list(voxels.voxel_size))
+    return changed
+
+
+def _lay_over(model: nn.Module, mixins: dict[str, type]) -> int:
+    changed = 0
     for module in model.modules():
-        mixin = next((_MIXINS[base.__name__] for base in type(module).__mro__ if base.__name__ in _MIXINS), None)
+        mixin = next((mixins[base.__name__] for base in type(module).__mro__ if base.__name__ in mixins), None)
         if mixin is not None and not isinstance(module, mixin):
             module.__class__ = _mixed(mixin, type(module))
             changed += 1
@@ -45,6 +63,10 @@ class _TorchScatter:
 
     average_points: bool
 
+    def forward(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for all samples; with coordinates [N, 4], the sample first."""
+        return super().forward(points, coors) if len(points) else (points, coors)
+
     def forward_single(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
         """Features [M, C] and coordinates [M, 3] of the voxels of points [N, C] with coordinates [N, 3]."""
         if points.is_cuda:
@@ -57,10 +79,70 @@ class _TorchLookup:
 
     def map_voxel_center_to_point(self, pts_coors: Tensor, voxel_mean: Tensor, voxel_coors: Tensor) -> Tensor:
         """The features [N, C] of the voxels that the points are in."""
+        if not len(voxel_mean):  # all points are out of the range
+            return voxel_mean.new_zeros(len(pts_coors), *voxel_mean.shape[1:])
         if voxel_mean.is_cuda:
             return super().map_voxel_center_to_point(pts_coors, voxel_mean, voxel_coors)
         return voxel_mean[voxels_of_points(pts_coors, voxel_coors)]
 
 
-_MIXINS: dict[str, Any] = {'DynamicScatter': _TorchScatter, 'DynamicVFE': _TorchLookup}
+class _OnePoint:
+    """Of a ``PointFusion``, which squeezes the axis of the points away where there is one."""
+
+    def sample_single(self, img_feats: Tensor, pts: Tensor, img_meta: dict) -> Tensor:
+        """Image features [N, C] of points [N, 3] of one sample."""
+        if len(pts) != 1:
+            return super().sample_single(img_feats, pts, img_meta)
+        return super().sample_single(img_feats, pts.expand(2, -1), img_meta)[:1]
+
+
+class _AllSamples:
+    """Of a ``MVXTwoStageDetector``: as many samples as there are point clouds."""
+
+    def extract_pts_feat(self, voxel_dict: dict | None, points: list[Tensor] | None = None, **kwargs: Any) -> Any:
+        """Features of the points, per level [B, C, ny, nx]."""
+        if not voxel_dict or not points:
+            return super().extract_pts_feat(voxel_dict, points, **kwargs)
+        voxel_dict, points = _with_a_point(voxel_dict, points)
+        with _batch_size(self.pts_middle_encoder, len(points)):
+            return super().extract_pts_feat(voxel_dict, points, **kwargs)
+
+
+class _AllSamplesAlone:
+    """The same for a ``VoxelNet``."""
+
+    def extract_feat(self, batch_inputs_dict: dict) -> Any:
+        """Features of the points, per level [B, C, ny, nx]."""
+        voxel_dict, points = _with_a_point(batch_inputs_dict['voxels'], batch_inputs_dict['points'])
+        with _batch_size(self.middle_encoder, len(points)):
+            return super().extract_feat({**batch_inputs_dict, 'voxels': voxel_dict, 'points': points})
+
+
+@contextmanager
+def _batch_size(encoder: nn.Module, number: int) -> Iterator[None]:
+    """A middle encoder (features, coordinates, batch size) is told another batch size."""
+    handle = encoder.register_forward_pre_hook(lambda _, inputs: (*inputs[:2], number))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_a_point(voxel_dict: dict, points: list[Tensor]) -> tuple[dict, list[Tensor]]:
+    """Dynamic voxels and points of a batch; where there is no point at all, one out of the range, which is no voxel."""
+    if len(voxel_dict['coors']) or 'num_points' in voxel_dict:
+        return voxel_dict, points
+    lone = points[-1].new_ones(1, points[-1].shape[1])  # not at the sensor, where it would have no pixel
+    coors = voxel_dict['coors'].new_full((1, voxel_dict['coors'].shape[1]), -1)
+    coors[:, 0] = len(points) - 1
+    return {**voxel_dict, 'voxels': lone, 'coors': coors}, [*points[:-1], lone]
+
+
+_MIXINS: dict[str, type] = {'DynamicScatter': _TorchScatter, 'DynamicVFE': _TorchLookup}
 """Name of a class in mmcv or mmdet3d -> what is laid over it."""
+_FOR_FEW_POINTS: dict[str, type] = {
+    'PointFusion': _OnePoint,
+    'MVXTwoStageDetector': _AllSamples,
+    'VoxelNet': _AllSamplesAlone,
+}
+"""The same, for batches with few points; these compute nothing in another way."""

@@ -24,6 +24,9 @@ class QueryScorer:
         queries: Of the detector.
         plan: Says which scores.
 
+    Attributes:
+        heard: Samples of training steps that the head has seen; whoever listens may set it back to 0.
+
     Raises:
         ValueError: If the costs are asked for, but the assigner is of an unknown kind.
     """
@@ -34,6 +37,7 @@ class QueryScorer:
         self._scores: list[Tensor] = []
         self._costs: list[Tensor] = []
         self._samples = 0
+        self.heard = 0
         self._undo: list[Callable[[], object]] = []
         if plan.criterion == 'cost':
             self._listener()
@@ -61,11 +65,19 @@ class QueryScorer:
         self._scores, self._costs = [], []
         return torch.cat(heard) if heard else torch.zeros(0, self.queries.embedding.num_kept, dtype=torch.float64)
 
+    @property
+    def why_nothing(self) -> str:
+        """Why there are no scores although the head has seen samples, for messages."""
+        if self.plan.criterion == 'cost':
+            return "no sample had an object that a query could be matched with, which criterion='cost' needs"
+        return 'no sample had logits that are all finite'
+
     def _heard(self, head: nn.Module, inputs: Any, outputs: Any) -> None:
         if not (head.training and torch.is_grad_enabled()):
             return
         logits = self.queries.learned_logits(outputs)
         self._samples = len(logits)
+        self.heard += len(logits)
         if self.plan.criterion != 'cost':
             self._scores.append(query_scores(logits, self.plan.score, self.queries.activation).cpu())
 

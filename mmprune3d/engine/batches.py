@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -71,6 +75,35 @@ def draw(loader: DataLoader, count: int, seed: int) -> list[Any]:
         )
         # copied: what workers send stays in shared memory, with an open file per tensor
         return [copy.deepcopy(batch) for batch in islice(own, count)]
+
+
+def objects_in(batches: Sequence[Any]) -> int | None:
+    """Annotated objects in all batches, raw or preprocessed; None if a batch has no data samples with annotations."""
+    total = 0
+    if isinstance(batches, CachedBatches):
+        batches = [batches.raw[place] for place in batches.places]
+    for batch in batches:
+        for sample in (batch.get('data_samples') if isinstance(batch, Mapping) else None) or [None]:
+            found = [getattr(sample, name, None) for name in ('gt_instances_3d', 'gt_instances')]
+            if all(instances is None for instances in found):
+                return None
+            total += max(len(instances) for instances in found if instances is not None)
+    return total
+
+
+def warn_without_objects(batches: Sequence[Any], purpose: str) -> None:
+    """Logs a warning if no batch, in any process, has an object: what only objects train then has no gradient."""
+    found = objects_in(batches)
+    count = torch.tensor([math.nan if found is None else float(found)])
+    all_reduce(count)
+    if count == 0:
+        print_log(
+            f'{purpose}: none of the {len(batches)} batches has an object. What only objects train, such as the '
+            'regression of boxes, has gradients of 0, scores 0 and goes first. Draw batches with objects '
+            '(filter_empty_gt=True in the training data set), or more of them',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap
-from mmprune3d.engine.batches import seeded
+from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.flow_scores import flow_scores
-from mmprune3d.engine.scoring import Scores, altermoma_scores, batches_needed
+from mmprune3d.engine.scoring import BY_GRADIENT, Scores, altermoma_scores, batches_needed
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import PerChannel, contribution
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -67,6 +67,8 @@ def score_channels(
     """
     if len(batches) < batches_needed(plan):
         raise ValueError(f'{plan.criterion} needs {batches_needed(plan)} batches, got {len(batches)}')
+    if plan.criterion in BY_GRADIENT:
+        warn_without_objects(batches[: batches_needed(plan)], plan.criterion)
     with seeded(plan.seed), preserved(model):
         model.train()
         found = _CRITERIA[plan.criterion](_Scoring(model, plan, batches, fusion, groups, choose))

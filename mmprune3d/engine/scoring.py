@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap, frozen, modalities, parameter_groups, prunable
 from mmprune3d.adapters.modality_masking import ModalityMasker
-from mmprune3d.engine.batches import seeded
+from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.flow_scores import flow_scores
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import AlterGradients, Measure, per_weight
@@ -21,6 +21,9 @@ from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alt
 from mmprune3d.pruning.gradients import mean_gradients, preserved
 from mmprune3d.pruning.masks import keep_rates
 from mmprune3d.pruning.thresholds import keep_masks
+
+BY_GRADIENT = ('altermoma', 'prospr', 'snip')
+"""Criteria that read gradients of the training loss."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def score_model(model: nn.Module, plan: AlterMOMAPlan, batches: Sequence[Any], f
     """
     if len(batches) < batches_needed(plan):
         raise ValueError(f'{plan.criterion} needs {batches_needed(plan)} batches, got {len(batches)}')
+    if plan.criterion in BY_GRADIENT:
+        warn_without_objects(batches[: batches_needed(plan)], plan.criterion)
     with seeded(plan.seed), preserved(model):
         model.train()
         return _CRITERIA[plan.criterion](_Scoring(model, plan, batches, fusion))

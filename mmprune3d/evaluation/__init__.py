@@ -1,10 +1,11 @@
-"""Metrics that mmdet3d has for CUDA only, and figures where evaluations of others stop; importing this sets both up."""
+"""Metrics that mmdet3d lacks or has for CUDA only, and figures where others stop; importing this sets both up."""
 
 from . import nothing_found
 from .kitti_ap import kitti_average_precision
 from .kitti_metric import KittiMetricCPU
 from .nothing_found import NaNPredictionError
+from .nuscenes_metric import NuScenesMetricWithoutVelocity
 
 nothing_found.install()
 
-__all__ = ['KittiMetricCPU', 'NaNPredictionError', 'kitti_average_precision']
+__all__ = ['KittiMetricCPU', 'NaNPredictionError', 'NuScenesMetricWithoutVelocity', 'kitti_average_precision']

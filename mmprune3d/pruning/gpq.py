@@ -137,10 +137,6 @@ class RemovalSchedule:
         steps = max(0, iterations - self.begin) // self.interval
         return min(self.total, steps * self.per_step)
 
-    def counts(self, iteration: int) -> bool:
-        """Whether scores of iteration `iteration`, from 0, belong to an interval: from `begin` to `end`."""
-        return self.begin <= iteration < self.end
-
     @property
     def end(self) -> int:
         """Iterations that are done when the last query goes."""
@@ -225,7 +221,7 @@ class ScoreSums:
             RuntimeError: If there was no sample.
         """
         if not self.count:
-            raise RuntimeError('GPQ: no query has a score: the head did not run, or its logits were not finite')
+            raise RuntimeError('GPQ: no query has a score: there was no sample with scores that are all finite')
         return self.total / self.count
 
 

@@ -59,7 +59,9 @@ def small(name: str) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def center() -> nn.Module:
-    return small('sst_waymoD5_centerhead')
+    model = small('sst_waymoD5_centerhead')
+    model.bbox_head.train_cfg.grid_size = [COLUMNS, ROWS, 1]  # of `features`
+    return model
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -36,6 +37,10 @@ class GPQHook(Hook):
     schedule says so, the worst queries go. The forward pass works on those that are left, in training, validation and
     test, with or without this hook. `tools/compact.py` makes a small checkpoint for the unmodified detector.
 
+    A removal that is due while there are no scores (frames without objects for ``criterion='cost'``, logits that are
+    not finite) waits for the first iteration that brings some; the log says so, and the schedule stays what it was.
+    Where fewer queries than planned are gone in the end, the log ends with an error that says how many are left.
+
     The state of the scores is part of every checkpoint: a run that was killed goes on as if it had not been. The work
     folder gets ``gpq_history.jsonl``, with a line per removal: ``iter`` (done by then), ``removed`` (ids in order) and
     ``scores`` (mean of the interval by id; of the queries that were left before).
@@ -46,7 +51,7 @@ class GPQHook(Hook):
     Raises:
         ValueError: For unknown settings, a model without learned queries that an adapter knows, a schedule that does
             not fit the training, or a resumed checkpoint of another plan.
-        RuntimeError: When an interval ends without scores.
+        RuntimeError: When a removal is due although the head has not run, or training ends without any removal.
     """
 
     # Before EMAHook copies or averages the model; before CheckpointHook.
@@ -56,6 +61,7 @@ class GPQHook(Hook):
         self.plan = GPQPlan.from_dict(plan)
         self._resumed: dict[str, Any] | None = None
         self._removed_rows: Tensor | None = None
+        self._waits = False
 
     def before_run(self, runner: Runner) -> None:
         """Makes the queries prunable; nothing changes yet."""
@@ -94,7 +100,7 @@ class GPQHook(Hook):
         if is_main_process():
             _keep_lines_until(self.history, runner.iter)
         self.scorer = QueryScorer(self.queries, self.plan)
-        if runner.iter < self.schedule.end:
+        if self._missing:
             self.scorer.start()
         runner.logger.info(f'GPQ: {embedding.num_kept} queries, {self.plan.target} in the end; {self.schedule}')
 
@@ -117,14 +123,44 @@ class GPQHook(Hook):
         embedding.put_back(self._removed_rows)
         scores = self.scorer.take()
         runner.message_hub.update_scalar('train/num_queries', embedding.num_kept)
-        if not self.schedule.counts(runner.iter):
+        if runner.iter < self.schedule.begin or not self._missing:
             return
         batch = ScoreSums.zeros(embedding.num_kept).add(scores).packed()
         all_reduce(batch)
         self.sums = self.sums.plus(batch)
         due = self.schedule.removed_after(runner.iter + 1) - (self.first_count - embedding.num_kept)
-        if due > 0:
+        if due > 0 and self._can_remove(runner, due):
             self._remove(runner, due)
+
+    @property
+    def _missing(self) -> int:
+        """Queries that are still to be removed."""
+        return self.queries.embedding.num_kept - (self.first_count - self.schedule.total)
+
+    def _can_remove(self, runner: Runner, due: int) -> bool:
+        """Whether there are scores to choose by; if not, the removal waits, which is said once.
+
+        Raises:
+            RuntimeError: If there is nothing to wait for: the head has not run in any process.
+        """
+        if self.sums.count:
+            self._waits = False
+            return True
+        heard = torch.tensor([float(self.scorer.heard)])
+        all_reduce(heard)
+        if not heard:
+            raise RuntimeError(
+                f'GPQ: after {runner.iter + 1} iterations no query has a score, because the head has not run in '
+                'training mode; something else trains the detector'
+            )
+        if not self._waits:
+            runner.logger.warning(
+                f'GPQ: after {runner.iter + 1} iterations {due} of {self.queries.embedding.num_kept} queries are due, '
+                f'but {self.scorer.why_nothing} ({int(heard)} since the last removal); they go as soon as there are '
+                'scores'
+            )
+        self._waits = True
+        return False
 
     def _remove(self, runner: Runner, count: int) -> None:
         embedding, scores = self.queries.embedding, self.sums.mean()
@@ -136,6 +172,7 @@ class GPQHook(Hook):
             learned_queries(copy).embedding.follow(embedding)
         self.queries.announce()
         self.sums = ScoreSums.zeros(embedding.num_kept)
+        self.scorer.heard = 0
         if is_main_process():
             line = dict(
                 iter=runner.iter + 1,
@@ -144,13 +181,30 @@ class GPQHook(Hook):
             )
             with self.history.open('a') as file:
                 file.write(json.dumps(line) + '\n')
-        if embedding.num_kept == self.first_count - self.schedule.total:
+        if not self._missing:
             runner.logger.info(f'GPQ: {embedding.num_kept} queries are left after {runner.iter + 1} iterations')
             self.scorer.stop()
 
     def after_train(self, runner: Runner) -> None:
-        """Stops listening."""
+        """Stops listening, and says if queries are left that should be gone.
+
+        Raises:
+            RuntimeError: If none was removed.
+        """
         self.scorer.stop()
+        if not self._missing:
+            return
+        left = self.queries.embedding.num_kept
+        reason = (
+            f'the last {self._missing} of {self.schedule.total} would have gone after {self.schedule.end} iterations, '
+            f'training ended after {runner.iter}'
+        )
+        if runner.iter >= self.schedule.end:
+            reason = f'{self.scorer.why_nothing} since the last removal'
+        message = f'GPQ: {left} queries are left, not {self.plan.target}: {reason}. The checkpoints have {left} queries'
+        if left == self.first_count:
+            raise RuntimeError(f'{message}: nothing was pruned')
+        runner.logger.error(message)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Tells the detector how many queries it has."""

@@ -81,11 +81,16 @@ class BEVFusion3DDepthLSSTransform(BEVFusion3DLSSTransform):
         )
 
     def depth_images(
-        self, points: Sequence[Tensor], lidar2image: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor
+        self, points: Sequence[Tensor] | None, lidar2image: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor
     ) -> Tensor:
         """`depth_image` of every sample, [B, N, 1, height, width]; zeros if `mask_points`."""
         if self.mask_points:
             return lidar2image.new_zeros(*lidar2image.shape[:2], 1, *self.image_size, dtype=torch.float32)
+        if points is None:
+            raise ValueError(
+                'BEVFusion3DDepthLSSTransform measures with LiDAR points, and the batch has none: let the pipeline '
+                "load them (keys=['points', 'img'] of Pack3DDetInputs), or use BEVFusion3DLSSTransform"
+            )
         samples = zip(points, lidar2image, img_aug_matrix, lidar_aug_matrix, strict=True)
         return torch.stack([depth_image(*sample, self.image_size) for sample in samples])
 

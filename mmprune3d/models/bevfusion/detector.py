@@ -12,6 +12,9 @@ from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmprune3d.layers.row_norm import allow_few_rows
+
+from .agreement import check_cameras, check_canvas, check_place, check_point_columns, check_voxels
 from .voxelization import BEVFusion3DVoxelization
 
 MATRICES = {
@@ -56,7 +59,8 @@ class BEVFusion3D(Base3DDetector):
         init_cfg: Initialisation, as in ``BaseModule``.
 
     Raises:
-        ValueError: If there is no stream, or two without a fuser, or half a camera stream.
+        ValueError: If there is no stream, or two without a fuser, or half a camera stream; if settings of the parts do
+            not agree (see ``agreement.py``); and for batches of other images or points than the settings say.
     """
 
     def __init__(
@@ -90,11 +94,16 @@ class BEVFusion3D(Base3DDetector):
         if pts_middle_encoder is not None:
             self.pts_voxel_layer = BEVFusion3DVoxelization(**voxelize_cfg)
         self.pts_voxel_encoder = _build(pts_voxel_encoder)
+        if self.pts_voxel_encoder is not None:
+            allow_few_rows(self.pts_voxel_encoder)
+        self._voxel_encoder_cfg = dict(pts_voxel_encoder or {})
         self.pts_middle_encoder = _build(pts_middle_encoder)
         self.fusion_layer = _build(fusion_layer)
         self.pts_backbone = _build(pts_backbone)
         self.pts_neck = _build(pts_neck)
         self.bbox_head = _build(bbox_head)
+        check_voxels(self.pts_voxel_layer, self.pts_middle_encoder)
+        check_place(self.pts_voxel_layer, self.view_transform, self.bbox_head)
 
     def init_weights(self) -> None:
         """As configured, child by child: mmengine's walk over the whole logs means, and `nx` are integers."""
@@ -106,6 +115,8 @@ class BEVFusion3D(Base3DDetector):
     def extract_img_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
         """The camera stream's map, [B, channels, x, y]."""
         imgs = inputs['imgs']
+        check_canvas(imgs.shape[-2:], getattr(self.view_transform, 'image_size', None))
+        check_cameras(imgs.shape[1], metas)
         feats = self.img_backbone(imgs.flatten(0, 1).contiguous())
         if self.img_neck is not None:
             feats = self.img_neck(feats)
@@ -117,6 +128,7 @@ class BEVFusion3D(Base3DDetector):
     def extract_pts_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
         """The LiDAR stream's map, [B, channels, x, y]."""
         points = inputs['points']
+        check_point_columns(points, self.pts_voxel_layer, self._voxel_encoder_cfg, self.pts_middle_encoder)
         feats, coords, counts = self.pts_voxel_layer([cloud.float() for cloud in points])
         if not self.pts_voxel_layer.voxelize_reduce:
             feats = self.pts_voxel_encoder(feats, counts, coords)

@@ -10,6 +10,7 @@ from mmdet3d.registry import MODELS
 from mmengine.runner.amp import autocast
 from torch import Tensor
 
+from mmprune3d.layers.row_norm import allow_few_rows
 from mmprune3d.layers.sparse_conv import exact_class, make_exact
 
 
@@ -81,6 +82,7 @@ class BEVFusion3DSparseEncoder(SparseEncoder):
             conv_type='SparseConv3d',
         )
         make_exact(self)
+        allow_few_rows(self)
 
     @autocast(enabled=False)
     def forward(self, voxel_features: Tensor, coors: Tensor, batch_size: int) -> Any:
@@ -106,5 +108,7 @@ class BEVFusion3DSparseEncoder(SparseEncoder):
         # Not x.dense(): it indexes with a list, which torch deprecates.
         cells = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
         cells = cells.index_put(tuple(x.indices.long().T), x.features)
+        if not len(voxel_features):  # every parameter has its part in the gradient: other processes wait for it
+            cells = cells + sum(0 * parameter.sum() for parameter in self.parameters())
         bev = cells.permute(0, 4, 3, 1, 2).flatten(1, 2)
         return (bev, stages) if self.return_middle_feats else bev

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmprune3d.pruning.selection import top_indices
 
 from . import transfusion_nms as nms
+from .agreement import check_head
 from .transfusion_losses import CODE_PARTS, heatmap_loss, layer_losses
 from .transfusion_targets import TargetMaker, Targets
 
@@ -60,7 +61,8 @@ class BEVFusion3DTransFusionHead(nn.Module):
             (voxels per cell), against which the map is checked.
 
     Raises:
-        ValueError: If a setting is not one of those above.
+        ValueError: If a setting is not one of those above, or `bbox_coder`, `train_cfg` and `test_cfg` do not agree
+            about the map.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class BEVFusion3DTransFusionHead(nn.Module):
         self.test_cfg = test_cfg or {}
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self._check(loss_cls, common_heads)
+        check_head(self.bbox_coder, self.train_cfg, self.test_cfg)
         self.loss_cls = MODELS.build(loss_cls or {'type': 'mmdet.FocalLoss', 'use_sigmoid': True})
         self.loss_bbox = MODELS.build(loss_bbox or {'type': 'mmdet.L1Loss', 'loss_weight': 0.25})
         self.loss_heatmap = MODELS.build(loss_heatmap or {'type': 'mmdet.GaussianFocalLoss'})
@@ -263,6 +266,11 @@ class BEVFusion3DTransFusionHead(nn.Module):
         expected = 10 if 'vel' in common_heads else 8
         if self.bbox_coder.code_size != expected:
             raise ValueError(f'code_size is {self.bbox_coder.code_size}, but these common_heads need {expected}')
+        weights = (self.train_cfg or {}).get('code_weights')
+        if weights and len(weights) != expected:
+            raise ValueError(
+                f'train_cfg.code_weights has {len(weights)} entries, but these common_heads need {expected}'
+            )
 
     def _check_grid(self, feats: Tensor, config: Mapping[str, Any], name: str) -> None:
         if not config.get('grid_size'):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprune3d.layers.settings_check import check_labels
+
 from .assigner import BEVFusion3DAssigner, Matching
 from .box_coder import BEVFusion3DBoxCoder
 from .heatmap_targets import heatmap_targets
@@ -74,7 +76,11 @@ class TargetMaker:
             num_layers: Number of layers.
             gt_boxes: [N_b, 7 or 9] for each sample; N_b may be 0.
             gt_labels: [N_b] int64 for each sample; objects with a negative label are ignored.
+
+        Raises:
+            ValueError: If a label is none of the head's classes, or boxes lack velocities that are predicted.
         """
+        self._check_objects(gt_boxes, gt_labels, predictions['heatmap'].shape[1])
         logits = predictions['heatmap'].detach().float().transpose(1, 2)
         boxes = self.coder.decode({key: value.detach().float() for key, value in predictions.items()})
         real = [labels >= 0 for labels in gt_labels]
@@ -93,6 +99,16 @@ class TargetMaker:
             self.min_radius,
         )
         return self._scatter(matchings, gt_boxes, gt_labels, logits, heatmap)
+
+    def _check_objects(self, gt_boxes: list[Tensor], gt_labels: list[Tensor], num_classes: int) -> None:
+        check_labels(gt_labels, num_classes, 'bbox_head.num_classes')
+        columns = min((boxes.shape[1] for boxes in gt_boxes if len(boxes)), default=9)
+        if self.coder.code_size == 10 and columns < 9:
+            raise ValueError(
+                f'the head predicts velocities, but the annotated boxes have {columns} columns and none of them: let '
+                'the data set load velocities (with_velocity=True), or take vel out of common_heads and set '
+                'bbox_coder.code_size=8 and eight code_weights'
+            )
 
     def _match(self, boxes: Tensor, logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_layers: int) -> Matching:
         """The matchings of one sample's layers as one."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmprune3d.ops.bev_pool import bev_pool, cell_index
+from mmprune3d.ops.grid import TOLERANCE
+
+CLOSE = 1e-2
+"""Up to where constants of a checkpoint are those of the config: also in half precision."""
 
 
 def downsampler(channels: int, factor: int) -> nn.Module:
@@ -45,7 +51,7 @@ class BEVFusion3DLSSTransform(nn.Module):
     Args:
         in_channels: Channels of the image features.
         out_channels: Channels of the BEV map, C.
-        image_size: Height and width of the images in pixels.
+        image_size: Height and width of the images in pixels, padding included.
         feature_size: Height and width of the image features, h and w.
         xbound: Lower limit, upper limit and cell size of the grid in metres.
         ybound: The same for y.
@@ -54,7 +60,8 @@ class BEVFusion3DLSSTransform(nn.Module):
         downsample: 1, or 2 for convolutions that halve the map.
 
     Raises:
-        ValueError: If `downsample` is something else, or the grid is empty.
+        ValueError: If `downsample` is something else, the grid is empty, depths are none, or `image_size` is no
+            multiple of `feature_size`. A grid whose cells do not fill its limits is logged as a warning.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class BEVFusion3DLSSTransform(nn.Module):
         self.grid_shape = tuple(int((upper - lower) / size) for lower, upper, size in bounds)
         if min(self.grid_shape) < 1:
             raise ValueError(f'xbound, ybound, zbound give a grid of {self.grid_shape} cells; each must be 1 or more')
+        self.bounds = tuple(tuple(float(value) for value in bound) for bound in bounds)
+        self._check_sizes(image_size, feature_size, dbound)
         self.image_size = tuple(image_size)
         self.dx = constant(torch.tensor([float(size) for _, _, size in bounds]))
         self.bx = constant(torch.tensor([lower + size / 2 for lower, _, size in bounds]))
@@ -82,6 +91,46 @@ class BEVFusion3DLSSTransform(nn.Module):
         self.frustum = constant(self._make_frustum(feature_size, dbound))
         self.depthnet = self._make_depthnet(in_channels, len(self.frustum) + out_channels)
         self.downsample = downsampler(out_channels, downsample)
+
+    def _check_sizes(
+        self, image_size: Sequence[int], feature_size: Sequence[int], dbound: tuple[float, float, float]
+    ) -> None:
+        for axis, (lower, upper, size), cells in zip('xyz', self.bounds, self.grid_shape):
+            if abs((upper - lower) / size - cells) > TOLERANCE:
+                print_log(
+                    f'view_transform.{axis}bound: {(upper - lower) / size:.6g} cells of {size:g} from {lower:g} to '
+                    f'{upper:g}; {cells} are made, which end at {lower + cells * size:g}: camera features beyond are '
+                    'dropped, and a LiDAR map of the whole range has another size',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+        if any(side % cells for side, cells in zip(image_size, feature_size, strict=True)):
+            raise ValueError(
+                f'view_transform.image_size={[*image_size]} must be a multiple of feature_size={[*feature_size]}: '
+                'images are padded to one (pad_size_divisor of the data_preprocessor), and image_size says how large '
+                'they are afterwards'
+            )
+        first, end, step = dbound
+        if not (0 < first < end and step > 0):
+            raise ValueError(
+                f'view_transform.dbound={[*dbound]} is first depth, end and step in metres, 0 < first < end, step > 0'
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As usual, but constants that were made with other settings are not taken, with a warning."""
+        for name in ('dx', 'bx', 'nx', 'frustum'):
+            own, loaded = getattr(self, name), state_dict.get(prefix + name)
+            if loaded is None or loaded.shape != own.shape:
+                continue
+            if not torch.allclose(loaded.to(own).float(), own.float(), rtol=CLOSE, atol=CLOSE):
+                print_log(
+                    f'{prefix}{name} of the checkpoint was made with another image_size, xbound, ybound, zbound or '
+                    'dbound; the settings of the config stay in force',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+                state_dict[prefix + name] = own.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make_frustum(self, feature_size: tuple[int, int], dbound: tuple[float, float, float]) -> Tensor:
         """[D, h, w, 3], the corners' pixels at the corners of the map: u, v in pixels, depth in metres."""

@@ -9,6 +9,8 @@ from mmengine.utils import is_list_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmprune3d.layers.settings_check import warn_of_misfits
+from mmprune3d.ops.grid import grid_shape
 from mmprune3d.ops.voxelize import voxelize
 
 
@@ -24,7 +26,8 @@ class BEVFusion3DVoxelization(nn.Module):
         axes: ``'xyz'`` for BEVFusion's encoder, ``'zyx'`` for mmdet3d's own ones.
 
     Raises:
-        ValueError: If `axes` is neither, or the limits are not six numbers.
+        ValueError: If `axes` is neither, or range and size make no grid. Voxels that do not fill the range are logged
+            as a warning, with sizes and ranges that fit.
     """
 
     def __init__(
@@ -39,15 +42,11 @@ class BEVFusion3DVoxelization(nn.Module):
         super().__init__()
         if axes not in ('xyz', 'zyx'):
             raise ValueError(f'axes={axes!r}; valid are xyz (BEVFusion3DSparseEncoder) and zyx (encoders of mmdet3d)')
-        if len(point_cloud_range) != 6 or len(voxel_size) != 3:
-            raise ValueError(
-                'point_cloud_range takes six numbers and voxel_size three, got '
-                f'{list(point_cloud_range)} and {list(voxel_size)}'
-            )
-        self.lower = list(point_cloud_range[:3])
+        warn_of_misfits('data_preprocessor.voxelize_cfg', point_cloud_range, voxel_size)
+        self.point_cloud_range = list(point_cloud_range)
+        self.lower = self.point_cloud_range[:3]
         self.voxel_size = list(voxel_size)
-        spans = torch.tensor(point_cloud_range[3:]) - torch.tensor(self.lower)
-        self.grid = [int(cells) for cells in (spans / torch.tensor(self.voxel_size)).round()]
+        self.grid = grid_shape(point_cloud_range, voxel_size)
         self.max_num_points = max_num_points
         self.max_voxels = (max_voxels, max_voxels) if isinstance(max_voxels, int) else tuple(max_voxels)
         self.voxelize_reduce = voxelize_reduce

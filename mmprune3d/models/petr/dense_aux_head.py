@@ -19,9 +19,11 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import bias_init_with_prob
 from torch import Tensor, nn
 
+from mmprune3d.layers.settings_check import check_labels
 from mmprune3d.ops.cameras import as_4x4, lidar2img_of
 
 from .geometry import canvas_of, image_shapes_of
+from .position import check_canvas
 
 PARTS = {'offset': 2, 'depth': 1, 'size': 3, 'angle': 2}
 """Channels of the regression: sub-cell offset, log depth, log sizes, sine and cosine of the observation angle."""
@@ -147,7 +149,14 @@ class PETR3DDenseAuxHead(BaseModule):
 
         Of several objects whose centres fall into one cell, the nearest wins, of equally near ones the first. Objects
         behind a camera or outside its image do not count.
+
+        Raises:
+            ValueError: If an object is of no class of the head, or the features do not divide a canvas.
         """
+        for sample in batch_data_samples:
+            check_canvas(canvas_of(sample.metainfo), cells)
+        classes = [sample.gt_instances_3d.labels_3d for sample in batch_data_samples]
+        check_labels(classes, self.num_classes, 'aux_head.num_classes')
         labels = torch.full((len(batch_data_samples) * num_cameras, *cells), self.num_classes)
         values = torch.zeros(*labels.shape, sum(PARTS.values()))
         for i, sample in enumerate(batch_data_samples):

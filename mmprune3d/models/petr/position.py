@@ -89,6 +89,15 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool, devi
     return start + (end - start) / num * index
 
 
+def check_canvas(canvas: tuple[int, int], cells: tuple[int, int]) -> None:
+    """Raises ValueError if the cells do not divide the canvas: they would be taken to see other pixels than they do."""
+    if any(side % count for side, count in zip(canvas, cells, strict=True)):
+        raise ValueError(
+            f'images padded to {canvas[0]} x {canvas[1]} pixels have features of {cells[0]} x {cells[1]} cells, which '
+            'do not divide them: set data_preprocessor.pad_size_divisor to a multiple of the stride of the features'
+        )
+
+
 def frustum_embedding(
     img2lidar: Tensor, depths: Tensor, canvas: tuple[int, int], cells: tuple[int, int], position_range: list[float]
 ) -> Tensor:
@@ -103,7 +112,11 @@ def frustum_embedding(
 
     Returns:
         [B, cameras, 3 D, H, W] float32, channel 3 d + axis.
+
+    Raises:
+        ValueError: If the cells do not divide the canvas.
     """
+    check_canvas(canvas, cells)
     height, width = cells
     v = torch.arange(height, dtype=torch.float32, device=depths.device) * (canvas[0] / height)
     u = torch.arange(width, dtype=torch.float32, device=depths.device) * (canvas[1] / width)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmprune3d.layers.folding import folded, folds
+from mmprune3d.layers.row_norm import allow_few_rows
 from mmprune3d.layers.sst_block import SSTBlock
 from mmprune3d.ops.windows import WindowPlan, plan_windows
 
@@ -100,6 +101,7 @@ class SSTBackbone(BaseModule):
             SSTBlock(width, heads, hidden, dropout=dropout, activation=activation, **layer_cfg)
             for width, heads, hidden, _ in zip(d_model, nhead, dim_feedforward, range(num_blocks))
         )
+        allow_few_rows(self.block_list)
         self.num_layers = 2 * num_blocks
         each = [conv_kwargs] * num_attached_conv if isinstance(conv_kwargs, Mapping) else list(conv_kwargs)
         if len(each) != num_attached_conv:

@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from mmprune3d.models.bevfusion.heatmap_targets import heatmap_targets
 
+from .agreement import check_centre_head, check_map
+
 CHANNELS = {'reg': 2, 'height': 1, 'dim': 3, 'rot': 2}
 """Channels of the maps that every head predicts; together with two for ``vel`` they are a box's code."""
+
+NMS_TYPES = ('circle', 'rotate')
 
 
 @MODELS.register_module()
@@ -38,11 +42,16 @@ class SSTCenterHead(CenterHead):
 
     Raises:
         ValueError: If a map is missing, unknown or of another width, if `code_weights` is not as long as a box's code,
-            or if the coder's `code_size` asks for velocities that are not predicted.
+            or if the coder's `code_size` asks for velocities that are not predicted; if coder, `train_cfg` and `tasks`
+            do not agree with each other, `nms_type` is unknown, or the map has other cells than `train_cfg` says.
     """
 
     def __init__(self, common_heads: dict[str, Sequence[int]], **kwargs: Any) -> None:
         super().__init__(common_heads=common_heads, **kwargs)
+        check_centre_head(self.bbox_coder, self.train_cfg, kwargs['tasks'])
+        nms_type = (self.test_cfg or {}).get('nms_type', 'rotate')
+        if nms_type not in NMS_TYPES:
+            raise ValueError(f'test_cfg.nms_type is {nms_type!r}; valid are {", ".join(NMS_TYPES)}')
         self.with_velocity = 'vel' in common_heads
         expected = {**CHANNELS, 'vel': 2} if self.with_velocity else CHANNELS
         found = {name: channels for name, (channels, _) in common_heads.items()}
@@ -168,6 +177,7 @@ class SSTCenterHead(CenterHead):
             args: Not used, as in ``CenterHead``.
             kwargs: Not used, as in ``CenterHead``.
         """
+        check_map(preds_dicts[0][0]['heatmap'].shape, self.train_cfg)
         # CenterHead takes the sigmoid in place and always concatenates velocities, of which there may be 0 channels.
         copies = tuple(
             [{'vel': maps['reg'][:, :0], **maps, 'heatmap': maps['heatmap'].clone()} for maps in levels]
@@ -189,6 +199,7 @@ class SSTCenterHead(CenterHead):
         Returns:
             For each sample ``bboxes_3d``, ``scores_3d`` and ``labels_3d``.
         """
+        check_map(preds_dicts[0][0]['heatmap'].shape, self.train_cfg)
         if self.bbox_coder.code_size == 7:
             preds_dicts = tuple(
                 [{name: part for name, part in maps.items() if name != 'vel'} for maps in levels]

@@ -8,6 +8,8 @@ from mmdet3d.models.detectors.dynamic_voxelnet import DynamicVoxelNet
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
+from .agreement import check_detector
+
 
 @MODELS.register_module()
 class SSTDetector(DynamicVoxelNet):
@@ -15,8 +17,18 @@ class SSTDetector(DynamicVoxelNet):
 
     The data preprocessor makes dynamic voxels: ``Det3DDataPreprocessor(voxel=True, voxel_type='dynamic', ...)``. What
     differs from mmdet3d's class: the number of samples comes from the batch and not from the last point, so that a
-    sample without points is still there.
+    sample without points is still there; and settings that must agree are compared (see ``agreement.py``).
+
+    Args:
+        **kwargs: Arguments of ``DynamicVoxelNet``.
+
+    Raises:
+        ValueError: If settings of the parts do not agree.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_detector(self)
 
     def extract_feat(self, batch_inputs_dict: dict[str, Any]) -> list[Tensor]:
         """Maps for the head, from ``points`` (a list, for its length) and ``voxels``."""

@@ -10,7 +10,9 @@ from mmcv.cnn import build_norm_layer
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-from mmprune3d.ops.dynamic_scatter import group_points, reduce_points
+from mmprune3d.layers.row_norm import allow_few_rows
+from mmprune3d.layers.settings_check import check_columns
+from mmprune3d.ops.dynamic_scatter import PointGroups, group_points, reduce_points
 
 MODES = {'max': 'max', 'avg': 'mean'}
 
@@ -21,7 +23,7 @@ class PointLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict) -> None:
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels, bias=False)
-        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+        self.norm = allow_few_rows(build_norm_layer(norm_cfg, out_channels)[1])
 
     def forward(self, points: Tensor) -> Tensor:
         """[N, out_channels]."""
@@ -63,6 +65,7 @@ class SSTDynamicVFE(nn.Module):
         mode: str = 'max',
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         if mode not in MODES:
             raise ValueError(f'unknown mode {mode!r}; valid are {", ".join(MODES)}')
         if not feat_channels:
@@ -89,12 +92,16 @@ class SSTDynamicVFE(nn.Module):
 
         Returns:
             Features [M, feat_channels[-1]] and coordinates [M, 4] of the occupied voxels, in the order of coordinates.
+
+        Raises:
+            ValueError: If points have other columns than `in_channels`.
         """
+        check_columns(points.shape[1], self.in_channels, 'voxel_encoder.in_channels')
         inside = (coors >= 0).all(dim=1)
         if not inside.all():
             points, coors = points[inside], coors[inside]
         if len(points) == 0:
-            return points.new_zeros(0, self.out_channels), coors
+            return self._without_points(points), coors
         voxels = group_points(coors)
         features = self._decorate(points, coors, voxels)
         for number, layer in enumerate(self.vfe_layers):
@@ -104,7 +111,14 @@ class SSTDynamicVFE(nn.Module):
                 features = torch.cat((features, reduced[voxels.voxel]), dim=1)
         return reduced, voxels.coords
 
-    def _decorate(self, points: Tensor, coors: Tensor, voxels: object) -> Tensor:
+    def _without_points(self, points: Tensor) -> Tensor:
+        """Features [0, C] through all layers: other processes wait for their norms and gradients."""
+        features = points.new_zeros(0, self.vfe_layers[0].linear.in_features)
+        for number, layer in enumerate(self.vfe_layers):
+            features = layer(features if number == 0 else torch.cat((features, features), dim=1))
+        return features
+
+    def _decorate(self, points: Tensor, coors: Tensor, voxels: PointGroups) -> Tensor:
         """Points with their offsets [N, inputs of the first layer]."""
         columns = [points]
         if self.with_cluster_center:

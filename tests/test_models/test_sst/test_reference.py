@@ -184,7 +184,10 @@ def test_from_points_to_the_map(path: Path) -> None:
     kinds = ('SSTDynamicVFE', 'SSTInputLayer', 'SSTBackbone')
     settings = (meta['voxel_encoder'], meta['input_layer'], meta['backbone'])
     configs = {part: dict(type=kind, **own) for part, kind, own in zip(parts, kinds, settings)}
-    head = head_config(velocity=False)  # a detector must have one
+    area, size = (list(meta['voxel_layer'][key]) for key in ('point_cloud_range', 'voxel_size'))
+    place = dict(point_cloud_range=area, voxel_size=size, grid_size=list(meta['input_layer']['sparse_shape']))
+    coder = dict(pc_range=area[:2], voxel_size=size[:2])
+    head = head_config(velocity=False, bbox_coder=coder, **place)  # a detector must have one
     rest = dict(train_cfg=head.pop('train_cfg'), test_cfg=head.pop('test_cfg'))
     head = dict(type='SSTCenterHead', **head)
     model = built(dict(type='SSTDetector', data_preprocessor=preprocessor, bbox_head=head, **rest, **configs)).eval()

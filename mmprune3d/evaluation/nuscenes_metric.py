@@ -1,0 +1,99 @@
+"""nuScenes' metric for detectors that predict no velocities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet3d.evaluation.metrics import NuScenesMetric
+from mmdet3d.registry import METRICS
+from mmdet3d.structures import BaseInstance3DBoxes
+from mmengine.logging import MMLogger, print_log
+from torch import Tensor
+
+MARK = 'asks_for_velocities'
+
+
+@METRICS.register_module('MMPrune3DNuScenesMetric')
+class NuScenesMetricWithoutVelocity(NuScenesMetric):
+    """mmdet3d's ``NuScenesMetric``, with the same arguments and keys, that also takes boxes of seven numbers.
+
+    In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities stand still: both
+    numbers are 0, as a reader of such boxes would assume, so that AVE is the mean speed of the objects that were found,
+    attributes are those of standing objects, and NDS counts both. (Velocities that are not numbers would be left out of
+    AVE instead, which could make it 0.) Boxes with velocities are evaluated as by mmdet3d's metric. That one stops
+    after the whole test set, where it rotates velocities of one number; with mmprune3d imported it stops at the first
+    batch, and names this one.
+    """
+
+    _warned = False
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keeps the predictions of a batch, with velocities of 0 where there are none.
+
+        Args:
+            data_batch: Not used.
+            data_samples: With ``pred_instances_3d``, ``pred_instances`` and ``sample_idx``.
+        """
+        super().process(data_batch, data_samples)
+        for result in self.results[len(self.results) - len(data_samples) :]:
+            found: dict[str, Any] = result['pred_instances_3d']
+            if 'bboxes_3d' in found and found['bboxes_3d'].tensor.shape[1] == 7:
+                found['bboxes_3d'] = standing(found['bboxes_3d'])
+                self._say_so()
+
+    def _say_so(self) -> None:
+        if not self._warned:
+            print_log(
+                'the detections have no velocities: they count as standing still. AVE, AAE and NDS are to be read so',
+                logger=MMLogger.get_current_instance(),
+                level=logging.WARNING,
+            )
+        self._warned = True
+
+
+def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses boxes without velocities where `metric` needs them.
+
+    Raises:
+        ValueError: If a sample has boxes of 7 numbers and `metric` is mmdet3d's own.
+    """
+    if isinstance(metric, NuScenesMetricWithoutVelocity):
+        return
+    for sample in data_samples:
+        values = getattr((sample.get('pred_instances_3d') or {}).get('bboxes_3d'), 'tensor', None)
+        if values is not None and len(values) and values.shape[1] == 7:
+            raise ValueError(
+                'the detections have 7 numbers and no velocities, which NuScenesMetric rotates after the whole set: '
+                "set type='MMPrune3DNuScenesMetric' in val_evaluator and test_evaluator, for which such boxes stand "
+                'still, or let the head predict velocities'
+            )
+
+
+def _install() -> None:
+    """Lets mmdet3d's metric look at the first batch instead of stopping after the last; its figures stay."""
+    original = NuScenesMetric.process
+    if getattr(original, MARK, False):
+        return
+
+    def process(self: NuScenesMetric, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        check_velocities(self, data_samples)
+        original(self, data_batch, data_samples)
+
+    process.__doc__ = original.__doc__
+    setattr(process, MARK, True)
+    NuScenesMetric.process = process
+
+
+def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
+    """Boxes [N, 7] with two velocities of 0 [N, 9], in the same place; others are left as they are."""
+    values: Tensor = boxes.tensor
+    if values.shape[1] != 7:
+        return boxes
+    moved = type(boxes)(boxes.tensor.new_zeros(len(values), 9), box_dim=9)
+    moved.tensor[:, :7] = values
+    return moved
+
+
+_install()

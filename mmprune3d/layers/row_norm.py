@@ -1,0 +1,54 @@
+"""Batch norms over points or voxels, of which a batch may hold one, or none."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import get_world_size
+from torch import Tensor, nn
+
+
+class FewRows:
+    """Laid over a ``BatchNorm1d``, so that one row or none passes in training as well.
+
+    torch does not train on a single row, which has no variance, and mmdet3d's ``NaiveSyncBatchNorm1d`` stops in a
+    process without rows while the others wait for it. Here a single row is normalised by the running statistics, which
+    stay what they are; a process without rows tells the others the running statistics. All else is as it was.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [N, C] or [N, C, L], N from 0."""
+        count = rows.numel() // rows.shape[1]
+        if not self.training or count > 1:
+            return super().forward(rows)
+        if type(self) is not RowBatchNorm1d and get_world_size() > 1:
+            return super().forward(rows) if count else self._beside_others(rows)
+        return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _beside_others(self, rows: Tensor) -> Tensor:
+        """No rows, but with a part in the sums over processes: two rows of the running mean and variance, cut off."""
+        spread = self.running_var.clamp(min=0).sqrt()
+        two = torch.stack((self.running_mean - spread, self.running_mean + spread)).to(rows)
+        two = two if rows.dim() == 2 else two[:, :, None].expand(-1, -1, rows.shape[2])
+        return super().forward(torch.cat((rows, two)))[:0]
+
+
+class RowBatchNorm1d(FewRows, nn.BatchNorm1d):
+    """``BatchNorm1d`` for rows of which there may be few."""
+
+
+def allow_few_rows(module: nn.Module) -> nn.Module:
+    """Lays `FewRows` over every ``BatchNorm1d`` in `module`, in place; only their classes change."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d) and not isinstance(norm, FewRows):
+            norm.__class__ = _with_few_rows(type(norm))
+    return module
+
+
+@cache
+def _with_few_rows(base: type[nn.BatchNorm1d]) -> type[nn.BatchNorm1d]:
+    if base is nn.BatchNorm1d:
+        return RowBatchNorm1d
+    return type(base.__name__, (FewRows, base), {'__module__': __name__, '__doc__': base.__doc__})

@@ -1,0 +1,87 @@
+"""Settings that say the same thing in several places of a config are compared where they meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmprune3d.ops.grid import misfits
+
+TOLERANCE = 1e-4
+"""In the settings' own unit (metres, cells)."""
+
+
+def check_equal(what: str, settings: Mapping[str, Sequence[float] | None]) -> None:
+    """Compares settings of which each says the same.
+
+    Args:
+        what: What they say, for the message.
+        settings: Name in the config -> numbers, as many in each; None where a setting is not given.
+
+    Raises:
+        ValueError: If two differ; the message has all of them.
+    """
+    given = {name: [float(value) for value in values] for name, values in settings.items() if values is not None}
+    first = next(iter(given.values()), [])
+    if all(
+        len(values) == len(first) and all(abs(a - b) <= TOLERANCE for a, b in zip(values, first, strict=True))
+        for values in given.values()
+    ):
+        return
+    listed = ', '.join(f'{name}: {_short(values)}' for name, values in given.items())
+    raise ValueError(f'{what} must be the same everywhere, but is {listed}')
+
+
+def check_room(what: str, have: Sequence[int], need: Sequence[int], why: str) -> None:
+    """Compares a shape with the cells that have to find room in it; more is harmless.
+
+    Raises:
+        ValueError: If an axis is too short.
+    """
+    if len(have) != len(need) or any(a < b for a, b in zip(have, need, strict=True)):
+        raise ValueError(f'{what}={list(have)} is too small: {why} has {list(need)} cells')
+
+
+def check_columns(found: int, expected: int, setting: str) -> None:
+    """Compares the columns of a point cloud with those that a model was built for.
+
+    Raises:
+        ValueError: If they are not as many; the message says which settings of the pipeline decide.
+    """
+    if found != expected:
+        raise ValueError(
+            f'the points have {found} columns, but {setting}={expected}: use_dim of LoadPointsFromFile (and of '
+            f'LoadPointsFromMultiSweeps, if the pipeline has it) must keep {expected} of the load_dim columns in the '
+            f'files, or {setting} must be {found}'
+        )
+
+
+def check_labels(labels: Sequence[Tensor], num_classes: int, setting: str) -> None:
+    """Compares the labels [N_b] of the objects in each sample with the classes of a head.
+
+    Raises:
+        ValueError: If an object is of no class of the head, which would read or write beyond its tensors.
+    """
+    highest = max((int(of_sample.max()) for of_sample in labels if len(of_sample)), default=-1)
+    if highest >= num_classes:
+        raise ValueError(
+            f'an object has label {highest}, but {setting}={num_classes} (labels 0 to {num_classes - 1}): it must be '
+            'the number of classes in metainfo of the data set'
+        )
+
+
+def warn_of_misfits(where: str, point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> None:
+    """Logs a warning if voxels do not fill the range, with sizes and ranges that fit.
+
+    Raises:
+        ValueError: If range or size are no range and size at all.
+    """
+    for sentence in misfits(point_cloud_range, voxel_size):
+        print_log(f'{where}: {sentence}', logger='current', level=logging.WARNING)
+
+
+def _short(values: Sequence[float]) -> str:
+    return '[' + ', '.join(f'{value:g}' for value in values) + ']'

@@ -1,0 +1,135 @@
+"""Settings of BEVFusion's parts that must agree with each other and with the batch, compared where they meet.
+
+None of these differences stops the arithmetic: boxes and rays would be metres or pixels off without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmprune3d.layers.settings_check import check_columns, check_equal, check_room
+
+VOXELS = 'data_preprocessor.voxelize_cfg'
+
+
+def check_voxels(voxels: Any | None, encoder: nn.Module | None) -> None:
+    """Whether a middle encoder has room for the voxels; `voxels` is a BEVFusion3DVoxelization, or None.
+
+    Raises:
+        ValueError: If ``sparse_shape`` or ``output_shape`` is smaller than the grid.
+    """
+    if voxels is None:
+        return
+    why = f'the grid of {VOXELS} (point_cloud_range, voxel_size)'
+    if hasattr(encoder, 'sparse_shape'):
+        need = voxels.grid if voxels.axes == 'xyz' else voxels.grid[::-1]
+        check_room('pts_middle_encoder.sparse_shape', encoder.sparse_shape, need, why)
+    elif hasattr(encoder, 'ny') and hasattr(encoder, 'nx'):  # PointPillarsScatter
+        check_room('pts_middle_encoder.output_shape', (encoder.ny, encoder.nx), voxels.grid[1::-1], why)
+
+
+def check_place(voxels: Any | None, view_transform: nn.Module | None, head: nn.Module | None) -> None:
+    """Whether LiDAR map, camera map and head are about the same place, seen from above.
+
+    Raises:
+        ValueError: If not; the message has all settings.
+    """
+    limits: dict[str, Sequence[float] | None] = {}
+    if voxels is not None:
+        limits[f'{VOXELS}.point_cloud_range'] = _seen_from_above(voxels.point_cloud_range)
+    if hasattr(view_transform, 'bounds'):
+        (x, y, _), name = view_transform.bounds, 'view_transform.xbound and ybound'
+        limits[name] = (x[0], y[0], x[1], y[1])
+    train_cfg = getattr(head, 'train_cfg', None) or {}
+    if 'point_cloud_range' in train_cfg:
+        limits['bbox_head.train_cfg.point_cloud_range'] = _seen_from_above(train_cfg['point_cloud_range'])
+    check_equal('the range along x and y (lower x, y, upper x, y)', limits)
+    begins = {name: values[:2] for name, values in limits.items() if values is not None}
+    origin = getattr(getattr(head, 'bbox_coder', None), 'origin', None)
+    check_equal('where the map begins (x, y)', {**begins, 'bbox_head.bbox_coder.pc_range': origin})
+
+
+def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mapping[str, Any]) -> None:
+    """Whether a TransFusion head's coder, training and test settings mean the same cells.
+
+    Raises:
+        ValueError: If not.
+    """
+    train_cfg = train_cfg or {}
+    cells: dict[str, Sequence[float] | None] = {'bbox_coder': coder.cell_size}
+    origins: dict[str, Sequence[float] | None] = {'bbox_coder.pc_range': coder.origin}
+    for name, config in (('train_cfg', train_cfg), ('test_cfg', test_cfg)):
+        if 'voxel_size' in config and 'out_size_factor' in config:
+            cells[name] = [size * config['out_size_factor'] for size in config['voxel_size'][:2]]
+        for key in ('point_cloud_range', 'pc_range'):
+            if key in config:
+                origins[f'{name}.{key}'] = config[key][:2]
+    check_equal('the size of a cell of the map (voxel_size * out_size_factor, along x and y)', cells)
+    check_equal('where the map begins (x, y)', origins)
+    if {'grid_size', 'point_cloud_range', 'voxel_size'} <= set(train_cfg):
+        lower, upper = train_cfg['point_cloud_range'][:2], train_cfg['point_cloud_range'][3:5]
+        spans = zip(lower, upper, train_cfg['voxel_size'])
+        need = [round((high - low) / size) for low, high, size in spans]
+        check_equal(
+            'the number of voxels along x and y',
+            {
+                'train_cfg.grid_size': train_cfg['grid_size'][:2],
+                'train_cfg.point_cloud_range / voxel_size': need,
+                'test_cfg.grid_size': test_cfg['grid_size'][:2] if test_cfg.get('grid_size') else None,
+            },
+        )
+
+
+def check_canvas(canvas: Sequence[int], image_size: Sequence[int] | None) -> None:
+    """Whether the images of a batch, with their padding, are as large as the rays were made for.
+
+    Raises:
+        ValueError: If not; the message says what to set.
+    """
+    if image_size is None or tuple(canvas) == tuple(image_size):
+        return
+    raise ValueError(
+        f'the images of the batch are {canvas[0]} x {canvas[1]} pixels (height x width, after padding by '
+        f'data_preprocessor.pad_size_divisor), but view_transform.image_size={list(image_size)}: rays would be cast '
+        f'through other pixels. Set view_transform.image_size={list(canvas)}, and feature_size to the size of the '
+        'features of such images; or let the pipeline make images of image_size'
+    )
+
+
+def check_cameras(number: int, metas: Sequence[Mapping[str, Any]]) -> None:
+    """Whether every sample has as many matrices as images.
+
+    Raises:
+        ValueError: If not.
+    """
+    keys = ('lidar2img', 'cam2img', 'cam2lidar', 'img_aug_matrix')
+    for sample, meta in enumerate(metas):
+        for key in keys:
+            if key in meta and len(meta[key]) != number:
+                raise ValueError(
+                    f'sample {sample} has {number} images and {len(meta[key])} matrices {key}: what the pipeline takes '
+                    'away or reorders (images) it must take from all of ' + ', '.join(keys)
+                )
+
+
+def check_point_columns(points: Sequence[Tensor], voxels: Any, encoder_cfg: Mapping[str, Any], middle: Any) -> None:
+    """Whether point clouds have the columns that the LiDAR stream was built for.
+
+    Raises:
+        ValueError: If not.
+    """
+    columns = points[0].shape[1]
+    if voxels.voxelize_reduce:  # the mean of a voxel's points goes to the middle encoder as it is
+        if hasattr(middle, 'in_channels'):
+            check_columns(columns, middle.in_channels, 'pts_middle_encoder.in_channels')
+    elif 'in_channels' in encoder_cfg:
+        check_columns(columns, encoder_cfg['in_channels'], 'pts_voxel_encoder.in_channels')
+    elif columns < encoder_cfg.get('num_features', 0):  # HardSimpleVFE takes the first ones
+        check_columns(columns, encoder_cfg['num_features'], 'pts_voxel_encoder.num_features')
+
+
+def _seen_from_above(point_cloud_range: Sequence[float]) -> list[float]:
+    return [*point_cloud_range[:2], *point_cloud_range[3:5]]
