@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -198,7 +197,7 @@ def run_upgrade(
         plan = search.plan
     comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats, tested)
     costs = comparison.costs()  # seconds, after which the plan is known to fit
-    data = torch.load(weights, map_location='cpu', weights_only=True)
+    data = read_checkpoint(weights)
     data = data if plan is None else upgraded_checkpoint(data, plan)
     write_upgraded(out, upgraded_config(config, plan), data)
     methods = [one.method for one in (gpq and gpq.plan, plan) if one is not None]

@@ -19,6 +19,8 @@ from mmdet3d.evaluation.metrics import NuScenesMetric
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from .nuscenes_metric import check_velocities
+
 GEOMETRY = 7
 """Numbers of a box that must be known; velocities, which follow, may be NaN in nuScenes."""
 COCO_FIGURES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -93,6 +95,7 @@ def _processing(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def process(self: Any, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         check_predictions(data_samples)
+        check_velocities(self, data_samples)
         original(self, data_batch, data_samples)
 
     return process

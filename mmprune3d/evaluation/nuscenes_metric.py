@@ -12,8 +12,6 @@ from mmdet3d.structures import BaseInstance3DBoxes
 from mmengine.logging import MMLogger, print_log
 from torch import Tensor
 
-MARK = 'asks_for_velocities'
-
 
 @METRICS.register_module('MMPrune3DNuScenesMetric')
 class NuScenesMetricWithoutVelocity(NuScenesMetric):
@@ -71,21 +69,6 @@ def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str,
             )
 
 
-def _install() -> None:
-    """Lets mmdet3d's metric look at the first batch instead of stopping after the last; its figures stay."""
-    original = NuScenesMetric.process
-    if getattr(original, MARK, False):
-        return
-
-    def process(self: NuScenesMetric, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        check_velocities(self, data_samples)
-        original(self, data_batch, data_samples)
-
-    process.__doc__ = original.__doc__
-    setattr(process, MARK, True)
-    NuScenesMetric.process = process
-
-
 def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
     """Boxes [N, 7] with two velocities of 0 [N, 9], in the same place; others are left as they are."""
     values: Tensor = boxes.tensor
@@ -94,6 +77,3 @@ def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
     moved = type(boxes)(boxes.tensor.new_zeros(len(values), 9), box_dim=9)
     moved.tensor[:, :7] = values
     return moved
-
-
-_install()
