@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine import registry
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmprune3d import adapters, files
@@ -66,8 +67,10 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
     config.load_from = str(checkpoint)
     config.work_dir = str(out / 'logs')
     config.default_hooks = {**(config.get('default_hooks') or {}), 'logger': dict(type='LoggerHook', interval=10**9)}
-    # one without masks of its own does nothing in a test, and would hold a model that it is compared with to them
-    config.custom_hooks = without(config.get('custom_hooks'), MaskHook, registry.HOOKS)
+    # In a test these change nothing (a saved state_dict has averaged and masked weights), but they would hold the model
+    # that is compared with the baseline to weights and masks of the baseline.
+    for kind in (MaskHook, EMAHook):
+        config.custom_hooks = without(config.get('custom_hooks'), kind, registry.HOOKS)
     if config.get('test_cfg') is None:
         config.test_cfg = {}
     return config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from mmprune3d import adapters
@@ -66,9 +66,15 @@ def test_masks_from_a_file_are_refused_and_others_left_out() -> None:
         with pytest.raises(ValueError, match=r'prunes already \(MaskHook'):
             prepare(test_config(custom_hooks=[dict(type=form, masks='x.pth')]), Path('x.pth'), Path('out'))
         prepared = prepare(
-            test_config(custom_hooks=[dict(type=form), dict(type='EMAHook')]), Path('x.pth'), Path('out')
+            test_config(custom_hooks=[dict(type=form), dict(type='IterTimerHook')]), Path('x.pth'), Path('out')
         )
-        assert prepared.custom_hooks == [dict(type='EMAHook')]
+        assert prepared.custom_hooks == [dict(type='IterTimerHook')]
+
+
+def test_averages_change_nothing_in_a_test_and_stay_in_the_upgraded_config() -> None:
+    hooks = [dict(type='EMAHook'), dict(type=EMAHook, momentum=0.1), dict(type='IterTimerHook')]
+    assert prepare(test_config(custom_hooks=hooks), Path('x.pth'), Path('out')).custom_hooks == hooks[2:]
+    assert upgraded_config(test_config(custom_hooks=hooks[:1]), None).custom_hooks == hooks[:1]
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def test_an_exported_head_prunes_as_its_hook_says(petr_checkpoint: Path) -> None
     assert model.pts_bbox_head.transformer.decoder.key_pruner.plan == TgGBCPlan(r=40, n=1, k=20)
 
 
-@pytest.mark.parametrize('form', ['HaltingUNet', 'mmdet3d.HaltingUNet', HaltingUNet], ids=str)
+@pytest.mark.parametrize('form', ['HaltingUNet', 'mmengine.HaltingUNet', HaltingUNet], ids=str)
 def test_a_gate_tells_a_unet_how_wide_tokens_are(form: Any) -> None:
-    plain = HaltingGate(0, dict(type='HaltingUNet', in_channels=8), embed_dims=24)
-    gate = HaltingGate(0, dict(type=form, in_channels=8), embed_dims=24)
+    plain = HaltingGate(0, dict(type='HaltingUNet', in_channels=150), embed_dims=200)
+    gate = HaltingGate(0, dict(type=form, in_channels=150), embed_dims=200)
     assert [value.shape for value in gate.parameters()] == [value.shape for value in plain.parameters()]
 
 
