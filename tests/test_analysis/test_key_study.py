@@ -20,6 +20,7 @@ from mmprune3d.analysis.accuracy import evaluate, evenly_spaced, summarize
 from mmprune3d.analysis.cached_test import CachedTest, TensorStore
 from mmprune3d.analysis.key_study import run_study
 from mmprune3d.analysis.random_keys import RandomPlan
+from mmprune3d.analysis.samples import infos_of
 from mmprune3d.analysis.study_parts import PARTS, Decoder, choose_parts
 from mmprune3d.analysis.upgrade import prepare, read_config
 from mmprune3d.layers.attention import AttentionRecord, Keys
@@ -81,13 +82,19 @@ def test_replayed_predictions_and_figures_are_those_of_the_full_test(runner: Run
 
 
 def test_a_part_of_the_test_set_is_judged_by_its_own_ground_truth(runner: Runner) -> None:
+    import nuscenes
     from nuscenes.eval.detection import evaluate as devkit
+    from nuscenes.eval.detection.data_classes import DetectionBox
 
     untouched = devkit.load_gt
     with CachedTest(runner, samples=2) as test:
         assert test.indices == [0, 2] and not test.is_all
         infos = runner.test_dataloader.dataset
-        assert test.tokens == [infos.get_data_info(index)['token'] for index in (0, 2)]
+        tokens = [info['token'] for info in infos_of(test.replay.dataset)]
+        assert tokens == [infos.get_data_info(index)['token'] for index in (0, 2)]
+        # without a detection of theirs, other samples would count as missed
+        truth = devkit.load_gt(nuscenes.NuScenes('v1.0-trainval', infos.data_root, verbose=False), 'val', DetectionBox)
+        assert truth.sample_tokens == tokens
         assert set(test.evaluate(PLAN)) == set(test.baseline) >= {'mAP', 'NDS'}
         assert not adapters.is_attached(runner.model)
     assert devkit.load_gt is untouched
