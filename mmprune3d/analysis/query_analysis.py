@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
 
