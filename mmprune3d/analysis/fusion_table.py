@@ -20,10 +20,10 @@ def results(out: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If nothing was trained.
     """
-    files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
-    if not files:
+    paths = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
+    if not paths:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
-    return [files.read_json(path) for path in files]
+    return [files.read_json(path) for path in paths]
 
 
 def table(out: Path) -> str:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
@@ -159,8 +160,8 @@ def run_analysis(
         raise ValueError(f'the score threshold {threshold:g} must lie from 0 to 1')
     # all files are looked at before the first model runs
     history = None if history_file is None else QueryHistory.read(history_file)
-    files = [(candidate.config_file, local_file(candidate.checkpoint)) for candidate in candidates]
-    configs = [prepare(read_config(*pair, overrides), pair[1], out) for pair in files]
+    pairs = [(candidate.config_file, local_file(candidate.checkpoint)) for candidate in candidates]
+    configs = [prepare(read_config(*pair, overrides), pair[1], out) for pair in pairs]
     uses = [look_at(name, config, samples, threshold) for name, config in zip(names, configs, strict=True)]
     data = {
         'threshold': threshold,

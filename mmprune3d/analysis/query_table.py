@@ -62,8 +62,8 @@ def results(out: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: If nothing was trained.
     """
-    files = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
-    found = [files.read_json(path) for path in files]
+    paths = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
+    found = [files.read_json(path) for path in paths]
     if not found:
         raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
     seeds = [result['seed'] for result in found if result['name'] == SOURCE]
