@@ -78,6 +78,7 @@ def test_bad_settings() -> None:
 def test_the_mean_of_many_points_in_half_precision() -> None:
     """bfloat16 has no number between 300 and 302."""
     points = torch.full((301, 5), 0.25).bfloat16()
+    points[:, 3:] = 3.0
     voxels = voxelize(points, RANGE[:3], SIZE, GRID, -1, -1)
     assert voxels.counts.tolist() == [301]
-    assert voxels.mean().tolist() == [[0.25] * 5]
+    assert voxels.mean().tolist() == [[0.25, 0.25, 0.25, 3.0, 3.0]]
