@@ -149,7 +149,14 @@ class PETR3DDenseAuxHead(BaseModule):
 
         Of several objects whose centres fall into one cell, the nearest wins. Objects behind a camera or outside its
         image do not count.
+
+        Raises:
+            ValueError: If an object is of no class of the head, or the features do not divide a canvas.
         """
+        for sample in batch_data_samples:
+            check_canvas(canvas_of(sample.metainfo), cells)
+        classes = [sample.gt_instances_3d.labels_3d for sample in batch_data_samples]
+        check_labels(classes, self.num_classes, 'aux_head.num_classes')
         labels = torch.full((len(batch_data_samples) * num_cameras, *cells), self.num_classes)
         values = torch.zeros(*labels.shape, sum(PARTS.values()))
         for i, sample in enumerate(batch_data_samples):
@@ -191,14 +198,7 @@ class PETR3DDenseAuxHead(BaseModule):
         Args:
             img_feats: Levels [B, cameras, channels, H, W]; the first is used.
             batch_data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, ``lidar2cam`` and ``cam2img``.
-
-        Raises:
-            ValueError: If an object is of no class of the head, or the features do not divide a canvas.
         """
-        classes = [sample.gt_instances_3d.labels_3d for sample in batch_data_samples]
-        check_labels(classes, self.num_classes, 'aux_head.num_classes')
-        for sample in batch_data_samples:
-            check_canvas(canvas_of(sample.metainfo), tuple(img_feats[0].shape[-2:]))
         logits, values = self(img_feats)
         targets = self.targets(batch_data_samples, img_feats[0].shape[1], tuple(logits.shape[-2:]))
         labels, cell, wanted = (part.to(logits.device) for part in targets)
