@@ -106,6 +106,8 @@ def fitted(model: Config, grid: Grid, window: int | None) -> Config:
     model.backbone.output_shape = [ny, nx]
     for settings in (model.bbox_head.bbox_coder, model.test_cfg):
         settings.update(voxel_size=voxel[:2], pc_range=area[:2])
+    if model.get('train_cfg'):
+        model.train_cfg.update(grid_size=[nx, ny, 1], voxel_size=voxel, point_cloud_range=area)
     return model
 
 

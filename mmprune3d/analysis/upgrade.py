@@ -122,7 +122,7 @@ def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measu
                 return known[plan]
             if measured is None:
                 return test.evaluate(plan)
-            return measured.figures(f'{request.calibrate or "all"} samples, {plan}', lambda: test.evaluate(plan))
+            return measured.take(f'{request.calibrate or "all"} samples, {plan}', lambda: test.evaluate(plan))
 
         search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
         search.run()

@@ -13,7 +13,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from mmprune3d import adapters
-from mmprune3d.analysis import fusion_study, halting_study
+from mmprune3d.analysis import fusion_study, halting_study, query_study
 from mmprune3d.analysis.accuracy import evaluate
 from mmprune3d.analysis.baseline import check_baseline, check_hooks, prunes
 from mmprune3d.analysis.cached_test import CachedTest
@@ -137,7 +137,7 @@ def test_hooks_that_change_nothing_in_a_test() -> None:
 
 
 def test_the_studies_measure_with_the_same_function() -> None:
-    assert fusion_study.evaluate is halting_study.evaluate is evaluate
+    assert fusion_study.figures_of_row is halting_study.figures_of_row is query_study.figures_of_row
 
 
 @pytest.mark.parametrize(

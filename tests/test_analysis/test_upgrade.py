@@ -239,15 +239,15 @@ def test_pictures_that_fail_cost_nothing(
 def test_an_interrupted_upgrade_has_its_model_and_goes_on(
     folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    titles, evaluate = [], tested.evaluate
+    titles, evaluate = [], tested.evaluate_and_warn
 
-    def interrupted(runner: Runner, title: str) -> dict[str, float]:
+    def interrupted(runner: Runner, title: str) -> tuple[dict[str, float], list[str]]:
         titles.append(title)
         if titles == ['baseline', 'upgraded']:
             raise KeyboardInterrupt
         return evaluate(runner, title)
 
-    monkeypatch.setattr(tested, 'evaluate', interrupted)
+    monkeypatch.setattr(tested, 'evaluate_and_warn', interrupted)
 
     def start(checkpoint: Path) -> None:
         run_upgrade(CONFIG, checkpoint, SMALL, tmp_path / 'out', overrides, timed=1, repeats=1, pictures=0)
@@ -258,7 +258,7 @@ def test_an_interrupted_upgrade_has_its_model_and_goes_on(
     data = torch.load(tmp_path / 'out' / 'upgraded.pth', weights_only=True)
     assert TgGBCPlan.from_dict(data['meta']['mmprune3d']['tggbc']) == SMALL
     assert not (tmp_path / 'out' / 'report.json').exists()
-    kept = json.loads((tmp_path / 'out' / 'measured.json').read_text())['figures']['baseline']
+    kept = json.loads((tmp_path / 'out' / 'measured.json').read_text())['figures']['baseline']['figures']
 
     start(folder / 'petr.pth')
     assert titles == ['baseline', 'upgraded', 'upgraded']
@@ -275,7 +275,7 @@ def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
 
     def measured(value: float, **others: Any) -> float:
         made = Measured(tmp_path, source_of_upgrade(config, checkpoint, 5, **others))
-        return made.figures('baseline', lambda: {'mAP': value})['mAP']
+        return made.take('baseline', lambda: {'mAP': value})['mAP']
 
     assert (measured(0.1), measured(0.2)) == (0.1, 0.1)
     assert measured(0.3, gpq={'target': 5}) == 0.3

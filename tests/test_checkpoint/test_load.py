@@ -247,7 +247,7 @@ class TestInMMEngine:
 
     @pytest.mark.parametrize('prefixes', ['fc_cls', []])
     def test_hook_wants_a_list(self, prefixes):
-        with pytest.raises(ValueError, match='has to be a list'):
+        with pytest.raises(ValueError, match='must be a list'):
             AllowShapeMismatchHook(prefixes)
 
 

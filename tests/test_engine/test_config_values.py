@@ -175,7 +175,7 @@ def test_pruning_of_the_runner_and_train_of_a_hook_are_dicts(value):
 @pytest.mark.parametrize('wrong', [5, 'sparsity=0.5', [0.5]], ids=str)
 def test_pruning_of_a_config_that_is_no_dict_stops_every_tool(tmp_path, wrong):
     config, weights = write_config(tmp_path / 'from' / 'config.py', tmp_path, pruning=wrong), tmp_path / 'some.pth'
-    weights.touch()
+    torch.save({'state_dict': {'weight': torch.zeros(1)}}, weights)
     for prune, settings in ((prune_checkpoint, dict(sparsity=0.5)), (prune_channels, dict(flops=0.5))):
         with pytest.raises(ValueError, match=r'pruning: .* must be a dict of settings'):
             prune(config, weights, tmp_path / 'out', settings)
@@ -290,7 +290,7 @@ def test_a_query_pruning_hook_fits_or_stops_before_the_first_batch(tmp_path, tar
     made.before_run(runner)
     if works_or_says(lambda: made.before_train(runner) or True, 'target', 'begin', 'last query'):
         assert made.schedule.end <= iterations and made.schedule.total == 12 - target
-        made.after_train(runner)
+        made.scorer.stop()
 
 
 @pytest.mark.parametrize(
