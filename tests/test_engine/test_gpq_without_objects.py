@@ -124,7 +124,7 @@ def test_logits_that_are_never_finite_are_named(tmp_path):
 
 
 @HOOKS.register_module()
-class StopHook(Hook):
+class EndEarlyHook(Hook):
     """Ends the training as EarlyStoppingHook does."""
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +132,7 @@ class StopHook(Hook):
 
 
 def test_a_training_that_is_stopped_early_says_that(tmp_path):
-    run(tmp_path, range(ITERATIONS), dict(type='StopHook'))
+    run(tmp_path, range(ITERATIONS), dict(type='EndEarlyHook'))
     assert [len(kept) for kept in LOG.kept.values()] == [12, 11, 11, 10, 10]
     assert 'the last 3 of 5 would have gone after 10 iterations, training ended after 5' in log_of(tmp_path)
 
