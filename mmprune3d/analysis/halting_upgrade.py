@@ -227,7 +227,7 @@ def run_halting_upgrade(
     report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
     report['plan'] = halting.to_dict()
     reports.finish(report, out, reports.markdown(report, halting_rows))
-    measured.finish()
     folder = out / 'pictures'
     reports.tell_pictures([*comparison.pictures(folder, pictures), *comparison.token_pictures(folder, pictures)])
+    measured.finish()
     return report

@@ -1,4 +1,4 @@
-"""Where the evaluation of nuScenes would judge a model by an accident of its scores rather than by its boxes.
+"""Warnings where the evaluation of nuScenes depends on details of the scores rather than on the boxes.
 
 Its devkit takes equal scores in the order of the file, leaves scores of exactly 0 out of the true-positive errors, and
 ignores velocities that are no numbers; docs/user_guides/evaluators.md has the measurements. Models whose scores were
@@ -54,7 +54,7 @@ class Detections:
 
 
 def score_warnings(models: Mapping[str, Detections], nuscenes: bool = True) -> list[str]:
-    """One sentence for each accident by which a model would be judged, none where all is well.
+    """One sentence for each detail of the scores that would decide figures of a model.
 
     Args:
         models: Detections of each model by its name, such as ``baseline`` and ``upgraded``.
@@ -94,7 +94,7 @@ def _nuscenes(found: Detections, nuscenes: bool) -> Iterator[str]:
     if unknown and nuscenes:
         yield (
             f'{unknown} of {number} predicted velocities are not a number. nuScenes ignores them, and takes an error '
-            'of 0 for those more confident than the first known velocity of their class: mAVE and NDS flatter.'
+            'of 0 for those more confident than the first known velocity of their class: mAVE and NDS are too good.'
         )
 
 
