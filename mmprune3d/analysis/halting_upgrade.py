@@ -150,7 +150,7 @@ class HaltingComparison(SideBySide):
                 encoder.point_cloud_range,
                 None if truth is None else truth.corners[:, :4, :2],
                 {'found': confident_boxes(sample, THRESHOLD).corners[:, :4, :2]},
-                title=f'sample {number}: {record.mean_sparsity():.0%} of the tokens halted on average',
+                title=f'sample {number}: {record.mean_sparsity():.0%} of the tokens halted, mean over the layers',
             )
             return path
 
