@@ -72,7 +72,8 @@ def writable(folder: str | Path) -> Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        reason = f'{error.strerror}; results cannot be written there'
+        why = 'is a file, not a folder' if folder.is_file() else error.strerror
+        reason = f'{why}; results cannot be written there'
         raise OSError(error.errno, reason, str(folder)) from error
     return folder
 

@@ -115,3 +115,4 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path: Path, place: str):
     with pytest.raises(OSError, match='results cannot be written there') as caught:
         files.writable(folder)
     assert caught.value.filename == str(folder)
+    assert ('is a file, not a folder' in str(caught.value)) == folder.is_file()

@@ -1,4 +1,4 @@
-"""Make a detector faster and show that accuracy held.
+"""Make a detector faster, and report how accuracy, time and memory change.
 
     python tools/upgrade.py CONFIG CHECKPOINT --tggbc r=12000,n=2,k=175 --out work_dirs/upgrade
 

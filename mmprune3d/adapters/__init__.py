@@ -99,17 +99,17 @@ def check_pruned(model: nn.Module, plan: KeyPlan) -> None:
 
 
 def check_in_passing(model: nn.Module, plan: KeyPlan) -> RemovableHandle | None:
-    """Makes the forward passes of `model` compare their number of keys with a plan, and changes nothing else in them.
+    """Compares the number of keys in every forward pass of `model` with a plan; nothing else changes.
 
-    How many keys there are is known from data only; with this a training need not come to where it prunes, or to its
-    first validation, to find out that a plan asks for too many.
+    How many keys there are is known from data only. With this check, a training that prunes later, or only in
+    validation, stops in its first iteration if a plan asks for too many.
 
     Args:
         model: It may have a plan attached, or none.
         plan: A forward pass raises ValueError if the plan leaves it no key.
 
     Returns:
-        ``remove()`` of it ends the check; None for families that cannot tell.
+        A handle whose ``remove()`` ends the check; None for families without such a check.
     """
     family = family_of(model)
     if not hasattr(family, 'hear_keys'):

@@ -1,8 +1,8 @@
 """Detectors with dynamic voxels (MVX-Net, DV-SECOND) on a CPU.
 
-mmcv's ``DynamicScatter`` is CUDA only, so that no ``DynamicVFE`` of mmdet3d runs without a GPU. On a GPU nothing
-changes, but for batches that mmdet3d stops at: it counts samples by the last point, so that a last sample without
-points is missing, and it takes a sample with one point for one without.
+mmcv's ``DynamicScatter`` is CUDA only, so that no ``DynamicVFE`` of mmdet3d runs without a GPU. On a GPU only batches
+at which mmdet3d stops are computed differently: it takes the number of samples from the last point, so that a last
+sample without points is missing, and it treats a sample with a single point as an empty one.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def _mixed(mixin: type, base: type) -> type:
 
 
 class _TorchScatter:
-    """Of a ``DynamicScatter``: points of one sample to voxels."""
+    """Mixin for a ``DynamicScatter``: points to voxels."""
 
     average_points: bool
 
     def forward(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for all samples; with coordinates [N, 4], the sample first."""
+        """`forward_single` for all samples; coordinates are [N, 4], the sample first."""
         return super().forward(points, coors) if len(points) else (points, coors)
 
     def forward_single(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class _TorchLookup:
 
 
 class _OnePoint:
-    """Of a ``PointFusion``, which squeezes the axis of the points away where there is one."""
+    """Mixin for a ``PointFusion``, which loses the axis of the points where there is a single one."""
 
     def sample_single(self, img_feats: Tensor, pts: Tensor, img_meta: dict) -> Tensor:
         """Image features [N, C] of points [N, 3] of one sample."""
@@ -97,7 +97,7 @@ class _OnePoint:
 
 
 class _AllSamples:
-    """Of a ``MVXTwoStageDetector``: as many samples as there are point clouds."""
+    """Mixin for a ``MVXTwoStageDetector``: the batch has as many samples as there are point clouds."""
 
     def extract_pts_feat(self, voxel_dict: dict | None, points: list[Tensor] | None = None, **kwargs: Any) -> Any:
         """Features of the points, per level [B, C, ny, nx]."""
@@ -109,7 +109,7 @@ class _AllSamples:
 
 
 class _AllSamplesAlone:
-    """The same for a ``VoxelNet``."""
+    """The same mixin for a ``VoxelNet``."""
 
     def extract_feat(self, batch_inputs_dict: dict) -> Any:
         """Features of the points, per level [B, C, ny, nx]."""
@@ -120,7 +120,7 @@ class _AllSamplesAlone:
 
 @contextmanager
 def _batch_size(encoder: nn.Module, number: int) -> Iterator[None]:
-    """A middle encoder (features, coordinates, batch size) is told another batch size."""
+    """Inside, calls of a middle encoder (features, coordinates, batch size) get another batch size."""
     handle = encoder.register_forward_pre_hook(lambda _, inputs: (*inputs[:2], number))
     try:
         yield
@@ -129,7 +129,7 @@ def _batch_size(encoder: nn.Module, number: int) -> Iterator[None]:
 
 
 def _with_a_point(voxel_dict: dict, points: list[Tensor]) -> tuple[dict, list[Tensor]]:
-    """Dynamic voxels and points of a batch; where there is no point at all, one out of the range, which is no voxel."""
+    """Dynamic voxels and points of a batch; a batch without any point gets one outside of the range, hence no voxel."""
     if len(voxel_dict['coors']) or 'num_points' in voxel_dict:
         return voxel_dict, points
     lone = points[-1].new_ones(1, points[-1].shape[1])  # not at the sensor, where it would have no pixel
@@ -139,10 +139,10 @@ def _with_a_point(voxel_dict: dict, points: list[Tensor]) -> tuple[dict, list[Te
 
 
 _MIXINS: dict[str, type] = {'DynamicScatter': _TorchScatter, 'DynamicVFE': _TorchLookup}
-"""Name of a class in mmcv or mmdet3d -> what is laid over it."""
+"""Name of a class in mmcv or mmdet3d -> its mixin."""
 _FOR_FEW_POINTS: dict[str, type] = {
     'PointFusion': _OnePoint,
     'MVXTwoStageDetector': _AllSamples,
     'VoxelNet': _AllSamplesAlone,
 }
-"""The same, for batches with few points; these compute nothing in another way."""
+"""The same, for batches with few points; on all others these change nothing."""

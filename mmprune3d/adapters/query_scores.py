@@ -67,10 +67,13 @@ class QueryScorer:
 
     @property
     def why_nothing(self) -> str:
-        """Why there are no scores although the head has seen samples, for messages."""
+        """Why no query has a score although the head has seen samples, as a part of messages."""
         if self.plan.criterion == 'cost':
-            return "no sample had an object that a query could be matched with, which criterion='cost' needs"
-        return 'no sample had logits that are all finite'
+            return (
+                'no sample since the last removal had an object that a query could be matched with, which '
+                "criterion='cost' needs"
+            )
+        return 'no sample since the last removal had logits that are all finite'
 
     def _heard(self, head: nn.Module, inputs: Any, outputs: Any) -> None:
         if not (head.training and torch.is_grad_enabled()):

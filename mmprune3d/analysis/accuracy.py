@@ -90,7 +90,7 @@ def evaluate_and_warn(runner: Runner, title: str, leave: bool = True) -> tuple[d
 
     Raises:
         NaNPredictionError: If the model predicts NaN.
-        ValueError: Before the first batch, if a hook of the runner prunes; what is measured is pruned by who measures.
+        ValueError: Before the first batch, if a hook of the runner prunes: whoever measures attaches the plan.
     """
     check_hooks(runner)
     # a test that ended early, as with a plan that does not fit, has left its results

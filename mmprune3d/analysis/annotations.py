@@ -1,4 +1,4 @@
-"""Whether accuracy can be measured at all, known before a test set is run through."""
+"""Whether accuracy can be measured at all: checks before the test set is run through."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .samples import images_of, infos_of, innermost, is_kind
 
 NUSCENES_VERSIONS = ('v1.0-trainval', 'v1.0-mini')
-"""Of which mmdet3d's NuScenesMetric knows the split with annotations."""
+"""Versions of nuScenes whose annotated split mmdet3d's NuScenesMetric knows."""
 LABELLED = ('Det3DDataset', 'BaseDetDataset')
 """Datasets of mmdet3d and mmdet, whose infos have annotations under `instances`."""
 UNLABELLED = 'test_dataloader.dataset.load_eval_anns=False'
@@ -62,7 +62,7 @@ def _unlabelled_nuscenes(metric: Any) -> str:
 
 
 def _missing(dataset: Dataset) -> str:
-    """That no sample has an annotation, as far as the infos are of a kind that says so; else ''."""
+    """The reason that no sample has an annotation, if infos of this kind show it; otherwise ''."""
     says = any(is_kind(part, *LABELLED) for part in innermost(dataset))
     if not says or any(info.get('instances') or _ground_truth(info) for info in infos_of(dataset)):
         return ''
@@ -76,11 +76,11 @@ def _ground_truth(info: dict[str, Any]) -> bool:
 
 
 def require_accuracy(runner: Runner, what: str) -> None:
-    """Refuses work that lives on accuracy where there is none.
+    """Refuses work that needs accuracy where it cannot be measured.
 
     Args:
         runner: With the test set.
-        what: Is to be done.
+        what: Name of the work, for the message.
 
     Raises:
         ValueError: With the reason, and what helps.

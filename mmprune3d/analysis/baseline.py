@@ -1,4 +1,4 @@
-"""A baseline is the unpruned detector: what prunes it, by any road, is an error."""
+"""Checks that a baseline is the unpruned detector, whatever could prune it: hooks, attached plans, the model itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_hooks(runner: Runner) -> None:
 
 
 class UnchangedHook(Hook):
-    """Notices when a hook of somebody attaches or detaches a plan in a test, whatever its class."""
+    """Notices when a hook of any other class attaches or detaches a plan in a test."""
 
     # after all others
     priority = 'LOWEST'
@@ -63,11 +63,11 @@ class UnchangedHook(Hook):
         self.before = prunes(model)
 
     def before_test_iter(self, runner: Runner, *_: object, **__: object) -> None:
-        """Compares.
+        """Compares the model with what it was before the test.
 
         Raises:
             ValueError: Before the first batch, if the model prunes now and did not before, or the other way round.
         """
         if prunes(runner.model) != self.before:
-            what = 'is detached from' if self.before else 'prunes'
+            what = 'removes the plan from' if self.before else 'prunes'
             raise ValueError(f'a hook of the config {what} the model that is measured: leave it out of custom_hooks')

@@ -46,7 +46,7 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _mark() -> str:
-    """Begins the names of this machine's folders of features."""
+    """How names of folders with features of this machine begin."""
     return f'features-{platform.node()}-'
 
 

@@ -186,7 +186,10 @@ class QueryPruning(PlanWithFineTuning):
             ValueError: If the config has no training set, or has a GPQHook already.
         """
         if only(config.get('custom_hooks'), GPQHook, HOOKS):
-            raise ValueError(f'the config has a {GPQ_HOOK} already: use tools/train.py, then tools/compact.py')
+            raise ValueError(
+                f'the config has a {GPQ_HOOK} already: leave it out of custom_hooks, or use tools/train.py and then '
+                'tools/compact.py'
+            )
         config = finetuning(config, checkpoint, work_dir, self.epochs, self.lr_factor)
         hook = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
         config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=GPQ_HOOK, **hook)]

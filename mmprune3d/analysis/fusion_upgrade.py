@@ -183,9 +183,9 @@ def run_fusion_upgrade(
     report = comparison.report(f'{config_file.stem}: {pruning.plan.criterion}, {_target(pruning.plan)}')
     report |= {'plan': pruning.to_dict(), 'keep': made.keep}
     reports.finish(report, out, f'{reports.markdown(report, fusion_rows)}\n## What stays\n\n{made.table}\n')
-    measured.finish()
     drawn = comparison.pictures(out / 'pictures', pictures)
     reports.tell_pictures([*drawn, *safely(runner, 'keep_rates.png', lambda: _draw_rates(made.keep, out / 'pictures'))])
+    measured.finish()
     return report
 
 

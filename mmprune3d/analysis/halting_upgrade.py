@@ -150,7 +150,7 @@ class HaltingComparison(SideBySide):
                 encoder.point_cloud_range,
                 None if truth is None else truth.corners[:, :4, :2],
                 {'found': confident_boxes(sample, THRESHOLD).corners[:, :4, :2]},
-                title=f'sample {number}: {record.mean_sparsity():.0%} of the tokens halted on average',
+                title=f'sample {number}: {record.mean_sparsity():.0%} of the tokens halted, mean over the layers',
             )
             return path
 
@@ -227,7 +227,7 @@ def run_halting_upgrade(
     report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
     report['plan'] = halting.to_dict()
     reports.finish(report, out, reports.markdown(report, halting_rows))
-    measured.finish()
     folder = out / 'pictures'
     reports.tell_pictures([*comparison.pictures(folder, pictures), *comparison.token_pictures(folder, pictures)])
+    measured.finish()
     return report

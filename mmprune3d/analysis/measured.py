@@ -1,4 +1,4 @@
-"""Accuracies that an interrupted upgrade measured already, for the same command to go on with."""
+"""Accuracies that an interrupted upgrade has measured already, which the same command does not measure again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FILE = 'measured.json'
 
 
 class Measured:
-    """Plain data by key, in a file that is there only while an upgrade is not finished.
+    """Figures by key, kept in a file until the upgrade is finished.
 
     Args:
         folder: Of the upgrade.
-        source: What the figures depend on; figures of another source are forgotten.
+        source: What the figures depend on, see `source_of_upgrade`; figures of another source are not used.
     """
 
     def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class Measured:
                 self.data = found
 
     def take(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What was measured under `key`, or else what `measure` gives, which is written down."""
+        """The figures under `key`; if there are none yet, those that `measure` returns, which go into the file."""
         known = self.data['figures']
         if key in known:
             print_log(f'{key}: measured before the interruption, see {self.path}', logger='current')
@@ -47,7 +47,7 @@ class Measured:
         return dict(known[key])
 
     def finish(self) -> None:
-        """Forgets everything: the report has it."""
+        """Removes the file, once everything that the upgrade writes is there."""
         self.path.unlink(missing_ok=True)
 
 

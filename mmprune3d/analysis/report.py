@@ -121,14 +121,14 @@ def write(report: Mapping[str, Any], folder: Path, text: str) -> None:
 
 
 def finish(report: Mapping[str, Any], folder: Path, text: str) -> None:
-    """`write`, then the same on the screen, and where the upgraded model is."""
+    """Writes the report (see `write`), prints it, and says where the upgraded model is."""
     write(report, folder, text)
     print(text)
     print(f'Upgraded model: {folder / "upgraded.py"} {folder / "upgraded.pth"}', flush=True)
 
 
 def tell_pictures(drawn: Iterable[Path]) -> None:
-    """Where the pictures are, if there are any."""
+    """Prints where the pictures are, if there are any."""
     names = ', '.join(map(str, drawn))
     if names:
         print(f'Pictures: {names}')

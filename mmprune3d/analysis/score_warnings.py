@@ -1,4 +1,4 @@
-"""Where the evaluation of nuScenes would judge a model by an accident of its scores rather than by its boxes.
+"""Warnings where the evaluation of nuScenes depends on details of the scores rather than on the boxes.
 
 Its devkit takes equal scores in the order of the file, leaves scores of exactly 0 out of the true-positive errors, and
 ignores velocities that are no numbers; docs/user_guides/evaluators.md has the measurements. Models whose scores were
@@ -33,11 +33,13 @@ class Detections:
         scores: [N] of any floating type.
         labels: [N] integers, the class of each.
         velocities: [N, 2] in m/s, or None where boxes have none.
+        samples: How many samples the model was asked about, as far as its predictions have scores and labels.
     """
 
     scores: Tensor
     labels: Tensor
     velocities: Tensor | None = None
+    samples: int = 0
 
     def tied(self) -> Tensor:
         """[N] bool: whether another detection of the same class has the same score."""
@@ -54,7 +56,7 @@ class Detections:
 
 
 def score_warnings(models: Mapping[str, Detections], nuscenes: bool = True) -> list[str]:
-    """One sentence for each accident by which a model would be judged, none where all is well.
+    """One sentence for each detail of the scores that would decide figures of a model.
 
     Args:
         models: Detections of each model by its name, such as ``baseline`` and ``upgraded``.
@@ -62,8 +64,16 @@ def score_warnings(models: Mapping[str, Detections], nuscenes: bool = True) -> l
     """
     sentences = []
     for name, found in models.items():
-        sentences += [f'{name}: {text}' for text in (_ties(found, nuscenes), *_nuscenes(found, nuscenes)) if text]
+        texts = (_nothing(found), _ties(found, nuscenes), *_nuscenes(found, nuscenes))
+        sentences += [f'{name}: {text}' for text in texts if text]
     return sentences
+
+
+def _nothing(found: Detections) -> str:
+    """That there is not one detection, or nothing."""
+    if len(found.scores) or not found.samples:
+        return ''
+    return f'nothing was found in any of {found.samples} samples: its figures are those of no detection at all.'
 
 
 def _ties(found: Detections, nuscenes: bool) -> str:
@@ -94,7 +104,7 @@ def _nuscenes(found: Detections, nuscenes: bool) -> Iterator[str]:
     if unknown and nuscenes:
         yield (
             f'{unknown} of {number} predicted velocities are not a number. nuScenes ignores them, and takes an error '
-            'of 0 for those more confident than the first known velocity of their class: mAVE and NDS flatter.'
+            'of 0 for those more confident than the first known velocity of their class: mAVE and NDS are too good.'
         )
 
 
@@ -116,7 +126,7 @@ class DetectionsHook(Hook):
             return Detections(torch.zeros(0), torch.zeros(0, dtype=torch.long))
         scores, labels, velocities = zip(*self._parts)
         known = None if any(each is None for each in velocities) else torch.cat(velocities)
-        return Detections(torch.cat(scores), torch.cat(labels), known)
+        return Detections(torch.cat(scores), torch.cat(labels), known, len(self._parts))
 
 
 def _scored(sample: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:

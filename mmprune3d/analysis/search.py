@@ -24,7 +24,7 @@ GRID = 16
 """r is tried at multiples of 1/16 of the keys."""
 LIMITED = ('mAP', 'NDS', 'bbox_mAP')
 """Figures that may not drop by more than the limit, as far as the evaluator has them: of nuScenes and COCO."""
-NEEDED = f'{AUTO} limits the drop of one of {", ".join(LIMITED)}, from 0 to 1'
+NEEDED = f'{AUTO} limits how much accuracy drops, and needs one of the figures {", ".join(LIMITED)}'
 ROUNDING = 1e-9
 """What the difference of two scores may be off."""
 WARNING = (
@@ -108,7 +108,7 @@ def require_limited(runner: Runner) -> None:
     ]
     if all(without):
         names = ', '.join(type(metric).__name__ for metric in metrics)
-        raise ValueError(f'{NEEDED}; {names} of the config gives none of them: give a plan with r and n')
+        raise ValueError(f'{NEEDED}; {names} of the config gives none of them: write r and n instead of {AUTO}')
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,11 @@ class PlanSearch:
         self.baseline = dict(evaluate(None))
         self.limited = [name for name in LIMITED if name in self.baseline]
         if not self.limited:
-            raise ValueError(f'{NEEDED}; the evaluator gives {", ".join(self.baseline) or "no figure"}')
+            raise ValueError(f'{NEEDED}; the evaluator of the config gives {", ".join(self.baseline) or "none"}')
         if not any(self.baseline[name] for name in self.limited):
             raise ValueError(
-                f'the unpruned detector has {" and ".join(self.limited)} of 0 on these {samples} samples: whatever is '
-                'removed, nothing is lost. Look at checkpoint, score threshold and data'
+                f'the unpruned detector has {" and ".join(self.limited)} of 0 on these {samples} samples, so that '
+                'pruning cannot lower it. Check checkpoint, score threshold and data'
             )
 
     def run(self) -> KeyPlan | None:

@@ -30,7 +30,7 @@ class TestedSet:
         no_accuracy: Why accuracy cannot be measured, or ''.
         env: What figures depend on; gathered early, so that it cannot fail late.
         measured: Where figures of the baseline are kept until the upgrade is finished, or None.
-        warnings: What was tested -> sentences about accidents that its figures depend on, see `score_warnings`.
+        warnings: What was tested -> sentences about details that decide its figures, see `score_warnings`.
     """
 
     __test__ = False  # no test of pytest's
@@ -79,7 +79,7 @@ class TestedSet:
         return made['figures']
 
     def all_warnings(self) -> list[str]:
-        """The sentences about everything that was tested."""
+        """All warnings, of baseline and upgraded model."""
         return [sentence for sentences in self.warnings.values() for sentence in sentences]
 
     def to_dict(self, timed: int, figures: Iterable[dict[str, float]]) -> dict[str, Any]:

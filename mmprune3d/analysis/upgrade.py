@@ -1,4 +1,4 @@
-"""The main job: a config and a checkpoint in, a faster model and the evidence that accuracy held out."""
+"""Upgrades: from a config and a checkpoint to a pruned model, with a report that compares both."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def run_upgrade(
     """Prunes, measures baseline and upgraded model, and writes the report folder.
 
     The upgraded model is written as soon as its plan is known to fit, then the report, then the pictures, none of which
-    costs what was written before. Until the report is there, `measured.json` keeps accuracies for a second call.
+    costs what was written before. Until all are there, `measured.json` keeps accuracies for a second call.
 
     Args:
         config_file: The unpruned detector's config.
@@ -210,8 +210,8 @@ def run_upgrade(
     if gpq is not None:
         report['gpq'] = tuned
     reports.finish(report, out, reports.markdown(report) + ('' if search is None else search.markdown()))
-    measured.finish()
     reports.tell_pictures(comparison.pictures(out / 'pictures', pictures))
+    measured.finish()
     return report
 
 

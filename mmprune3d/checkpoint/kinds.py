@@ -95,7 +95,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _by_structure(path: Path, head: bytes) -> Kind:
-    """Formats that do not begin with a word of their own."""
+    """Formats without a signature at their beginning."""
     if head[257:262] == b'ustar':
         return Kind('', 'it is a tar archive', UNPACK)
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < max(path.stat().st_size, 100 * MIB):

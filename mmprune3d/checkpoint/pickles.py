@@ -31,7 +31,7 @@ class Contents(NamedTuple):
 
     @property
     def foreign(self) -> list[str]:
-        """Names that neither torch, NumPy nor mmengine stands behind."""
+        """Names that do not begin like those of `HARMLESS` packages."""
         return [name for name in self.names if not name.startswith(HARMLESS)]
 
 

@@ -1,4 +1,4 @@
-"""Metrics that mmdet3d lacks or has for CUDA only, and figures where others stop; importing this sets both up."""
+"""Metrics that mmdet3d lacks or has for CUDA only; importing this also lets others evaluate what finds nothing."""
 
 from . import nothing_found
 from .kitti_ap import kitti_average_precision

@@ -1,9 +1,9 @@
-"""Metrics of detectors that find nothing, or NaN: a figure or a message, where evaluations of others stop.
+"""Figures for detectors that find nothing, and a message for those that predict NaN, where evaluations would stop.
 
 A detector from which too much was pruned, that has just begun to train, or whose score threshold is high finds nothing
 in a whole data set. The nuScenes devkit (1.2.0) then stops with ``Invalid box type: None``, and mmdet's ``CocoMetric``
-returns no figures at all. Both ends are those of a training, a test or a study that ran for hours. Importing mmprune3d
-makes both give what they define: an average precision of 0, errors of 1.
+returns no figures at all. A training, test or study that ran for hours would end without a result. Importing
+mmprune3d makes both return what they define: an average precision of 0, errors of 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COCO_FIGURES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 class NaNPredictionError(ValueError):
-    """A detector predicts NaN: there is no accuracy to speak of."""
+    """A detector predicts NaN, so that its accuracy cannot be measured."""
 
 
 def check_predictions(data_samples: Sequence[Mapping[str, Any]]) -> None:
@@ -135,7 +135,7 @@ def _coco(original: Callable[..., dict[str, float]]) -> Callable[..., dict[str, 
 
 
 def install() -> None:
-    """Puts the above around the metrics of mmdet3d and mmdet, once; what they compute otherwise stays."""
+    """Wraps the metrics of mmdet3d and mmdet, once; nothing else that they compute changes."""
     from mmdet.evaluation.metrics import CocoMetric
 
     for owner, name, around in (

@@ -20,9 +20,9 @@ class NuScenesMetricWithoutVelocity(NuScenesMetric):
     In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities stand still: both
     numbers are 0, as a reader of such boxes would assume, so that AVE is the mean speed of the objects that were found,
     attributes are those of standing objects, and NDS counts both. (Velocities that are not numbers would be left out of
-    AVE instead, which could make it 0.) Boxes with velocities are evaluated as by mmdet3d's metric. That one stops
-    after the whole test set, where it rotates velocities of one number; with mmprune3d imported it stops at the first
-    batch, and names this one.
+    AVE instead, which could make it 0.) Boxes with velocities are evaluated as by mmdet3d's metric. That
+    one fails on others after the whole test set, where it rotates velocities; with mmprune3d imported it fails at the
+    first batch, with a message that names this class.
     """
 
     _warned = False
@@ -44,7 +44,7 @@ class NuScenesMetricWithoutVelocity(NuScenesMetric):
     def _say_so(self) -> None:
         if not self._warned:
             print_log(
-                'the detections have no velocities: they count as standing still. AVE, AAE and NDS are to be read so',
+                'the detections have no velocities and count as standing still, which AVE, AAE and NDS include',
                 logger=MMLogger.get_current_instance(),
                 level=logging.WARNING,
             )
@@ -63,9 +63,9 @@ def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str,
         values = getattr((sample.get('pred_instances_3d') or {}).get('bboxes_3d'), 'tensor', None)
         if values is not None and len(values) and values.shape[1] == 7:
             raise ValueError(
-                'the detections have 7 numbers and no velocities, which NuScenesMetric rotates after the whole set: '
-                "set type='MMPrune3DNuScenesMetric' in val_evaluator and test_evaluator, for which such boxes stand "
-                'still, or let the head predict velocities'
+                'the detections have 7 numbers and no velocities, which NuScenesMetric needs: set '
+                "type='MMPrune3DNuScenesMetric' in val_evaluator and test_evaluator, which counts such boxes as "
+                'standing still, or let the head predict velocities'
             )
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class FewRows:
-    """Laid over a ``BatchNorm1d``, so that one row or none passes in training as well.
+    """Mixin for a ``BatchNorm1d``, so that one row or none passes in training as well.
 
     torch does not train on a single row, which has no variance, and mmdet3d's ``NaiveSyncBatchNorm1d`` stops in a
     process without rows while the others wait for it. Here a single row is normalised by the running statistics, which
-    stay what they are; a process without rows tells the others the running statistics. All else is as it was.
+    stay what they are; a process without rows contributes the running statistics. All else is as it was.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class FewRows:
         return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def _beside_others(self, rows: Tensor) -> Tensor:
-        """No rows, but with a part in the sums over processes: two rows of the running mean and variance, cut off."""
+        """No rows; for the sums over processes, two rows with the running mean and variance go through the norm."""
         spread = self.running_var.clamp(min=0).sqrt()
         two = torch.stack((self.running_mean - spread, self.running_mean + spread)).to(rows)
         two = two if rows.dim() == 2 else two[:, :, None].expand(-1, -1, rows.shape[2])
@@ -40,7 +40,7 @@ class RowBatchNorm1d(FewRows, nn.BatchNorm1d):
 
 
 def allow_few_rows(module: nn.Module) -> nn.Module:
-    """Lays `FewRows` over every ``BatchNorm1d`` in `module`, in place; only their classes change."""
+    """Mixes `FewRows` into every ``BatchNorm1d`` in `module`, in place; only their classes change."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm1d) and not isinstance(norm, FewRows):
             norm.__class__ = _with_few_rows(type(norm))

@@ -1,4 +1,4 @@
-"""Settings that say the same thing in several places of a config are compared where they meet."""
+"""Checks of settings that several parts of a model share, with messages that name all of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from mmprune3d.ops.grid import misfits
 
 TOLERANCE = 1e-4
-"""In the settings' own unit (metres, cells)."""
+"""Largest difference of settings that count as equal, in their own unit (metres, cells)."""
 
 
 def check_equal(what: str, settings: Mapping[str, Sequence[float] | None]) -> None:
-    """Compares settings of which each says the same.
+    """Checks that settings with the same meaning are equal.
 
     Args:
-        what: What they say, for the message.
+        what: Their meaning, for the message.
         settings: Name in the config -> numbers, as many in each; None where a setting is not given.
 
     Raises:
@@ -36,7 +36,7 @@ def check_equal(what: str, settings: Mapping[str, Sequence[float] | None]) -> No
 
 
 def check_room(what: str, have: Sequence[int], need: Sequence[int], why: str) -> None:
-    """Compares a shape with the cells that have to find room in it; more is harmless.
+    """Checks that a shape has room for all cells of a grid; a larger shape is harmless.
 
     Raises:
         ValueError: If an axis is too short.
@@ -77,7 +77,7 @@ def warn_of_misfits(where: str, point_cloud_range: Sequence[float], voxel_size: 
     """Logs a warning if voxels do not fill the range, with sizes and ranges that fit.
 
     Raises:
-        ValueError: If range or size are no range and size at all.
+        ValueError: If range or size are not valid.
     """
     for sentence in misfits(point_cloud_range, voxel_size):
         print_log(f'{where}: {sentence}', logger='current', level=logging.WARNING)

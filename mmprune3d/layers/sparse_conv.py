@@ -116,7 +116,7 @@ def _covered(module: nn.Module) -> bool:
 
 @cache
 def _mixin(base: type[nn.Module]) -> type | None:
-    """What is laid over a class of spconv, or over a subclass that computes as its base does; None if there is none."""
+    """The mixin for a class of spconv, or for a subclass that computes as its base does; None if there is none."""
     spconv = sys.modules[_SPCONV]
     roots = [
         (spconv.conv.SparseConvolution, _ExactOnCPU),

@@ -1,4 +1,4 @@
-"""What is laid over spconv's pooling layers, see :mod:`mmprune3d.layers.sparse_conv`."""
+"""Mixins for spconv's pooling layers, see :mod:`mmprune3d.layers.sparse_conv`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class ExactGlobalMaxPool:
         """The largest features [B, C] of each sample.
 
         Raises:
-            ValueError: For a sample without sites, which has none.
+            ValueError: If a sample has no active site.
         """
         if input.features.is_cuda:
             return super().forward(input)
         samples = input.indices[:, 0].long()
         empty = (torch.bincount(samples, minlength=input.batch_size) == 0).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f'samples {empty} have no active sites, so that there is no largest feature of theirs')
+            raise ValueError(f'samples {empty} have no active sites, so that their largest features are not defined')
         return torch.stack([input.features[samples == i].max(0).values for i in range(input.batch_size)])

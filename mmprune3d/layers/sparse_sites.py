@@ -15,7 +15,7 @@ class Sites:
     """What layers with one ``indice_key`` share: a rulebook and the sites on both sides of it.
 
     Attributes:
-        rulebook: Which rows meet.
+        rulebook: Pairs of input and output rows for each kernel cell.
         kernel: Kernel size of each axis.
         dilation: Distance of neighbouring kernel cells of each axis.
         indices: [N, 1 + D], sites of the input.
@@ -42,6 +42,6 @@ class Sites:
         return shape == self.shape and (indices is self.indices or torch.equal(indices, self.indices))
 
     def inverse(self) -> Sites:
-        """The way back, of an inverse convolution."""
+        """Sites of the inverse convolution: input and output change places."""
         book, there, back = self.rulebook.transposed(), (self.indices, self.shape), (self.out_indices, self.out_shape)
         return Sites(book, self.kernel, self.dilation, *back, *there)

@@ -48,7 +48,7 @@ def check_eps(eps: float) -> None:
     """Raises ValueError unless 0 < eps < 1: for whoever builds a module."""
     if not checks.is_number(checks.plain(eps)) or not 0 < eps < 1:
         raise ValueError(
-            f'eps={checks.shown(eps)} is what may be missing from a sum of halting scores of 1; it must be in (0, 1)'
+            f'eps={checks.shown(eps)} must be between 0 and 1; a token halts when its scores exceed 1 - eps in sum'
         )
 
 

@@ -126,7 +126,7 @@ def texts(where: str, value: Any, what: str, least: int = 1) -> tuple[str, ...]:
 
 
 def mapping(where: str, value: Any, example: str) -> dict[Any, Any]:
-    """A dict of settings, such as `example`; which ones are valid is somebody else's business."""
+    """A dict of settings, such as `example`; which ones are valid is not checked here."""
     if not isinstance(value, Mapping):
         raise ValueError(f'{where}: {shown(value)} must be a dict of settings, such as {example}')
     return dict(value)

@@ -21,7 +21,7 @@ TRUTH: Color = (78, 78, 84)
 TEXT: Color = (235, 235, 235)
 LINE_HEIGHT, LEGEND_MARGIN = 28, 8
 LEGEND_HEIGHT = 2 * LINE_HEIGHT + LEGEND_MARGIN
-"""Of a legend whose two parts fit into a line each."""
+"""Pixels of a legend whose two parts fit into a line each."""
 
 
 def draw_legend(stages: np.ndarray, boxes: Comparison, has_truth: bool, width: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def match_boxes(first: Boxes, second: Boxes, within: float = NEAR) -> tuple[np.n
 
 
 def join_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joins rows and columns [N, M] one by one, the nearest first; infinite ones never. Which found a partner."""
+    """Which rows and columns of distances [N, M] find a partner; nearest pairs are joined first, infinite never."""
     distances = distances.copy()
     has_first, has_second = (np.zeros(size, bool) for size in distances.shape)
     while distances.size and np.isfinite(distances.min()):

@@ -144,7 +144,7 @@ def test_the_studies_measure_with_the_same_function() -> None:
     ('hook', 'attached', 'message'),
     [
         (SneakyHook, False, 'a hook of the config prunes'),
-        (DetachingHook, True, 'a hook of the config is detached from'),
+        (DetachingHook, True, 'a hook of the config removes the plan from'),
     ],
 )
 def test_a_hook_of_somebody_is_noticed_before_the_first_batch(

@@ -38,6 +38,15 @@ def test_different_scores_and_known_velocities_need_no_warning() -> None:
     assert score_warnings({'baseline': Detections(torch.zeros(0), torch.zeros(0, dtype=torch.long))}) == []
 
 
+@pytest.mark.parametrize('nuscenes', [True, False])
+def test_a_model_that_finds_nothing_is_named(nuscenes: bool) -> None:
+    hook = DetectionsHook()
+    empty = InstanceData(scores_3d=torch.zeros(0), labels_3d=torch.zeros(0, dtype=torch.long))
+    hook.after_test_iter(None, 0, outputs=[SimpleNamespace(pred_instances_3d=empty)] * 3)
+    (warning,) = score_warnings({'baseline': some(), 'upgraded': hook.detections()}, nuscenes)
+    assert warning.startswith('upgraded: nothing was found in any of 3 samples')
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_rounded_scores(dtype: torch.dtype) -> None:
     rounded = some(5000, dtype)

@@ -137,5 +137,6 @@ def test_what_is_not_valid_is_said(text: str, settings: dict, message: str) -> N
 
 
 def test_an_evaluator_without_scores_is_refused() -> None:
-    with pytest.raises(ValueError, match='one of mAP, NDS, bbox_mAP, from 0 to 1; the evaluator gives loss'):
+    message = 'one of the figures mAP, NDS, bbox_mAP; the evaluator of the config gives loss'
+    with pytest.raises(ValueError, match=message):
         PlanSearch(SearchRequest(TgGBCPlan(r=1)), lambda _: {'loss': 1.0}, KEYS, LAYERS, 7)

@@ -269,6 +269,32 @@ def test_an_interrupted_upgrade_has_its_model_and_goes_on(
     assert titles[3:] == ['baseline', 'upgraded']
 
 
+def test_an_upgrade_that_is_interrupted_while_it_draws_measures_the_baseline_once(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles, evaluate = [], tested.evaluate_and_warn
+
+    def start() -> None:
+        run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, timed=1, repeats=1, pictures=1)
+
+    def counted(runner: Runner, title: str) -> tuple[dict[str, float], list[str]]:
+        titles.append(title)
+        return evaluate(runner, title)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tested, 'evaluate_and_warn', counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tested, 'safely', interrupted)
+        start()
+    assert (tmp_path / 'report.json').is_file()
+    start()
+    assert titles == ['baseline', 'upgraded', 'upgraded']
+    assert list((tmp_path / 'pictures').iterdir())
+    assert not (tmp_path / 'measured.json').exists()
+
+
 def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
     config, checkpoint = Config(dict(model=dict(type='A'))), tmp_path / 'a.pth'
     checkpoint.write_bytes(b'1')

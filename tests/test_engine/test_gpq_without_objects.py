@@ -75,7 +75,7 @@ def log_of(work_dir: Path) -> str:
 )
 def test_what_is_due_waits_for_the_first_object(tmp_path, full, left, warnings):
     assert run(tmp_path, full) == left
-    found = [line for line in log_of(tmp_path).splitlines() if 'no sample had an object' in line]
+    found = [line for line in log_of(tmp_path).splitlines() if 'no sample since the last removal had an object' in line]
     assert len(found) == warnings
     assert all('WARNING' in line and 'they go as soon as there are scores' in line for line in found)
 
@@ -96,12 +96,12 @@ def test_a_run_that_is_killed_while_it_waits_goes_on_the_same(tmp_path, iteratio
 def test_a_training_that_stays_above_the_target_ends_with_the_truth(tmp_path):
     assert run(tmp_path, range(4)) == [12, 11, 11] + [10] * 10
     (line,) = [line for line in log_of(tmp_path).splitlines() if 'ERROR' in line]
-    assert '10 queries are left, not 7: no sample had an object' in line
+    assert '10 queries are left, not 7: no sample since the last removal had an object' in line
     assert len(checkpoint(tmp_path)['gpq']['sums']) == 11  # saved before the message
 
 
 def test_a_training_that_removes_nothing_is_an_error_and_keeps_its_checkpoints(tmp_path):
-    message = '12 queries are left, not 7: no sample had an object .* nothing was pruned'
+    message = '12 queries are left, not 7: no sample since the last removal had an object .* nothing was pruned'
     with pytest.raises(RuntimeError, match=message):
         run(tmp_path, [])
     assert checkpoint(tmp_path)['meta']['iter'] == ITERATIONS
@@ -117,9 +117,10 @@ class NotANumberHook(Hook):
 
 def test_logits_that_are_never_finite_are_named(tmp_path):
     gpq = dict(GPQ, interval=1)
-    with pytest.raises(RuntimeError, match=r'12 queries are left, not 7: no sample had logits that are all finite'):
+    reason = 'no sample since the last removal had logits that are all finite'
+    with pytest.raises(RuntimeError, match=f'12 queries are left, not 7: {reason}. The checkpoints'):
         train(tmp_path, dict(type='NotANumberHook'), gpq=gpq, log_level='WARNING')
-    found = [line for line in log_of(tmp_path).splitlines() if 'no sample had logits that are all finite' in line]
+    found = [line for line in log_of(tmp_path).splitlines() if reason in line]
     assert len(found) == 1 and 'WARNING' in found[0]
 
 

@@ -155,9 +155,8 @@ class GPQHook(Hook):
             )
         if not self._waits:
             runner.logger.warning(
-                f'GPQ: after {runner.iter + 1} iterations {due} of {self.queries.embedding.num_kept} queries are due, '
-                f'but {self.scorer.why_nothing} ({int(heard)} since the last removal); they go as soon as there are '
-                'scores'
+                f'GPQ: after {runner.iter + 1} iterations {due} of {self.queries.embedding.num_kept} queries must go, '
+                f'but {self.scorer.why_nothing} ({int(heard)} samples were seen); they go as soon as there are scores'
             )
         self._waits = True
         return False
@@ -200,7 +199,7 @@ class GPQHook(Hook):
             f'training ended after {runner.iter}'
         )
         if runner.iter >= self.schedule.end:
-            reason = f'{self.scorer.why_nothing} since the last removal'
+            reason = self.scorer.why_nothing
         message = f'GPQ: {left} queries are left, not {self.plan.target}: {reason}. The checkpoints have {left} queries'
         if left == self.first_count:
             raise RuntimeError(f'{message}: nothing was pruned')

@@ -16,7 +16,7 @@ VOXELS = 'data_preprocessor.voxelize_cfg'
 
 
 def check_voxels(voxels: Any | None, encoder: nn.Module | None) -> None:
-    """Whether a middle encoder has room for the voxels; `voxels` is a BEVFusion3DVoxelization, or None.
+    """Checks that a middle encoder has room for the voxels; `voxels` is a BEVFusion3DVoxelization, or None.
 
     Raises:
         ValueError: If ``sparse_shape`` or ``output_shape`` is smaller than the grid.
@@ -32,7 +32,7 @@ def check_voxels(voxels: Any | None, encoder: nn.Module | None) -> None:
 
 
 def check_place(voxels: Any | None, view_transform: nn.Module | None, head: nn.Module | None) -> None:
-    """Whether LiDAR map, camera map and head are about the same place, seen from above.
+    """Checks that LiDAR map, camera map and head cover the same range along x and y.
 
     Raises:
         ValueError: If not; the message has all settings.
@@ -53,7 +53,7 @@ def check_place(voxels: Any | None, view_transform: nn.Module | None, head: nn.M
 
 
 def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mapping[str, Any]) -> None:
-    """Whether a TransFusion head's coder, training and test settings mean the same cells.
+    """Checks that a TransFusion head's coder, training and test settings mean the same cells.
 
     Raises:
         ValueError: If not.
@@ -84,7 +84,7 @@ def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mappin
 
 
 def check_canvas(canvas: Sequence[int], image_size: Sequence[int] | None) -> None:
-    """Whether the images of a batch, with their padding, are as large as the rays were made for.
+    """Checks that the images of a batch, with their padding, have the size for which the rays were made.
 
     Raises:
         ValueError: If not; the message says what to set.
@@ -100,7 +100,7 @@ def check_canvas(canvas: Sequence[int], image_size: Sequence[int] | None) -> Non
 
 
 def check_cameras(number: int, metas: Sequence[Mapping[str, Any]]) -> None:
-    """Whether every sample has as many matrices as images.
+    """Checks that every sample has as many matrices as images.
 
     Raises:
         ValueError: If not.
@@ -110,13 +110,13 @@ def check_cameras(number: int, metas: Sequence[Mapping[str, Any]]) -> None:
         for key in keys:
             if key in meta and len(meta[key]) != number:
                 raise ValueError(
-                    f'sample {sample} has {number} images and {len(meta[key])} matrices {key}: what the pipeline takes '
-                    'away or reorders (images) it must take from all of ' + ', '.join(keys)
+                    f'sample {sample} has {number} images and {len(meta[key])} matrices {key}: a pipeline that '
+                    'removes or reorders images must do the same to all of ' + ', '.join(keys)
                 )
 
 
 def check_point_columns(points: Sequence[Tensor], voxels: Any, encoder_cfg: Mapping[str, Any], middle: Any) -> None:
-    """Whether point clouds have the columns that the LiDAR stream was built for.
+    """Checks that point clouds have the columns for which the LiDAR stream was built.
 
     Raises:
         ValueError: If not.

@@ -72,7 +72,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, test_cfg: Mapping[st
 
 
 def _circle(boxes: Tensor, scores: Tensor, limit: float, test_cfg: Mapping[str, Any]) -> Tensor:
-    """Survivors, best first: nobody has a better survivor within a squared distance of `limit`.
+    """Kept boxes, best first: none lies within a squared distance of `limit` of a better kept one.
 
     mmdet3d's own function (compiled by numba when first called, which takes seconds), because which of equal scores
     goes first is an accident of the sort within it.
@@ -84,7 +84,7 @@ def _circle(boxes: Tensor, scores: Tensor, limit: float, test_cfg: Mapping[str, 
 
 
 def _rotate(boxes: Tensor, scores: Tensor, limit: float, test_cfg: Mapping[str, Any]) -> Tensor:
-    """Survivors, best first, of equal scores the first: no footprint has an IoU of `limit` or more with a better one's.
+    """Kept boxes, best first: no footprint has an IoU of `limit` or more with a better one's; the first of equals wins.
 
     That is what mmcv 2.1's ``nms_rotated`` does on a CPU. Its CUDA kernel lets an IoU of exactly `limit` pass, as its
     ``nms`` for boxes along the axes does on either device.

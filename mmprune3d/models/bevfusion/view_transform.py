@@ -15,7 +15,7 @@ from mmprune3d.ops.bev_pool import bev_pool, cell_index
 from mmprune3d.ops.grid import TOLERANCE
 
 CLOSE = 1e-2
-"""Up to where constants of a checkpoint are those of the config: also in half precision."""
+"""Largest difference of constants in checkpoint and config that count as equal; those in half precision are rounded."""
 
 
 def downsampler(channels: int, factor: int) -> nn.Module:
@@ -60,7 +60,7 @@ class BEVFusion3DLSSTransform(nn.Module):
         downsample: 1, or 2 for convolutions that halve the map.
 
     Raises:
-        ValueError: If `downsample` is something else, the grid is empty, depths are none, or `image_size` is no
+        ValueError: If `downsample` is something else, the grid is empty, `dbound` has no depths, or `image_size` is no
             multiple of `feature_size`. A grid whose cells do not fill its limits is logged as a warning.
     """
 

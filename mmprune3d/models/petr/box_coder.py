@@ -102,7 +102,7 @@ class PETR3DBoxCoder:
         convention: Meaning of the network's outputs; see the head of this file.
 
     Raises:
-        ValueError: If the convention is unknown, a range is none, or nothing would be returned.
+        ValueError: If the convention is unknown, a range is not valid, or `max_num` is below 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What settings and data of PETR have to fulfil, said in the config's words before anything is computed with them."""
+"""Checks of PETR's settings and data before anything is computed with them; messages name settings of the config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_VELOCITY = (
 def check_range(name: str, values: Sequence[float]) -> None:
     """Raises ValueError unless `values` are lower x, y, z and upper x, y, z."""
     if len(values) != 6 or not all(low < high for low, high in zip(values[:3], values[3:])):
-        raise ValueError(f'{name}={list(values)}: six numbers, lower x, y, z and upper x, y, z')
+        raise ValueError(f'{name}={list(values)}: must be six numbers, lower x, y, z and upper x, y, z')
 
 
 def check_depth(depth_start: float, position_range: Sequence[float]) -> None:
@@ -33,7 +33,7 @@ def check_counts(**counts: int) -> None:
     """Raises ValueError unless all are whole numbers of at least 1."""
     wrong = [f'{name}={value!r}' for name, value in counts.items() if not isinstance(value, int) or value < 1]
     if wrong:
-        raise ValueError(f'{", ".join(wrong)}: a whole number, at least 1')
+        raise ValueError(f'{", ".join(wrong)}: must be a whole number, at least 1')
 
 
 def check_width(embed_dims: int, num_heads: int) -> None:
@@ -46,7 +46,7 @@ def check_width(embed_dims: int, num_heads: int) -> None:
 def check_codes(code_weights: Sequence[float]) -> None:
     """Raises ValueError unless there is a weight for every code of a box."""
     if len(code_weights) not in CODE_SIZES:
-        raise ValueError(f'{len(code_weights)} code_weights: boxes have 8 codes, or 10 with velocities')
+        raise ValueError(f'there are {len(code_weights)} code_weights, but boxes have 8 codes, or 10 with velocities')
 
 
 def check_same_classes(num_classes: int, of_part: int, part: str) -> None:

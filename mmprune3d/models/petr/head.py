@@ -80,8 +80,8 @@ class PETR3DHead(BaseModule):
         init_cfg: Initialisation, as in ``BaseModule``.
 
     Raises:
-        ValueError: If there are neither 8 nor 10 code weights, the box coder has other classes, or a number makes no
-            sense.
+        ValueError: If there are neither 8 nor 10 code weights, the box coder has other classes, or a number is not
+            valid.
     """
 
     def __init__(

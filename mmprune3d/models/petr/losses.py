@@ -74,7 +74,7 @@ class SetLoss(nn.Module):
         self.assigner = TASK_UTILS.build(assigner or DEFAULT_ASSIGNER)
         self.loss_cls = MODELS.build(loss_cls or DEFAULT_LOSS_CLS)
         if not getattr(self.loss_cls, 'use_sigmoid', True):
-            raise ValueError('loss_cls has a softmax; the head has no background class: use_sigmoid=True')
+            raise ValueError('loss_cls has a softmax, but the head has no background class: set use_sigmoid=True')
         self.loss_bbox = MODELS.build(loss_bbox or DEFAULT_LOSS_BBOX)
 
     def matched(

@@ -94,7 +94,7 @@ def check_centre_head(coder: Any, train_cfg: Mapping[str, Any] | None, tasks: Se
 
 
 def check_map(shape: Sequence[int], train_cfg: Mapping[str, Any] | None) -> None:
-    """Whether a head's map [..., y, x] has the cells that its settings say.
+    """Checks that a head's map [..., y, x] has the cells that its settings say.
 
     Raises:
         ValueError: If not.
@@ -106,8 +106,8 @@ def check_map(shape: Sequence[int], train_cfg: Mapping[str, Any] | None) -> None
     if tuple(shape[-2:]) != (ny, nx):
         raise ValueError(
             f'the head got a map of {list(shape[-2:])} cells along y and x, but train_cfg.grid_size='
-            f'{list(train_cfg["grid_size"])} and out_size_factor={factor} make {[ny, nx]}: out_size_factor is what '
-            'strides of backbone and neck come to'
+            f'{list(train_cfg["grid_size"])} and out_size_factor={factor} make {[ny, nx]}: out_size_factor must be the '
+            'product of the strides of backbone and neck'
         )
 
 

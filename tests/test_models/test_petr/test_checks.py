@@ -21,10 +21,10 @@ def coder(**changes: object) -> dict:
         # a coder of 10 classes, the default, gave labels 0 to 9 of queries that are not theirs
         (coder(num_classes=10), 'bbox_coder.num_classes is 10, but pts_bbox_head.num_classes is 4'),
         (coder(num_classes=2), 'bbox_coder.num_classes is 2'),
-        (coder(pc_range=PC_RANGE[:4]), 'pc_range=.*: six numbers'),
+        (coder(pc_range=PC_RANGE[:4]), 'pc_range=.*: must be six numbers'),
         (coder(pc_range=PC_RANGE[3:] + PC_RANGE[:3]), 'lower x, y, z and upper x, y, z'),
         (coder(post_center_range=[0, 0, 1]), 'post_center_range'),
-        (coder(max_num=0), 'max_num=0: a whole number, at least 1'),
+        (coder(max_num=0), 'max_num=0: must be a whole number, at least 1'),
         ({'position_range': [1, 2, 3]}, 'position_range'),
         ({'position_range': [0, 0, 0, 1, 0, 1]}, 'position_range'),
         ({'depth_start': 61.2}, 'depth_start=61.2 must be from 0 to below'),

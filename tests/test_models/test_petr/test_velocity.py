@@ -75,7 +75,7 @@ def test_data_without_velocities_for_a_head_that_predicts_them(boxes: tuple[int,
 
 @pytest.mark.parametrize('count', [0, 7, 9, 11])
 def test_other_numbers_of_codes_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f'{count} code_weights: boxes have 8 codes, or 10'):
+    with pytest.raises(ValueError, match=f'{count} code_weights, but boxes have 8 codes, or 10'):
         build(head_config(code_weights=[1.0] * count))
 
 
