@@ -16,6 +16,8 @@ from .samples import images_of, infos_of, innermost, is_kind
 
 NUSCENES_VERSIONS = ('v1.0-trainval', 'v1.0-mini')
 """Of which mmdet3d's NuScenesMetric knows the split with annotations."""
+TABLE = 'sample_annotation.json'
+"""Of nuScenes' tables, that with the boxes."""
 LABELLED = ('Det3DDataset', 'BaseDetDataset')
 """Datasets of mmdet3d and mmdet, whose infos have annotations under `instances`."""
 UNLABELLED = 'test_dataloader.dataset.load_eval_anns=False'
@@ -52,13 +54,19 @@ def _unlabelled_nuscenes(metric: Any) -> str:
     version = (getattr(metric, 'dataset_meta', None) or {}).get('version')
     if version not in NUSCENES_VERSIONS:
         return f'{type(metric).__name__} knows annotations of {", ".join(NUSCENES_VERSIONS)}, not of {version}'
-    table = Path(metric.data_root) / version / 'sample_annotation.json'
+    table = Path(metric.data_root) / version / TABLE
     if not table.is_file():
-        return f'{table} does not exist'
+        return f'{table} does not exist{_other_version(Path(metric.data_root))}'
     with table.open() as file:
         # an empty list, whatever its white space; the tables of nuScenes have a GiB
         start = ''.join(file.read(4096).split())
     return f'{table} has no annotations' if start == '[]' else ''
+
+
+def _other_version(root: Path) -> str:
+    """What helps if there are tables of another version; mmdet3d (1.4) goes by the config, whatever the infos say."""
+    there = next((name for name in NUSCENES_VERSIONS if (root / name / TABLE).is_file()), None)
+    return f". {there} is there: for it, set test_dataloader.dataset.metainfo.version='{there}'" if there else ''
 
 
 def _missing(dataset: Dataset) -> str:

@@ -16,7 +16,7 @@ from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.read import read_checkpoint
-from mmprune3d.config_types import dotted, only, without, writable
+from mmprune3d.config_types import dotted, movable, only, without, writable
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
@@ -215,7 +215,14 @@ def run_upgrade(
     return report
 
 
-def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any]) -> None:
-    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights."""
+def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any], *others: str) -> None:
+    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights.
+
+    Args:
+        out: Folder; it can be moved afterwards.
+        config: Of the upgraded model.
+        checkpoint: For it.
+        others: Files in the folder that the config names.
+    """
     files.save_checkpoint(checkpoint, out / 'upgraded.pth')
-    files.dump_config(config, out / 'upgraded.py')
+    files.dump_config(movable(config, out, 'upgraded.pth', *others), out / 'upgraded.py')

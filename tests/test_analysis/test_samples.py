@@ -5,7 +5,7 @@ from typing import Any
 
 import mmengine
 import pytest
-from mmengine.dataset import BaseDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, RepeatDataset
 from mmengine.dataset import ConcatDataset as MMConcat
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
@@ -106,6 +106,34 @@ def test_samples_that_would_be_taken_for_others_are_refused(metric: object, data
         check_samples(runner_of(dataset, metric))
 
 
+@pytest.mark.parametrize(
+    ('loader', 'message'),
+    [
+        (dict(sampler=InfiniteSampler(Frames(6), shuffle=False)), r'InfiniteSampler\) gives more than 6 samples'),
+        (dict(batch_size=4, drop_last=True), r'drop_last=True\) gives 4 samples, 4 of them different, of .* 6'),
+        (dict(sampler=[0, 1, 2, 3, 4, 4]), r'gives 6 samples, 5 of them different'),
+        (dict(sampler=[0, 1, 2]), r'gives 3 samples'),
+        (dict(batch_sampler=[[0, 1], [2, 3], [4]]), r'gives 5 samples'),
+    ],
+)
+def test_loaders_that_repeat_or_leave_out_samples_are_refused(loader: dict[str, Any], message: str) -> None:
+    runner = runner_of(Frames(6))
+    runner.test_dataloader = DataLoader(Frames(6), **loader)
+    with pytest.raises(ValueError, match=message):
+        check_samples(runner)
+
+
+@pytest.mark.parametrize(
+    'loader',
+    [dict(batch_size=4), dict(shuffle=True), dict(sampler=DefaultSampler(Frames(6), shuffle=True)),
+     dict(batch_sampler=[[5, 1], [2, 3], [4, 0]])],
+)  # fmt: skip
+def test_the_order_of_samples_does_not_matter(metric: object, loader: dict[str, Any]) -> None:
+    runner = runner_of(Frames(6), metric)
+    runner.test_dataloader = DataLoader(Frames(6), **loader)
+    check_samples(runner)
+
+
 def test_evaluators_that_need_everything_refuse_parts(metric: object) -> None:
     whole = type('LyftMetric', (), {})()
     whole.ann_file = metric.ann_file
@@ -151,9 +179,12 @@ def test_annotations_of_nuscenes_are_those_of_the_tables(tmp_path) -> None:
 
     assert 'not of v1.0-test' in reason('v1.0-test')
     assert 'sample_annotation.json does not exist' in reason('v1.0-mini')
+    assert 'is there' not in reason('v1.0-trainval')
     (tmp_path / 'v1.0-mini').mkdir()
     table = tmp_path / 'v1.0-mini' / 'sample_annotation.json'
     table.write_text('[\n]\n')
     assert reason('v1.0-mini').endswith('has no annotations')
     table.write_text('[{"token": "a"}]')
     assert reason('v1.0-mini') == ''
+    # mmdet3d takes the version from the config, not from the infos
+    assert reason('v1.0-trainval').endswith("set test_dataloader.dataset.metainfo.version='v1.0-mini'")
