@@ -7,10 +7,12 @@ import mmengine
 import pytest
 from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, RepeatDataset
 from mmengine.dataset import ConcatDataset as MMConcat
+from nuscenes.eval.common.data_classes import EvalBoxes
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from mmprune3d.analysis.annotations import no_accuracy
+from mmprune3d.analysis.nuscenes_subset import _chosen
 from mmprune3d.analysis.samples import Chosen, check_samples, choose, data_info, identity, temporal_reason
 
 
@@ -169,6 +171,29 @@ def test_a_test_set_without_annotations_is_seen() -> None:
         'KittiMetric only writes results to a file (format_only=True)'
     )
     assert no_accuracy(dataset, kinds()) == 'the config has no evaluator'
+
+
+def test_samples_of_another_split_of_nuscenes_are_seen(tmp_path) -> None:
+    tables = tmp_path / 'v1.0-trainval'
+    tables.mkdir()
+    scenes = [dict(token='seen', name='scene-0001'), dict(token='judged', name='scene-0003')]  # train and val
+    samples = [dict(token=f't{k}', scene_token='judged' if k < 3 else 'seen') for k in range(5)]
+    for name, table in dict(sample_annotation=[{}], scene=scenes, sample=samples).items():
+        mmengine.dump(table, str(tables / f'{name}.json'))
+    metric = kinds('NuScenesMetric', data_root=str(tmp_path), dataset_meta=dict(version='v1.0-trainval'))
+    assert no_accuracy(Frames(3), metric) == no_accuracy(Frames(2, first=1), metric) == ''
+    assert no_accuracy(Frames(5), metric).startswith(
+        '2 of 5 samples of the test set are not in the split val of v1.0-trainval, the only one that NuScenesMetric '
+        'evaluates (such as t3)'
+    )
+
+
+def test_ground_truth_that_is_not_there_is_no_sample_without_objects() -> None:
+    truth = EvalBoxes()
+    truth.add_boxes('t0', [])
+    with pytest.raises(ValueError, match=r'1 of 2 samples .* \(such as t1\)'):
+        _chosen(lambda: truth, ['t0', 't1'])
+    assert _chosen(lambda: truth, ['t0']).sample_tokens == ['t0']
 
 
 def test_annotations_of_nuscenes_are_those_of_the_tables(tmp_path) -> None:
