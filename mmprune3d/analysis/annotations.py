@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, EVALUATOR, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
 from .nuscenes_subset import SPLITS, outside_split
@@ -135,3 +136,25 @@ def check_dataset(runner: Runner) -> None:
             f'the infos of the test set have no annotations (no `instances`). To measure times alone: {UNLABELLED} '
             '(with --cfg-options), and an evaluator with format_only=True'
         ) from error
+
+
+def check_classes(model: nn.Module, dataset: Dataset) -> None:
+    """Refuses a head for another number of classes than the test set has: labels would stand for other classes.
+
+    Args:
+        model: A detector, whose heads say ``num_classes``, as those of mmdet3d and mmdet do.
+        dataset: Its test set, whose metainfo says ``classes``.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    for name, head in model.named_children() if classes is not None else ():
+        count = getattr(head, 'num_classes', None)
+        count = sum(count) if isinstance(count, (list, tuple)) else count  # of several tasks
+        if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count != len(classes):
+            raise ValueError(
+                f'model.{name} has {count} classes, but the test set has {len(classes)} ({", ".join(classes)}): set '
+                'num_classes and metainfo=dict(classes=...) to the same; to fine-tune a checkpoint of other classes, '
+                "put dict(type='AllowShapeMismatchHook', prefixes=[...]) into custom_hooks"
+            )

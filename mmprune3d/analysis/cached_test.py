@@ -25,7 +25,7 @@ from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
-from .annotations import require_accuracy
+from .annotations import check_classes, require_accuracy
 from .baseline import check_baseline
 from .key_attention import mean_attention_kept
 from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
@@ -192,6 +192,7 @@ class CachedTest:
             raise ValueError(f'{type(self.model).__name__} has no `extract_feat`: its features cannot be kept')
         whole = runner.test_dataloader
         require_accuracy(runner, 'testing plans')
+        check_classes(self.model, whole.dataset)
         check_samples(runner)
         self.indices = choose(whole.dataset, self.model, samples).indices
         self.is_all = len(self.indices) == len(whole.dataset)

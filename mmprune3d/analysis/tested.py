@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from . import report as reports
 from .accuracy import evaluate_and_warn, evenly_spaced, summarize
-from .annotations import check_dataset, no_accuracy
+from .annotations import check_classes, check_dataset, no_accuracy
 from .measured import Measured
 from .samples import Chosen, batch_size_of, check_samples, data_info, judged_alone, restrict, total_samples
 
@@ -56,6 +56,7 @@ class TestedSet:
             ValueError: If they cannot be tested or judged; the message says what can.
         """
         check_dataset(runner)
+        check_classes(runner.model, runner.test_dataloader.dataset)
         choice = restrict(runner, samples)
         check_samples(runner)
         loader = runner.test_dataloader

@@ -11,7 +11,7 @@ from nuscenes.eval.common.data_classes import EvalBoxes
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from mmprune3d.analysis.annotations import no_accuracy
+from mmprune3d.analysis.annotations import check_classes, no_accuracy
 from mmprune3d.analysis.nuscenes_subset import _chosen
 from mmprune3d.analysis.samples import Chosen, check_samples, choose, data_info, identity, temporal_reason
 
@@ -134,6 +134,24 @@ def test_the_order_of_samples_does_not_matter(metric: object, loader: dict[str, 
     runner = runner_of(Frames(6), metric)
     runner.test_dataloader = DataLoader(Frames(6), **loader)
     check_samples(runner)
+
+
+def detector(**heads: Any) -> nn.Module:
+    model = nn.Module()
+    for name, count in heads.items():
+        setattr(model, name, nn.Identity())
+        getattr(model, name).num_classes = count
+    return model
+
+
+def test_heads_for_other_classes_than_the_test_set_are_refused() -> None:
+    two = Frames(3, metainfo=dict(classes=('car', 'pedestrian')))
+    for fitting in (dict(bbox_head=2), dict(bbox_head=[1, 1]), dict(rpn_head=1, roi_head=2), dict(backbone=1000)):
+        check_classes(detector(**fitting), two)
+    check_classes(detector(bbox_head=10), Subset(two, [0]))  # does not say its classes
+    for other in (10, 1, [1, 2]):
+        with pytest.raises(ValueError, match=r'model.bbox_head has \d+ classes, but the test set has 2 \(car, pedestr'):
+            check_classes(detector(bbox_head=other), two)
 
 
 def test_evaluators_that_need_everything_refuse_parts(metric: object) -> None:
