@@ -8,7 +8,8 @@ model in a config compares classes, never strings.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -80,9 +81,32 @@ def writable(config: Config) -> Config:
     return Config(_named(config.to_dict()), filename=config.filename)
 
 
+def movable(config: Config, folder: Path, *names: str) -> Config:
+    """A copy of `config`, to be written into `folder`, that finds files of this folder from everywhere.
+
+    Their paths, wherever they stand in the config, become ``{{ fileDirname }}/NAME``, which mmengine reads as the
+    folder of the config file: the folder can be moved, and used from any working directory.
+
+    Args:
+        config: Names the files as ``str(folder / name)``.
+        folder: Where it will be.
+        names: Of the files.
+    """
+    places = {str(folder / name): f'{{{{ fileDirname }}}}/{name}' for name in names}
+
+    def moved(value: Any) -> Any:
+        return places.get(value, value) if isinstance(value, str) else value
+
+    return Config(_changed(config.to_dict(), moved), filename=config.filename)
+
+
 def _named(part: Any) -> Any:
+    return _changed(part, dotted)
+
+
+def _changed(part: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(part, Mapping):
-        return {name: _named(value) for name, value in part.items()}
+        return {name: _changed(value, change) for name, value in part.items()}
     if isinstance(part, (list, tuple)):
-        return type(part)(_named(value) for value in part)
-    return dotted(part)
+        return type(part)(_changed(value, change) for value in part)
+    return change(part)

@@ -13,7 +13,7 @@ from mmengine.hooks import EMAHook, Hook, LoggerHook
 from mmengine.registry import HOOKS, WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 
-from mmprune3d.config_types import class_of, dotted, is_a, only, without, writable
+from mmprune3d.config_types import class_of, dotted, is_a, movable, only, without, writable
 from mmprune3d.engine.hooks import TgGBCHook
 from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.models.slim_detector import SlimDetector
@@ -103,3 +103,16 @@ def test_a_pure_python_config_is_written(tmp_path: Path) -> None:
     written = Config.fromfile(tmp_path / 'written.py')
     assert issubclass(class_of(written.default_hooks.logger.type, HOOKS), Hook)
     assert len(only(written.custom_hooks, EMAHook, HOOKS)) == 1 and written.custom_hooks[0].momentum == 0.1
+
+
+def test_a_folder_that_is_moved_is_found_by_its_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path('made')  # from the working directory, as users give it
+    folder.mkdir()
+    names = dict(load_from='made/a.pth', model=dict(parts=['made/b.json', 'made/c.json', 3]), work_dir='made')
+    movable(Config(names), folder, 'a.pth', 'b.json').dump(folder / 'config.py')
+    folder.rename('moved')
+    monkeypatch.chdir('/')
+    found, there = Config.fromfile(tmp_path / 'moved' / 'config.py'), tmp_path / 'moved'
+    assert found.load_from == str(there / 'a.pth') and found.work_dir == 'made'
+    assert found.model.parts == [str(there / 'b.json'), 'made/c.json', 3]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from logging import WARNING
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -42,18 +44,45 @@ class ProgressBarHook(Hook):
         self._bar.close()
 
 
-def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The nuScenes figures among `metrics`, or else those of COCO, by short name; others keep their full names."""
-    summary = {}
-    for name in NUSCENES_METRICS:
-        matches = [value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == name]
-        if matches:
-            summary[name] = float(matches[0])
-    if summary:
-        return summary
-    short = {name: name.rsplit('/', 1)[-1] for name in metrics}
-    plain = {name: last if last.startswith(COCO_METRICS) else name for name, last in short.items()}
-    return {plain[name]: float(value) for name, value in metrics.items()}
+def summarize(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The nuScenes figures among `metrics`, or else those of COCO, by short name; all others keep their full names.
+
+    Figures of several evaluators are kept apart by their prefix (``'NuScenes metric/.../mAP'``): short names are those
+    of the one evaluator that gives most of the nuScenes figures, and of its further figures (per class) none is shown.
+    What is not a number is left out, with a warning.
+    """
+    numbers = _numbers(metrics)
+    nuscenes = [name for name in numbers if _last(name) in NUSCENES_METRICS]
+    if nuscenes:
+        owners = Counter(_owner(name) for name in nuscenes)
+        owner = max(owners, key=owners.__getitem__)  # the first one of equals
+        own = [name for name in nuscenes if _owner(name) == owner]
+        first = {short: next((name for name in own if _last(name) == short), None) for short in NUSCENES_METRICS}
+        summary = {short: numbers[name] for short, name in first.items() if name is not None}
+        return summary | {name: value for name, value in numbers.items() if _owner(name) != owner}
+    return {_last(name) if _last(name).startswith(COCO_METRICS) else name: value for name, value in numbers.items()}
+
+
+def _last(name: str) -> str:
+    return name.rsplit('/', 1)[-1]
+
+
+def _owner(name: str) -> str:
+    """The prefix of the evaluator that gave a figure, '' if it has none."""
+    return name.partition('/')[0] if '/' in name else ''
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as numbers; evaluators may give texts and lists as well."""
+    found, others = {}, []
+    for name, value in metrics.items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # of Python and NumPy; of torch
+            others.append(name)
+    if others:
+        print_log(f'not in the report, for they are no numbers: {", ".join(others)}', logger='current', level=WARNING)
+    return found
 
 
 def evenly_spaced(total: int, count: int | None) -> list[int]:

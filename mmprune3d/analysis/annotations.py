@@ -10,12 +10,14 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, EVALUATOR, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
+from .nuscenes_subset import SPLITS, outside_split
 from .samples import images_of, infos_of, innermost, is_kind
 
-NUSCENES_VERSIONS = ('v1.0-trainval', 'v1.0-mini')
-"""Versions of nuScenes whose annotated split mmdet3d's NuScenesMetric knows."""
+TABLE = 'sample_annotation.json'
+"""Of nuScenes' tables, that with the boxes."""
 LABELLED = ('Det3DDataset', 'BaseDetDataset')
 """Datasets of mmdet3d and mmdet, whose infos have annotations under `instances`."""
 UNLABELLED = 'test_dataloader.dataset.load_eval_anns=False'
@@ -40,25 +42,34 @@ def no_accuracy(dataset: Dataset, evaluator: Evaluator) -> str:
 def _unlabelled(dataset: Dataset, metric: Any) -> str:
     """Why one metric has nothing to compare with."""
     if is_kind(metric, 'NuScenesMetric'):
-        return _unlabelled_nuscenes(metric)
+        return _unlabelled_nuscenes(dataset, metric)
     images = images_of(metric)
     if images is not None:
         return '' if images.anns else f'the ann_file of {type(metric).__name__} has no annotations'
     return _missing(dataset)
 
 
-def _unlabelled_nuscenes(metric: Any) -> str:
+def _unlabelled_nuscenes(dataset: Dataset, metric: Any) -> str:
     """Its annotations are those of the tables, not of the infos."""
     version = (getattr(metric, 'dataset_meta', None) or {}).get('version')
-    if version not in NUSCENES_VERSIONS:
-        return f'{type(metric).__name__} knows annotations of {", ".join(NUSCENES_VERSIONS)}, not of {version}'
-    table = Path(metric.data_root) / version / 'sample_annotation.json'
+    if version not in SPLITS:
+        return f'{type(metric).__name__} knows annotations of {", ".join(SPLITS)}, not of {version}'
+    table = Path(metric.data_root) / version / TABLE
     if not table.is_file():
-        return f'{table} does not exist'
+        return f'{table} does not exist{_other_version(Path(metric.data_root))}'
     with table.open() as file:
         # an empty list, whatever its white space; the tables of nuScenes have a GiB
         start = ''.join(file.read(4096).split())
-    return f'{table} has no annotations' if start == '[]' else ''
+    if start == '[]':
+        return f'{table} has no annotations'
+    tokens = [info['token'] for info in infos_of(dataset) if info.get('token')]
+    return outside_split(tokens, Path(metric.data_root), version)
+
+
+def _other_version(root: Path) -> str:
+    """What helps if there are tables of another version; mmdet3d (1.4) goes by the config, whatever the infos say."""
+    there = next((name for name in SPLITS if (root / name / TABLE).is_file()), None)
+    return f". {there} is there: for it, set test_dataloader.dataset.metainfo.version='{there}'" if there else ''
 
 
 def _missing(dataset: Dataset) -> str:
@@ -125,3 +136,25 @@ def check_dataset(runner: Runner) -> None:
             f'the infos of the test set have no annotations (no `instances`). To measure times alone: {UNLABELLED} '
             '(with --cfg-options), and an evaluator with format_only=True'
         ) from error
+
+
+def check_classes(model: nn.Module, dataset: Dataset) -> None:
+    """Refuses a head for another number of classes than the test set has: labels would stand for other classes.
+
+    Args:
+        model: A detector, whose heads say ``num_classes``, as those of mmdet3d and mmdet do.
+        dataset: Its test set, whose metainfo says ``classes``.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    for name, head in model.named_children() if classes is not None else ():
+        count = getattr(head, 'num_classes', None)
+        count = sum(count) if isinstance(count, (list, tuple)) else count  # of several tasks
+        if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count != len(classes):
+            raise ValueError(
+                f'model.{name} has {count} classes, but the test set has {len(classes)} ({", ".join(classes)}): set '
+                'num_classes and metainfo=dict(classes=...) to the same; to fine-tune a checkpoint of other classes, '
+                "put dict(type='AllowShapeMismatchHook', prefixes=[...]) into custom_hooks"
+            )

@@ -25,10 +25,10 @@ from mmprune3d.files import save_checkpoint
 from mmprune3d.pruning.plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
-from .annotations import require_accuracy
+from .annotations import check_classes, require_accuracy
 from .baseline import check_baseline
 from .key_attention import mean_attention_kept
-from .samples import Chosen, check_samples, choose, judged_alone
+from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that are kept in memory; what comes later goes to files."""
@@ -192,6 +192,7 @@ class CachedTest:
             raise ValueError(f'{type(self.model).__name__} has no `extract_feat`: its features cannot be kept')
         whole = runner.test_dataloader
         require_accuracy(runner, 'testing plans')
+        check_classes(self.model, whole.dataset)
         check_samples(runner)
         self.indices = choose(whole.dataset, self.model, samples).indices
         self.is_all = len(self.indices) == len(whole.dataset)
@@ -206,7 +207,7 @@ class CachedTest:
     def _record(self, whole: DataLoader) -> dict[str, float]:
         """Tests the unpruned model and keeps what a replay needs."""
         dataset, batches = Chosen(whole.dataset, self.indices), []
-        loader = DataLoader(dataset, whole.batch_size, num_workers=whole.num_workers, collate_fn=whole.collate_fn)
+        loader = DataLoader(dataset, batch_size_of(whole), num_workers=whole.num_workers, collate_fn=whole.collate_fn)
         preprocess, extract = self.model.data_preprocessor.forward, self.model.extract_feat
 
         def keep_batch(*args: Any, **kwargs: Any) -> Any:
@@ -223,7 +224,7 @@ class CachedTest:
             figures = self._figures(None, 'baseline, image features')
         if len(self.features) != len(batches):
             raise ValueError(f'`extract_feat` ran {len(self.features)} times for {len(batches)} batches; valid is once')
-        self.replay = Replay(dataset, whole.batch_size, batches)
+        self.replay = Replay(dataset, batch_size_of(whole), batches)
         return figures
 
     @contextmanager

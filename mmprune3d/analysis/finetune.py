@@ -25,6 +25,7 @@ from mmprune3d.pruning.settings import Plan
 
 from .compact import GPQ_HOOK, Compacted, compact
 from .schedules import SHORTEST, scaled, stretched, stretched_hooks
+from .upgrade import with_own_visualizer
 
 LR_FACTOR = 0.5
 """Learning rate of fine-tuning over that of training: 1e-4 over 2e-4 in the paper (section 4.2)."""
@@ -116,7 +117,7 @@ def finetuning(
         saver = {**saver, 'save_last': True}
     config.default_hooks = {**hooks, 'checkpoint': saver}  # without one, hours of training would leave nothing
     go_on(config, work_dir, checkpoint)
-    return writable(config)  # the runner writes it into its folder
+    return writable(with_own_visualizer(config))  # the runner writes it into its folder
 
 
 class WarmUpCheckHook(Hook):

@@ -178,7 +178,7 @@ def run_fusion_upgrade(
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()
     settled(upgraded.model, original, pruning)
-    write_upgraded(out, config, {**made.checkpoint, 'state_dict': upgraded.model.state_dict()})
+    write_upgraded(out, config, {**made.checkpoint, 'state_dict': upgraded.model.state_dict()}, STRUCTURE)
     comparison = FusionComparison(runner, upgraded.model, fusion, timed, repeats, tested)
     report = comparison.report(f'{config_file.stem}: {pruning.plan.criterion}, {_target(pruning.plan)}')
     report |= {'plan': pruning.to_dict(), 'keep': made.keep}

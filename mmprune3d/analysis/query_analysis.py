@@ -24,6 +24,7 @@ from .query_history import QueryHistory
 from .query_points import points_in_metres, range_of
 from .query_report import COUNTS, PICTURES, QueryUse, markdown
 from .query_selection import Selection, SelectionCounter
+from .samples import batch_size_of
 from .upgrade import prepare, read_config
 
 
@@ -73,7 +74,7 @@ def count_selections(runner: Runner, queries: LearnedQueries, samples: int | Non
     """
     whole = runner.test_dataloader
     part = Subset(whole.dataset, evenly_spaced(len(whole.dataset), samples))
-    loader = DataLoader(part, whole.batch_size, num_workers=whole.num_workers, collate_fn=whole.collate_fn)
+    loader = DataLoader(part, batch_size_of(whole), num_workers=whole.num_workers, collate_fn=whole.collate_fn)
     counter = SelectionCounter(queries, threshold)
     with counter.listening():
         for batch in tqdm(loader, desc='samples', unit='batch', leave=False):
@@ -107,7 +108,7 @@ def look_at(name: str, config: Config, samples: int | None, threshold: float) ->
         points=points,
         pc_range=None if points is None else range_of(queries),
         env=reports.environment(
-            runner.test_dataloader.batch_size, str(next(runner.model.parameters()).dtype).removeprefix('torch.')
+            batch_size_of(runner.test_dataloader), str(next(runner.model.parameters()).dtype).removeprefix('torch.')
         ),
     )
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import mmengine
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
@@ -154,11 +156,16 @@ def restrict(runner: Runner, count: int | None) -> Choice:
     if len(choice.indices) < len(loader.dataset):
         runner.test_loop.dataloader = DataLoader(
             Chosen(loader.dataset, choice.indices),
-            loader.batch_size or 1,
+            batch_size_of(loader),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
         )
     return choice
+
+
+def batch_size_of(loader: DataLoader) -> int:
+    """Samples per batch, also where a batch sampler of its own says it."""
+    return loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None) or 1
 
 
 def total_samples(runner: Runner) -> int:
@@ -219,6 +226,7 @@ def check_samples(runner: Runner) -> None:
     dataset, metrics = runner.test_dataloader.dataset, runner.test_evaluator.metrics
     if len(dataset) == 0:
         raise ValueError('the test set has no samples')
+    _check_each_once(runner.test_dataloader)
     by_frame = all(getattr(part, 'load_type', 'frame_based') == 'frame_based' for part in innermost(dataset))
     for metric in metrics:
         if images_of(metric) is not None:
@@ -228,6 +236,24 @@ def check_samples(runner: Runner) -> None:
     whole = [type(metric).__name__ for metric in metrics if is_kind(metric, *WHOLE_ONLY)]
     if whole and len(dataset) < total_samples(runner):
         raise ValueError(f'{", ".join(whole)} judges whole test sets only: test all samples')
+
+
+def _check_each_once(loader: DataLoader) -> None:
+    """Refuses a loader that repeats samples, leaves some out, or never ends; the order does not matter."""
+    if get_world_size() > 1:  # each process has a share
+        return
+    count = len(loader.dataset)
+    batches = loader.sampler if loader.batch_sampler is None else chain.from_iterable(loader.batch_sampler)
+    given = list(islice(batches, count + 1))
+    if sorted(given) == list(range(count)):
+        return
+    reason = 'drop_last=True' if getattr(loader, 'drop_last', False) else f'sampler {type(loader.sampler).__name__}'
+    total = f'more than {count}' if len(given) > count else f'{len(given)}'
+    raise ValueError(
+        f'test_dataloader ({reason}) gives {total} samples, {len(set(given))} of them different, of a test set of '
+        f"{count}: give each once, with sampler=dict(type='DefaultSampler', shuffle=False) and drop_last=False; "
+        '--samples N of tools/upgrade.py takes a part of them'
+    )
 
 
 def _check_images(dataset: Dataset, metric: Any) -> None:

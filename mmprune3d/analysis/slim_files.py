@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmprune3d import files
-from mmprune3d.config_types import is_a
+from mmprune3d.config_types import is_a, movable
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.scoring import keep_table
 
@@ -43,13 +43,13 @@ class Slimmed:
         """Writes config, checkpoint, ``structure.json``, ``report.json`` and ``report.md`` into the folder `out`.
 
         Returns:
-            The paths of config and checkpoint. The config names structure and checkpoint as `out` is given: a relative
-            path is one from the working directory.
+            The paths of config and checkpoint. The config finds structure and checkpoint beside itself, so that the
+            folder can be moved.
         """
         config, paths = copy.deepcopy(self.config), (out / f'{stem}.py', out / f'{stem}.pth')
         files.write_json(out / STRUCTURE, config.model.structure, indent=0)
         config.model.structure, config.load_from = str(out / STRUCTURE), str(paths[1])
-        files.dump_config(config, paths[0])
+        files.dump_config(movable(config, out, STRUCTURE, paths[1].name), paths[0])
         files.save_checkpoint(self.checkpoint, paths[1])
         title = f'# {self.report["title"]}'
         files.write_text(out / 'report.md', f'{title}\n\n{slim_table(self.report, layers=True)}\n')

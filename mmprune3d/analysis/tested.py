@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 
 from . import report as reports
 from .accuracy import evaluate_and_warn, evenly_spaced, summarize
-from .annotations import check_dataset, no_accuracy
+from .annotations import check_classes, check_dataset, no_accuracy
 from .measured import Measured
-from .samples import Chosen, check_samples, data_info, judged_alone, restrict, total_samples
+from .samples import Chosen, batch_size_of, check_samples, data_info, judged_alone, restrict, total_samples
 
 BASELINE = 'baseline'
 NO_FIGURES = 'the evaluator gave no figures'
@@ -56,12 +56,13 @@ class TestedSet:
             ValueError: If they cannot be tested or judged; the message says what can.
         """
         check_dataset(runner)
+        check_classes(runner.model, runner.test_dataloader.dataset)
         choice = restrict(runner, samples)
         check_samples(runner)
         loader = runner.test_dataloader
         reason = no_accuracy(loader.dataset, runner.test_evaluator)
         dtype = str(next(runner.model.parameters()).dtype).removeprefix('torch.')
-        env = reports.environment(loader.batch_size or 1, dtype)
+        env = reports.environment(batch_size_of(loader), dtype)
         return cls(runner, total_samples(runner), choice.note, reason, env, measured)
 
     def figures(self, title: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.read import read_checkpoint
-from mmprune3d.config_types import dotted, only, without, writable
+from mmprune3d.config_types import dotted, movable, only, without, writable
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.pruning.plan import KeyPlan, TgGBCPlan, ToMePlan
@@ -40,16 +41,38 @@ HOOKS = {TgGBCPlan.method: 'TgGBCHook', ToMePlan.method: 'ToMeHook'}
 def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, Any]) -> Config:
     """The config with overrides by dotted key; the checkpoint is read once, before hours of work with it.
 
+    What a training on several processes, or one that was resumed, leaves in the config in its folder (`launcher`,
+    `resume`) is put aside: here one process begins with the given weights.
+
     Raises:
         FileNotFoundError: If it or the checkpoint does not exist.
-        ValueError: If the checkpoint cannot be read.
+        ValueError: If the checkpoint cannot be read, or there are several processes.
     """
+    require_one_process()
     if not config_file.is_file():
         raise FileNotFoundError(f'{config_file} does not exist')
     read_checkpoint(checkpoint)
     config = Config.fromfile(config_file)
     config.merge_from_dict(overrides)
+    for name, value in (('launcher', 'none'), ('resume', False)):
+        if config.get(name):
+            config[name] = value
     return config
+
+
+def require_one_process() -> None:
+    """Refuses to run once per process of a launcher: all would do the same work, and write the same files.
+
+    Raises:
+        ValueError: Under ``torchrun`` or the like, with more than one process.
+    """
+    count = os.environ.get('WORLD_SIZE', '1')
+    if 'RANK' in os.environ and count != '1':
+        raise ValueError(
+            f'this tool works in one process, and a launcher started {count} of it: run it without torchrun. '
+            'tools/train.py and tools/test.py take several, with --launcher pytorch; GPQHook, HaltingHook and '
+            'AlterMOMARunner prune in such a training'
+        )
 
 
 def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
@@ -73,6 +96,17 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
         config.custom_hooks = without(config.get('custom_hooks'), kind, registry.HOOKS)
     if config.get('test_cfg') is None:
         config.test_cfg = {}
+    return with_own_visualizer(config)
+
+
+def with_own_visualizer(config: Config) -> Config:
+    """`config`, changed in place, whose runner gets a visualizer of its own.
+
+    mmengine (0.10) gives a visualizer of the same name, which configs of mmdet3d fix, to every runner of a process: the
+    losses of a fine-tuning would be written into the folder of the test before it.
+    """
+    if config.get('visualizer'):
+        config.visualizer = {name: value for name, value in config.visualizer.items() if name != 'name'}
     return config
 
 
@@ -215,7 +249,14 @@ def run_upgrade(
     return report
 
 
-def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any]) -> None:
-    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights."""
+def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any], *others: str) -> None:
+    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights.
+
+    Args:
+        out: Folder; it can be moved afterwards.
+        config: Of the upgraded model.
+        checkpoint: For it.
+        others: Files in the folder that the config names.
+    """
     files.save_checkpoint(checkpoint, out / 'upgraded.pth')
-    files.dump_config(config, out / 'upgraded.py')
+    files.dump_config(movable(config, out, 'upgraded.pth', *others), out / 'upgraded.py')

@@ -52,6 +52,25 @@ def check_predictions(data_samples: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
+def check_labels(data_samples: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> None:
+    """Refuses labels without a class, with which the evaluation would stop after the whole set (``IndexError``).
+
+    Args:
+        data_samples: As metrics get them.
+        classes: Names of the data set's classes, if it says them.
+
+    Raises:
+        ValueError: If there is such a label.
+    """
+    for sample in data_samples if classes is not None else ():
+        labels = (sample.get('pred_instances_3d') or {}).get('labels_3d')
+        if labels is not None and len(labels) and int(labels.max()) >= len(classes):
+            raise ValueError(
+                f'the detector predicts label {int(labels.max())}, but the data set has {len(classes)} classes '
+                f'({", ".join(classes)}): num_classes of the head and metainfo=dict(classes=...) must be the same'
+            )
+
+
 def _tensor(values: Any) -> Tensor:
     values = getattr(values, 'tensor', values)
     return values if isinstance(values, Tensor) and values.is_floating_point() else torch.zeros(0)
@@ -96,6 +115,7 @@ def _processing(original: Callable[..., None]) -> Callable[..., None]:
     def process(self: Any, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         check_predictions(data_samples)
         check_velocities(self, data_samples)
+        check_labels(data_samples, (self.dataset_meta or {}).get('classes'))
         original(self, data_batch, data_samples)
 
     return process

@@ -85,6 +85,12 @@ def test_init_model_takes_the_files(bevfusion: tuple[Path, Config]) -> None:
     assert torch.equal(model.state_dict()[name], stored[name])
 
 
+def test_the_files_can_be_moved(bevfusion: tuple[Path, Config], tmp_path: Path) -> None:
+    (tmp_path / 'slim.py').write_bytes((bevfusion[0] / 'slim.py').read_bytes())
+    config = Config.fromfile(tmp_path / 'slim.py')
+    assert (config.model.structure, config.load_from) == (str(tmp_path / 'structure.json'), str(tmp_path / 'slim.pth'))
+
+
 def test_the_slim_detector_trains(bevfusion: tuple[Path, Config]) -> None:
     out = bevfusion[0]
     config = Config.fromfile(out / 'slim.py')

@@ -97,6 +97,14 @@ def test_the_upgraded_files_stand_alone(bevfusion: Path) -> None:
     assert config.load_from == str(bevfusion / 'upgraded.pth')
 
 
+def test_the_upgraded_files_can_be_moved(bevfusion: Path, tmp_path: Path) -> None:
+    for name in ('upgraded.py', 'structure.json'):
+        (tmp_path / name).write_bytes((bevfusion / name).read_bytes())
+    config = Config.fromfile(tmp_path / 'upgraded.py')
+    assert config.model.structure == str(tmp_path / 'structure.json')
+    assert config.load_from == str(tmp_path / 'upgraded.pth')
+
+
 def test_pictures_are_drawn(bevfusion: Path) -> None:
     drawn = sorted(path.name for path in (bevfusion / 'pictures').iterdir())
     assert drawn == ['keep_rates.png', 'sample_0000.png', 'sample_0002.png']

@@ -5,12 +5,14 @@ from typing import Any
 
 import mmengine
 import pytest
-from mmengine.dataset import BaseDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler, RepeatDataset
 from mmengine.dataset import ConcatDataset as MMConcat
+from nuscenes.eval.common.data_classes import EvalBoxes
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from mmprune3d.analysis.annotations import no_accuracy
+from mmprune3d.analysis.annotations import check_classes, no_accuracy
+from mmprune3d.analysis.nuscenes_subset import _chosen
 from mmprune3d.analysis.samples import Chosen, check_samples, choose, data_info, identity, temporal_reason
 
 
@@ -106,6 +108,52 @@ def test_samples_that_would_be_taken_for_others_are_refused(metric: object, data
         check_samples(runner_of(dataset, metric))
 
 
+@pytest.mark.parametrize(
+    ('loader', 'message'),
+    [
+        (dict(sampler=InfiniteSampler(Frames(6), shuffle=False)), r'InfiniteSampler\) gives more than 6 samples'),
+        (dict(batch_size=4, drop_last=True), r'drop_last=True\) gives 4 samples, 4 of them different, of .* 6'),
+        (dict(sampler=[0, 1, 2, 3, 4, 4]), r'gives 6 samples, 5 of them different'),
+        (dict(sampler=[0, 1, 2]), r'gives 3 samples'),
+        (dict(batch_sampler=[[0, 1], [2, 3], [4]]), r'gives 5 samples'),
+    ],
+)
+def test_loaders_that_repeat_or_leave_out_samples_are_refused(loader: dict[str, Any], message: str) -> None:
+    runner = runner_of(Frames(6))
+    runner.test_dataloader = DataLoader(Frames(6), **loader)
+    with pytest.raises(ValueError, match=message):
+        check_samples(runner)
+
+
+@pytest.mark.parametrize(
+    'loader',
+    [dict(batch_size=4), dict(shuffle=True), dict(sampler=DefaultSampler(Frames(6), shuffle=True)),
+     dict(batch_sampler=[[5, 1], [2, 3], [4, 0]])],
+)  # fmt: skip
+def test_the_order_of_samples_does_not_matter(metric: object, loader: dict[str, Any]) -> None:
+    runner = runner_of(Frames(6), metric)
+    runner.test_dataloader = DataLoader(Frames(6), **loader)
+    check_samples(runner)
+
+
+def detector(**heads: Any) -> nn.Module:
+    model = nn.Module()
+    for name, count in heads.items():
+        setattr(model, name, nn.Identity())
+        getattr(model, name).num_classes = count
+    return model
+
+
+def test_heads_for_other_classes_than_the_test_set_are_refused() -> None:
+    two = Frames(3, metainfo=dict(classes=('car', 'pedestrian')))
+    for fitting in (dict(bbox_head=2), dict(bbox_head=[1, 1]), dict(rpn_head=1, roi_head=2), dict(backbone=1000)):
+        check_classes(detector(**fitting), two)
+    check_classes(detector(bbox_head=10), Subset(two, [0]))  # does not say its classes
+    for other in (10, 1, [1, 2]):
+        with pytest.raises(ValueError, match=r'model.bbox_head has \d+ classes, but the test set has 2 \(car, pedestr'):
+            check_classes(detector(bbox_head=other), two)
+
+
 def test_evaluators_that_need_everything_refuse_parts(metric: object) -> None:
     whole = type('LyftMetric', (), {})()
     whole.ann_file = metric.ann_file
@@ -143,6 +191,29 @@ def test_a_test_set_without_annotations_is_seen() -> None:
     assert no_accuracy(dataset, kinds()) == 'the config has no evaluator'
 
 
+def test_samples_of_another_split_of_nuscenes_are_seen(tmp_path) -> None:
+    tables = tmp_path / 'v1.0-trainval'
+    tables.mkdir()
+    scenes = [dict(token='seen', name='scene-0001'), dict(token='judged', name='scene-0003')]  # train and val
+    samples = [dict(token=f't{k}', scene_token='judged' if k < 3 else 'seen') for k in range(5)]
+    for name, table in dict(sample_annotation=[{}], scene=scenes, sample=samples).items():
+        mmengine.dump(table, str(tables / f'{name}.json'))
+    metric = kinds('NuScenesMetric', data_root=str(tmp_path), dataset_meta=dict(version='v1.0-trainval'))
+    assert no_accuracy(Frames(3), metric) == no_accuracy(Frames(2, first=1), metric) == ''
+    assert no_accuracy(Frames(5), metric).startswith(
+        '2 of 5 samples of the test set are not in the split val of v1.0-trainval, the only one that NuScenesMetric '
+        'evaluates (such as t3)'
+    )
+
+
+def test_ground_truth_that_is_not_there_is_no_sample_without_objects() -> None:
+    truth = EvalBoxes()
+    truth.add_boxes('t0', [])
+    with pytest.raises(ValueError, match=r'1 of 2 samples .* \(such as t1\)'):
+        _chosen(lambda: truth, ['t0', 't1'])
+    assert _chosen(lambda: truth, ['t0']).sample_tokens == ['t0']
+
+
 def test_annotations_of_nuscenes_are_those_of_the_tables(tmp_path) -> None:
     def reason(version: str) -> str:
         return no_accuracy(
@@ -151,9 +222,12 @@ def test_annotations_of_nuscenes_are_those_of_the_tables(tmp_path) -> None:
 
     assert 'not of v1.0-test' in reason('v1.0-test')
     assert 'sample_annotation.json does not exist' in reason('v1.0-mini')
+    assert 'is there' not in reason('v1.0-trainval')
     (tmp_path / 'v1.0-mini').mkdir()
     table = tmp_path / 'v1.0-mini' / 'sample_annotation.json'
     table.write_text('[\n]\n')
     assert reason('v1.0-mini').endswith('has no annotations')
     table.write_text('[{"token": "a"}]')
     assert reason('v1.0-mini') == ''
+    # mmdet3d takes the version from the config, not from the infos
+    assert reason('v1.0-trainval').endswith("set test_dataloader.dataset.metainfo.version='v1.0-mini'")

@@ -157,3 +157,13 @@ def test_coco_metric_gives_0(tmp_path):
     assert set(none) == set(some) and set(none.values()) == {0.0}
     assert coco(tmp_path, [], metric_items=['mAP_50']) == {'coco/bbox_mAP_50': 0.0}
     assert coco(tmp_path, [], format_only=True, outfile_prefix=str(tmp_path / 'found')) == {}
+
+
+def test_labels_without_a_class_are_refused_at_the_first_batch() -> None:
+    metric = NuScenesMetric.__new__(NuScenesMetric)
+    metric.dataset_meta, metric.results = dict(classes=('car', 'pedestrian')), []
+    boxes = torch.zeros(2, 9)
+    with pytest.raises(ValueError, match=r'predicts label 7, but the data set has 2 classes \(car, pedestrian\)'):
+        metric.process({}, [nothing(0), sample(1, boxes, torch.tensor([0, 7]))])
+    metric.process({}, [nothing(0), sample(1, boxes, torch.tensor([0, 1]))])
+    assert len(metric.results) == 2

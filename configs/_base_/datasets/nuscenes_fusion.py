@@ -145,3 +145,6 @@ val_evaluator = dict(
     backend_args=backend_args,
 )
 test_evaluator = val_evaluator
+
+# for mmdet3d's inferencers and drawing hooks
+visualizer = dict(type='Det3DLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
