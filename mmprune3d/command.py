@@ -77,6 +77,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename}: {error.strerror}' if error.filename is not None else error.strerror
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, KeyError) and 'not in the mmengine::' in message:
+        message += ". If it is one of mmdet3d's: the config has no default_scope, write default_scope = 'mmdet3d'"
     if isinstance(error, (KeyError, ImportError)) or _is_ours(error):
         return message or type(error).__name__
     return f'{type(error).__name__}: {message} ({TRACEBACK}=1 before the command shows where)'

@@ -13,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+LOCK = '.lock'
+"""File in a folder that only one process at a time works in."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -76,6 +79,40 @@ def writable(folder: str | Path) -> Path:
         reason = f'{why}; results cannot be written there'
         raise OSError(error.errno, reason, str(folder)) from error
     return folder
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Nobody else who asks for it works in `folder` during the block: two would overwrite each other's results.
+
+    The lock goes with the process, however that ends. Where a file system has no locks, there is none. A folder in
+    which nothing was written is not left behind.
+
+    Args:
+        folder: Made if needed.
+
+    Raises:
+        BlockingIOError: If another process has it.
+        OSError: If the folder cannot be made or written.
+    """
+    import fcntl
+
+    path = writable(folder) / LOCK
+    with path.open('a') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = 'another process works in this folder; wait for it, or choose another one'
+            raise BlockingIOError(error.errno, reason, str(folder)) from error
+        except OSError:  # no locks on this file system
+            pass
+        try:
+            yield
+        finally:
+            if [*path.parent.iterdir()] == [path]:
+                with suppress(OSError):
+                    path.unlink()
+                    path.parent.rmdir()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mmengine.registry import HOOKS, Registry
+from mmengine.registry import HOOKS, MODELS, DefaultScope, Registry
 
 from mmprune3d import command
 from mmprune3d.checkpoint.load import load_state_dict
@@ -82,6 +82,14 @@ def test_runtime_errors_of_ours_that_mmengine_raises_anew(capsys):
 def test_names_that_no_registry_has(capsys):
     status, said = ending(lambda: HOOKS.build(dict(type='TgGBCHok')), capsys)
     assert status == 1 and said.startswith('error: TgGBCHok is not in the ')
+
+
+def test_a_config_without_default_scope(capsys):
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        status, said = ending(lambda: MODELS.build(dict(type='VoxelNet')), capsys)
+    assert status == 1 and "has no default_scope, write default_scope = 'mmdet3d'" in said
+    other = Registry('other')
+    assert 'default_scope' not in ending(lambda: other.build(dict(type='VoxelNet')), capsys)[1]
 
 
 @pytest.mark.parametrize('error', [TypeError('t'), AttributeError('a'), KeyError('k'), RuntimeError('r'), IndexError()])

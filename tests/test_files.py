@@ -116,3 +116,31 @@ def test_folders_that_cannot_be_written_are_refused(tmp_path: Path, place: str):
         files.writable(folder)
     assert caught.value.filename == str(folder)
     assert ('is a file, not a folder' in str(caught.value)) == folder.is_file()
+
+
+HOLDING = """
+import sys
+from mmprune3d import files
+with files.alone(sys.argv[1]):
+    print('has it', flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_folder_is_worked_in_by_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / 'out'
+    command = [sys.executable, '-c', HOLDING, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'has it\n'
+        with pytest.raises(BlockingIOError, match='another process works in this folder'), files.alone(folder):
+            raise AssertionError('both have it')
+        other.kill()  # the lock goes with the process
+    with files.alone(folder):
+        (folder / 'result').touch()
+    assert sorted(path.name for path in folder.iterdir()) == ['.lock', 'result']
+
+
+def test_a_folder_without_results_does_not_stay(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='refused'), files.alone(tmp_path / 'out'):
+        raise ValueError('refused')
+    assert not (tmp_path / 'out').exists()

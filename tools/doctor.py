@@ -24,5 +24,12 @@ def load_doctor() -> types.ModuleType:
     return importlib.import_module('mmprune3d.doctor')
 
 
+def main() -> None:
+    """Prints the report; the exit status is 0 if mmprune3d can be used."""
+    doctor, status = load_doctor(), []
+    importlib.import_module('mmprune3d.command').run_main(lambda: status.append(doctor.main()))
+    sys.exit(status[0])
+
+
 if __name__ == '__main__':
-    sys.exit(load_doctor().main())
+    main()

@@ -73,7 +73,15 @@ def main() -> None:
     args = parse_args()
     from mmprune3d.command import run_main
 
-    run_main(lambda: run(args))
+    run_main(lambda: run_alone(args))
+
+
+def run_alone(args: argparse.Namespace) -> None:
+    """Runs the upgrade, unless another one works in the same folder."""
+    from mmprune3d.files import alone
+
+    with alone(args.out):
+        run(args)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -74,7 +74,8 @@ class Comparison:
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Any]:
         """Predictions for a batch, which stays as it is."""
-        return self.runner.model.test_step(copy.deepcopy(batch))
+        with self.tested.precision():
+            return self.runner.model.test_step(copy.deepcopy(batch))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
         """Metrics of both, over the test set; none where accuracy cannot be measured."""
@@ -93,7 +94,7 @@ class Comparison:
         for batch in tqdm(self.batches * self.repeats, desc='timing', unit='batch'):
             for name, variant in self.variants.items():
                 model, data = variant.take(self.runner), copy.deepcopy(batch)
-                with torch.no_grad():
+                with torch.no_grad(), self.tested.precision():
                     times[name].append(timers[name].measure(lambda model=model, data=data: model.test_step(data)))
         return {name: medians(values) for name, values in times.items()}
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.scheduler.param_scheduler import ConstantParamScheduler, LinearParamScheduler
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
@@ -94,7 +96,12 @@ def optimizers(config: Config) -> list[Any]:
 
 
 def finetuning(
-    config: Config, checkpoint: Path, work_dir: Path, epochs: int | None = None, lr_factor: float = LR_FACTOR
+    config: Config,
+    checkpoint: Path,
+    work_dir: Path,
+    epochs: int | None = None,
+    lr_factor: float = LR_FACTOR,
+    hooks: Iterable[Mapping[str, Any]] = (),
 ) -> Config:
     """`config`, set up to fine-tune `checkpoint`; it goes on where an earlier run in `work_dir` stopped.
 
@@ -104,20 +111,38 @@ def finetuning(
         work_dir: Folder of the training.
         epochs: See `shortened`; None means as many as the config trains.
         lr_factor: Times the learning rate of the config, see `slowed`.
+        hooks: Added to those of the config, as they are.
 
     Raises:
-        ValueError: If the config has no training set, or its schedule cannot be changed as asked.
+        ValueError: If the config has no training set, or its schedule cannot be changed as asked, or the earlier run
+            was another one.
     """
     if config.get('train_dataloader') is None or config.get('train_cfg') is None:
         raise ValueError('the config has no train_dataloader and train_cfg: there is nothing to fine-tune with')
     config = slowed(config if epochs is None else shortened(config, epochs), lr_factor)
-    hooks = config.get('default_hooks') or {}
-    saver = hooks.get('checkpoint') or dict(type='CheckpointHook', max_keep_ckpts=2)
+    defaults = config.get('default_hooks') or {}
+    saver = defaults.get('checkpoint') or dict(type='CheckpointHook', max_keep_ckpts=2)
     if is_a(saver, CheckpointHook, HOOKS):
         saver = {**saver, 'save_last': True}
-    config.default_hooks = {**hooks, 'checkpoint': saver}  # without one, hours of training would leave nothing
+    config.default_hooks = {**defaults, 'checkpoint': saver}  # without one, hours of training would leave nothing
+    config.custom_hooks = [*(config.get('custom_hooks') or []), *hooks]
     go_on(config, work_dir, checkpoint)
     return writable(with_own_visualizer(config))  # the runner writes it into its folder
+
+
+def check_device(config: Config) -> None:
+    """Refuses AmpOptimWrapper on a CPU, where mmengine 0.10 stops with an AssertionError as the training begins.
+
+    Raises:
+        ValueError: It names what works there.
+    """
+    wrapper = config.get('optim_wrapper') or {}
+    parts = [wrapper, *(part for part in wrapper.values() if isinstance(part, Mapping))]
+    if get_device() == 'cpu' and any(is_a(part.get('type'), AmpOptimWrapper, OPTIM_WRAPPERS) for part in parts):
+        raise ValueError(
+            "optim_wrapper: AmpOptimWrapper works on a GPU only; on a CPU write type='BFloat16OptimWrapper', or "
+            "'OptimWrapper', and leave dtype and loss_scale out"
+        )
 
 
 class WarmUpCheckHook(Hook):
@@ -162,12 +187,25 @@ class PlanWithFineTuning:
         """Runs the training of a config that `finetuning` made.
 
         Raises:
-            ValueError: Before the first batch, if its epochs have too few iterations for the schedule.
+            ValueError: Before the first batch, if its epochs have too few iterations for the schedule, or its optimizer
+                wrapper does not work on this device.
         """
+        check_device(config)
         runner = runner_type.from_cfg(copy.deepcopy(config))
         if self.epochs is not None:
             runner.register_hook(WarmUpCheckHook())
         runner.train()
+
+    def trained(self, work_dir: Path) -> dict[str, Any]:
+        """The newest checkpoint of a training that has ended.
+
+        Raises:
+            FileNotFoundError: If it left none.
+        """
+        last = newest_whole_checkpoint(work_dir)
+        if last is None:
+            raise FileNotFoundError(f'{work_dir}: the fine-tuning left no checkpoint; does the config save any?')
+        return torch.load(last, map_location='cpu', weights_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -191,10 +229,8 @@ class QueryPruning(PlanWithFineTuning):
                 f'the config has a {GPQ_HOOK} already: leave it out of custom_hooks, or use tools/train.py and then '
                 'tools/compact.py'
             )
-        config = finetuning(config, checkpoint, work_dir, self.epochs, self.lr_factor)
         hook = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
-        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=GPQ_HOOK, **hook)]
-        return config
+        return finetuning(config, checkpoint, work_dir, self.epochs, self.lr_factor, [dict(type=GPQ_HOOK, **hook)])
 
     def run(self, config: Config, checkpoint: Path, out: Path) -> Compacted:
         """Fine-tunes and compacts.
@@ -208,12 +244,11 @@ class QueryPruning(PlanWithFineTuning):
             The small detector, with the user's config but for the number of queries.
 
         Raises:
-            ValueError: If config or plan do not fit.
+            ValueError: If config or plan do not fit, or `out` has another fine-tuning.
         """
         tuned = self.config(config, checkpoint, out / 'finetune')
         self.train(tuned)
-        last = newest_whole_checkpoint(out / 'finetune')
-        data = torch.load(last, map_location='cpu', weights_only=True)
+        data = self.trained(out / 'finetune')
         small = compact(tuned, data, (self.plan.target,), TRAINING_STATE)[0]
         config = copy.deepcopy(config)
         config.model = small.config.model

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import files
+from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.loops.altermoma_loop import REPORT
@@ -179,13 +180,17 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
         What ``result.json`` holds: settings and figures.
 
     Raises:
-        ValueError: If the name is unknown, or accuracy cannot be measured.
+        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
+            weights.
     """
     check_name(name)
     row, where = RUNS[name], out / f'{name}-seed{seed}'
+    data = begun.beginning(base, checkpoint)
     if (where / 'result.json').is_file():
+        begun.note(out, data)
         return files.read_json(where / 'result.json')
     require_accuracy_of(base, 'the study')
+    begun.note(out, data)
     config = training_config(base, row, checkpoint, seed, where)
     start = time.monotonic()
     runner = (Runner if row.pruning is None else AlterMOMARunner).from_cfg(config)

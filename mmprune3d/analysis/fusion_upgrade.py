@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -16,6 +15,7 @@ from torch import nn
 
 from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import without
@@ -37,7 +37,7 @@ from .fusion_comparison import FusionComparison, fusion_rows
 from .measured import Measured, source_of_upgrade
 from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
 from .tested import TestedSet, safely
-from .upgrade import prepare, read_config, upgraded_config, write_upgraded
+from .upgrade import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
 
 RECALIBRATED = 16
 """Batches on which batch norm is estimated anew, unless the config says something else."""
@@ -90,8 +90,9 @@ class FusionPruning(PlanWithFineTuning):
         return self._weights(config, checkpoint, out)
 
     def _weights(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
-        tuned = self._tuned(config, checkpoint, out)
-        tuned.pruning = self.settings(config)
+        masked = copy.deepcopy(config)
+        masked.pruning = self.settings(config)
+        tuned = self._tuned(masked, checkpoint, out)
         self.train(tuned, AlterMOMARunner)
         keep = json.loads((out / 'finetune' / LOOP_REPORT).read_text())
         upgraded = upgraded_config(config, None)
@@ -103,9 +104,12 @@ class FusionPruning(PlanWithFineTuning):
 
     def _channels(self, config: Config, checkpoint: Path, out: Path) -> Pruned:
         folder = out / 'pruned'
+        used = {name: config.get(name) for name in ('model', 'data_preprocessor', 'train_dataloader')}
+        data = begun.beginning({**used, 'pruning': self.settings(config)}, checkpoint)
         if (folder / REPORT).is_file():
-            self._check_same(folder / REPORT)
+            begun.require_same(folder, data)
         else:
+            begun.write(folder, data)
             slim(config, checkpoint, ChannelSettings.from_dict(self.settings(config))).write(folder)
         keep = json.loads((folder / REPORT).read_text())
         tuned = self._tuned(slim_config(config, str(folder / STRUCTURE)), folder / 'slim.pth', out)
@@ -117,15 +121,8 @@ class FusionPruning(PlanWithFineTuning):
     def _tuned(self, config: Config, checkpoint: Path, out: Path) -> Config:
         return finetuning(config, checkpoint, out / 'finetune', self.epochs, self.lr_factor)
 
-    def _check_same(self, path: Path) -> None:
-        theirs = json.loads(path.read_text())['plan']
-        if theirs != self.plan.to_dict():
-            raise ValueError(f'{path.parent} was pruned by another plan: {theirs}; choose another folder, or remove it')
-
     def _trained(self, out: Path) -> dict[str, Any]:
-        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
-        data = torch.load(last, map_location='cpu', weights_only=True)
-        made = {name: value for name, value in data.items() if name not in TRAINING_STATE}
+        made = {name: value for name, value in self.trained(out / 'finetune').items() if name not in TRAINING_STATE}
         made['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
         return made
 
@@ -166,6 +163,7 @@ def run_fusion_upgrade(
     checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
+    check_inputs(out, config_file, checkpoint)
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
     # what has no map, and what cannot be tested, is refused before hours of training
     fusion = _fusion_map(pruning, original, runner)
@@ -174,6 +172,7 @@ def run_fusion_upgrade(
     made, weights = pruning.run(original, checkpoint, out), out / 'upgraded.pth'
     config = copy.deepcopy(made.config)
     config.load_from = str(weights)
+    forget_results(out)
     files.save_checkpoint(made.checkpoint, weights)
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()

@@ -27,6 +27,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune3d import files
+from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
@@ -123,12 +124,16 @@ def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path
         tokens by kind and attention layer.
 
     Raises:
-        ValueError: If the name is unknown, or accuracy cannot be measured.
+        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
+            weights.
     """
     where, row = folder_of(out, name, seed), RUNS[name]
+    data = begun.beginning(base, checkpoint)
     if (where / RESULT).is_file():
+        begun.note(out, data)
         return files.read_json(where / RESULT)
     require_accuracy_of(base, 'the study')
+    begun.note(out, data)
     if not (where / WEIGHTS).is_file():
         fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
     trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']

@@ -35,7 +35,7 @@ from .measured import Measured, source_of_upgrade
 from .memory import peak_memory
 from .side_by_side import THRESHOLD, SideBySide
 from .tested import TestedSet
-from .upgrade import prepare, read_config, upgraded_config, write_upgraded
+from .upgrade import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
 
 RECALIBRATED = 16
 """Training batches on which batch norm is estimated anew."""
@@ -80,13 +80,11 @@ class HaltingUpgrade(PlanWithFineTuning):
             The config and the checkpoint of the detector whose tokens halt.
 
         Raises:
-            ValueError: If the plan does not fit.
+            ValueError: If the plan does not fit, or `out` has another fine-tuning.
         """
         halting = self.config(config)
         self.train(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor))
-        last = Path((out / 'finetune' / 'last_checkpoint').read_text().strip())
-        data = torch.load(last, map_location='cpu', weights_only=True)
-        made = {name: value for name, value in data.items() if name not in TRAINING_STATE}
+        made = {name: value for name, value in self.trained(out / 'finetune').items() if name not in TRAINING_STATE}
         made['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
         return halting, made
 
@@ -210,6 +208,7 @@ def run_halting_upgrade(
     checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
+    check_inputs(out, config_file, checkpoint)
     halting.config(original)  # what is no SST is refused before anything is built
     runner = Runner.from_cfg(prepare(original, checkpoint, out))
     measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
@@ -218,6 +217,7 @@ def run_halting_upgrade(
     weights = out / 'upgraded.pth'
     config = copy.deepcopy(config)
     config.load_from = str(weights)
+    forget_results(out)
     files.save_checkpoint(made, weights)
     upgraded = Runner.from_cfg(prepare(config, weights, out))
     upgraded.load_or_resume()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmprune3d import files
+from mmprune3d.checkpoint.begun import fingerprint
+from mmprune3d.config_types import writable
 from mmprune3d.version import __version__
+
+from .report import versions_of
 
 FILE = 'measured.json'
 
@@ -27,14 +32,20 @@ class Measured:
 
     def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
         self.path = folder / FILE
-        self.data: dict[str, Any] = {'source': dict(source), 'figures': {}}
+        self.data: dict[str, Any] = {'source': json.loads(json.dumps(source)), 'figures': {}}
         if self.path.is_file():
-            try:
-                found = json.loads(self.path.read_text())
-            except ValueError:
-                found = {}
-            if isinstance(found, dict) and found.get('source') == self.data['source']:
-                self.data = found
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            found = json.loads(self.path.read_text(errors='replace'))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get('digest') != _digest(found.get('source'), found.get('figures')):
+            text = f'{self.path} is not as it was written: what it says is measured anew'
+            print_log(text, logger='current', level=WARNING)
+        elif found['source'] == self.data['source']:
+            self.data = found
 
     def take(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures under `key`; if there are none yet, those that `measure` returns, which go into the file."""
@@ -42,7 +53,8 @@ class Measured:
         if key in known:
             print_log(f'{key}: measured before the interruption, see {self.path}', logger='current')
         else:
-            known[key] = measure()
+            known[key] = json.loads(json.dumps(measure()))
+            self.data['digest'] = _digest(self.data['source'], known)
             files.write_json(self.path, self.data)
         return dict(known[key])
 
@@ -60,19 +72,24 @@ def source_of_upgrade(config: Config, checkpoint: Path, samples: int | None, **o
         samples: How many are tested.
         others: Plain types, such as the plan of a fine-tuning.
     """
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    text = json.dumps(writable(config).to_dict(), sort_keys=True, default=str)
     evaluators = config.get('test_evaluator') or ()
     known = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     paths = [Path(one['ann_file']) for one in known if isinstance(one.get('ann_file'), str)]
     return {
-        'config': _fingerprint(text.encode()),
-        'checkpoint': _fingerprint(checkpoint.read_bytes()),
+        'config': _sha256(text),
+        'checkpoint': fingerprint(checkpoint),
         'samples': samples,
         'annotations': {str(path): path.stat().st_mtime for path in paths if path.is_file()},
-        'version': __version__,
+        'versions': {'mmprune3d': __version__, **versions_of('torch', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d')},
         **others,
     }
 
 
-def _fingerprint(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest(source: Any, figures: Any) -> str:
+    """Of what is in the file: a figure that somebody changed, or half of them, is no measurement."""
+    return _sha256(json.dumps([source, figures], sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import files
+from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 
@@ -162,13 +163,17 @@ def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any
 
     Raises:
         FileNotFoundError: If what it starts from is not there.
-        ValueError: If the name is unknown, or accuracy cannot be measured.
+        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
+            weights.
     """
     check_name(name)
     run, where = RUNS[name], folder(out, name, seed)
+    data = begun.beginning(base, out / 'start.pth')
     if (where / 'result.json').is_file():
+        begun.note(out, data)
         return files.read_json(where / 'result.json')
     require_accuracy_of(base, 'the study')
+    begun.note(out, data)
     write_start(run, name, seed, out)
     config = training_config(base, run, name, seed, out)
     runner = Runner.from_cfg(config)

@@ -61,7 +61,8 @@ class SideBySide:
     @torch.no_grad()
     def predict(self, name: str, batch: dict[str, Any]) -> list[Any]:
         """Predictions of a model for a batch, which stays as it is."""
-        return self.models[name].eval().test_step(copy.deepcopy(batch))
+        with self.tested.precision():
+            return self.models[name].eval().test_step(copy.deepcopy(batch))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
         """Metrics of both, over the test set; none where accuracy cannot be measured."""

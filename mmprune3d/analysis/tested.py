@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.runner import Runner
+from mmengine.runner import Runner, autocast
 
 from . import report as reports
 from .accuracy import evaluate_and_warn, evenly_spaced, summarize
@@ -62,8 +63,13 @@ class TestedSet:
         loader = runner.test_dataloader
         reason = no_accuracy(loader.dataset, runner.test_evaluator)
         dtype = str(next(runner.model.parameters()).dtype).removeprefix('torch.')
+        dtype += ' under autocast' if _fp16(runner) else ''
         env = reports.environment(batch_size_of(loader), dtype)
         return cls(runner, total_samples(runner), choice.note, reason, env, measured)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """That of the test: what is timed and drawn runs under autocast where the test does (``test_cfg.fp16``)."""
+        return autocast(enabled=_fp16(self.runner))
 
     def figures(self, title: str) -> dict[str, float]:
         """Accuracy of the runner's model as it is now; nothing where it cannot be measured."""
@@ -118,6 +124,10 @@ class TestedSet:
 
             paths += safely(self.runner, f'the picture of sample {number}', one)
         return paths
+
+
+def _fp16(runner: Runner) -> bool:
+    return bool(getattr(runner.test_loop, 'fp16', False))
 
 
 def safely(runner: Runner, what: str, draw: Callable[[], Path]) -> list[Path]:

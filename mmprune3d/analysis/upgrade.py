@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmprune3d import adapters, files
 from mmprune3d.adapters.learned_queries import learned_queries
 from mmprune3d.checkpoint.addresses import local_file
+from mmprune3d.checkpoint.begun import fingerprint
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import dotted, movable, only, without, writable
 from mmprune3d.engine.hooks import MaskHook
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
 
 HOOKS = {TgGBCPlan.method: 'TgGBCHook', ToMePlan.method: 'ToMeHook'}
 """Method -> the hook that carries its plan in the upgraded config."""
+UPGRADED = ('upgraded.py', 'upgraded.pth')
+PICTURES = ('sample_*.jpg', 'sample_*.png', 'tokens_*.png', 'keep_rates.png')
+RESULTS = (
+    'report.md',
+    'report.json',
+    'search.md',
+    'search.json',
+    UPGRADED[0],
+    *(f'pictures/{one}' for one in PICTURES),
+)
+"""What an upgrade writes, but for the weights, which are replaced."""
 
 
 def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, Any]) -> Config:
@@ -73,6 +85,28 @@ def require_one_process() -> None:
             'tools/train.py and tools/test.py take several, with --launcher pytorch; GPQHook, HaltingHook and '
             'AlterMOMARunner prune in such a training'
         )
+
+
+def check_inputs(out: Path, config_file: Path, checkpoint: Path) -> None:
+    """Refuses to work on what the upgrade in `out` itself writes: it would be replaced before it is measured.
+
+    Raises:
+        ValueError: If config or checkpoint is a result or a part of an upgrade in `out`.
+    """
+    made = [out / name for name in (*UPGRADED, 'finetune', 'pruned')]
+    for path in (config_file, checkpoint):
+        if any(path.resolve().is_relative_to(one.resolve()) for one in made):
+            raise ValueError(f'{path} is what an upgrade in {out} writes, and would be replaced: choose another --out')
+
+
+def forget_results(out: Path) -> None:
+    """Removes what an earlier upgrade wrote into `out`, before the first file of a new one is there.
+
+    Else a start that does not come to its end would leave the report and the pictures of one model beside another one.
+    """
+    for pattern in RESULTS:
+        for path in out.glob(pattern):
+            path.unlink()
 
 
 def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
@@ -136,7 +170,9 @@ def upgraded_checkpoint(checkpoint: dict[str, Any], plan: KeyPlan) -> dict[str, 
     return data
 
 
-def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measured | None = None) -> PlanSearch:
+def find_plan(
+    runner: Runner, request: SearchRequest, out: Path, measured: Measured | None = None, weights: str | None = None
+) -> PlanSearch:
     """Searches a plan on the runner's model and test set.
 
     Args:
@@ -144,6 +180,7 @@ def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measu
         request: What to look for.
         out: Where `search.json` and `search.md` go.
         measured: Where trials are kept until the upgrade is finished, or None.
+        weights: Fingerprint of those of the model: what was measured with others is measured anew.
 
     Raises:
         ValueError: If no plan holds the limit; the files say what was tried.
@@ -156,10 +193,13 @@ def find_plan(runner: Runner, request: SearchRequest, out: Path, measured: Measu
                 return known[plan]
             if measured is None:
                 return test.evaluate(plan)
-            return measured.take(f'{request.calibrate or "all"} samples, {plan}', lambda: test.evaluate(plan))
+            return measured.take(
+                f'{request.calibrate or "all"} samples, {plan}, weights {weights}', lambda: test.evaluate(plan)
+            )
 
         search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
         search.run()
+    forget_results(out)
     files.write_json(out / 'search.json', search.to_dict())
     files.write_text(out / 'search.md', search.markdown())
     if search.plan is None:
@@ -211,6 +251,7 @@ def run_upgrade(
     checkpoint = local_file(checkpoint)
     original = read_config(config_file, checkpoint, overrides)
     files.writable(out)
+    check_inputs(out, config_file, checkpoint)
     runner, search = Runner.from_cfg(prepare(original, checkpoint, out)), None
     config, upgraded, weights = original, runner, checkpoint
     # what no adapter knows, and what cannot be tested, is refused before hours of work
@@ -225,17 +266,20 @@ def run_upgrade(
         learned_queries(runner.model)
         small = gpq.run(original, checkpoint, out)
         config, weights = small.config, out / 'upgraded.pth'
+        forget_results(out)
         files.save_checkpoint(small.checkpoint, weights)
         upgraded = Runner.from_cfg(prepare(config, weights, out))
         upgraded.load_or_resume()
         restrict(upgraded, samples)
     if isinstance(plan, SearchRequest):
-        search = find_plan(upgraded, plan, out, measured)
+        search = find_plan(upgraded, plan, out, measured, fingerprint(weights))
         plan = search.plan
     comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats, tested)
     costs = comparison.costs()  # seconds, after which the plan is known to fit
     data = read_checkpoint(weights)
     data = data if plan is None else upgraded_checkpoint(data, plan)
+    if search is None:  # which did so already
+        forget_results(out)
     write_upgraded(out, upgraded_config(config, plan), data)
     methods = [one.method for one in (gpq and gpq.plan, plan) if one is not None]
     report = comparison.report(f'{config_file.stem}: {", ".join(methods)}', costs)

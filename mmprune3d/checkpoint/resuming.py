@@ -23,6 +23,8 @@ from mmengine.logging import print_log
 
 from mmprune3d.files import replacing
 
+from . import begun
+
 LAST = 'last_checkpoint'
 """File in a work folder that names the newest checkpoint."""
 
@@ -90,11 +92,18 @@ def go_on(config: Config, work_dir: str | Path, start: str | Path) -> None:
     At least two checkpoints are kept: if it is one, mmengine deletes it before it writes the next.
 
     Args:
-        config: Of a training.
+        config: Of a training, complete: what it depends on is noted in the folder, see `begun`.
         work_dir: Its folder.
         start: Checkpoint with the weights to begin with.
+
+    Raises:
+        ValueError: If the earlier run was begun with another config or other weights.
     """
-    last = newest_whole_checkpoint(work_dir)
+    last, data = newest_whole_checkpoint(work_dir), begun.beginning(config, start)
+    if last is None:
+        begun.write(work_dir, data)
+    else:
+        begun.require_same(work_dir, data)
     config.work_dir = str(work_dir)
     config.resume = last is not None
     config.load_from = str(start if last is None else last)

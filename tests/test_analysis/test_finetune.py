@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim.scheduler import ConstantLR, LinearLR, LinearMomentum
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmprune3d.analysis.finetune import QueryPruning, WarmUpCheckHook, finetuning, shortened, slowed
+from mmprune3d.analysis.finetune import QueryPruning, WarmUpCheckHook, check_device, finetuning, shortened, slowed
 from mmprune3d.pruning.gpq import GPQPlan
 from tests.test_analysis.test_schedules import assert_stretched, curve
 
@@ -104,6 +104,16 @@ def test_several_optimizers() -> None:
 def test_what_cannot_be_changed_is_said(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         finetuning(small(**changes), Path('x.pth'), tmp_path, None, 0.5)
+
+
+def test_amp_on_a_cpu_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = dict(type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    for config in (small(optim_wrapper=wrapper), small(optim_wrapper=dict(one=wrapper, constructor='Some'))):
+        monkeypatch.setattr('mmprune3d.analysis.finetune.get_device', lambda: 'cpu')
+        with pytest.raises(ValueError, match=r'AmpOptimWrapper works on a GPU only; .*BFloat16OptimWrapper'):
+            QueryPruning(GPQPlan(target=5, epochs=1)).train(config)
+        monkeypatch.setattr('mmprune3d.analysis.finetune.get_device', lambda: 'cuda')
+        check_device(config)
 
 
 def test_sections_that_are_none(tmp_path: Path) -> None:

@@ -114,8 +114,10 @@ def test_pictures_are_drawn(bevfusion: Path) -> None:
 class StopHook(Hook):
     """Ends a training in its second epoch."""
 
+    active = True
+
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
-        if runner.epoch == 1 and batch_idx == 1:
+        if self.active and runner.epoch == 1 and batch_idx == 1:
             raise KeyboardInterrupt
 
 
@@ -131,15 +133,18 @@ def small(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize('kind', TEXTS)
-def test_an_interrupted_upgrade_goes_on(small: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_an_interrupted_upgrade_goes_on(
+    small: tuple[Path, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pruning, (config, checkpoint) = pruning_of(TEXTS[kind], epochs=2), small
     whole = run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'whole', {}, **QUICK)
     hooks = Config.fromfile(config).custom_hooks
+    overrides = dict(custom_hooks=[*hooks, dict(type='StopHook')])
     with pytest.raises(KeyboardInterrupt):
-        overrides = dict(custom_hooks=[*hooks, dict(type='StopHook')])
         run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
     assert not (tmp_path / 'parts' / 'upgraded.pth').exists()
-    again = run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'parts', {}, **QUICK)
+    monkeypatch.setattr(StopHook, 'active', False)
+    again = run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
     weights = [torch.load(tmp_path / out / 'upgraded.pth', weights_only=True) for out in ('whole', 'parts')]
     assert_same(weights[1]['state_dict'], weights[0]['state_dict'], 'weights')
     assert again['keep'] == whole['keep'] and again['upgraded']['mean'] == whole['upgraded']['mean']
@@ -167,8 +172,21 @@ def test_masked_weights_are_zero_and_counted(small: tuple[Path, Path], tmp_path:
 
 def test_another_plan_in_the_same_folder_is_an_error(small: tuple[Path, Path], tmp_path: Path) -> None:
     run_fusion_upgrade(*small, pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK)
-    with pytest.raises(ValueError, match=r'out/pruned was pruned by another plan: .*choose another folder'):
+    report = (tmp_path / 'out' / 'report.json').read_bytes()
+    other = r'out/pruned holds work that was begun otherwise \(pruning.seed was 0, is 1\): choose another folder'
+    with pytest.raises(ValueError, match=other):
         run_fusion_upgrade(*small, pruning_of(TEXTS['channels'] + ',seed=1'), tmp_path / 'out', {}, **QUICK)
+    with pytest.raises(ValueError, match=r'out/finetune holds work .* \(optim_wrapper.optimizer.lr was'):
+        slower = FusionPruning(pruning_of(TEXTS['channels']).plan, None, 0.125)
+        run_fusion_upgrade(*small, slower, tmp_path / 'out', {}, **QUICK)
+    data = torch.load(small[1], weights_only=True)
+    data['state_dict']['bbox_head.weight'] += 1
+    torch.save(data, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'out/pruned holds work .* \(with other weights\)'):
+        run_fusion_upgrade(
+            small[0], tmp_path / 'other.pth', pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK
+        )
+    assert (tmp_path / 'out' / 'report.json').read_bytes() == report  # refused: what was there stays
     with pytest.raises(ValueError, match='epochs=0 must be a whole number, 1 or more'):
         pruning_of(TEXTS['weights'], epochs=0)
 

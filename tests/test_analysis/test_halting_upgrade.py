@@ -119,3 +119,21 @@ def test_gates_want_enough_features_and_blocks() -> None:
         HaltingPlan(0.5).gates(16, 4)
     with pytest.raises(ValueError, match='1 block'):
         HaltingPlan(0.5).gates(64, 1)
+
+
+@pytest.mark.parametrize(
+    ('text', 'settings', 'named'),
+    [
+        (PLAN.replace('0.6', '0.7'), {}, r'model\.backbone\.halting'),
+        (PLAN, dict(lr_factor=0.25), r'optim_wrapper\.optimizer\.lr'),
+        (PLAN, dict(epochs=9), r'train_cfg\.max_epochs'),
+    ],
+)
+def test_the_fine_tuning_of_another_plan_is_refused(
+    plain: Path, report: Path, text: str, settings: dict[str, Any], named: str
+) -> None:
+    before = (report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()
+    halting = HaltingUpgrade(HaltingPlan.parse(text), **settings)
+    with pytest.raises(ValueError, match=rf'finetune holds work that was begun otherwise \(.*{named}'):
+        run_halting_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, report, {}, 1, 1, 0)
+    assert ((report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()) == before

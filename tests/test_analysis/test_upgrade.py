@@ -18,11 +18,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d.analysis import comparison, fusion_study, halting_study, key_study, query_study, tested, upgrade
+from mmprune3d.analysis import measured as measured_module
 from mmprune3d.analysis.accuracy import summarize
 from mmprune3d.analysis.finetune import QueryPruning, shortened
 from mmprune3d.analysis.measured import Measured, source_of_upgrade
 from mmprune3d.analysis.search import SearchRequest
-from mmprune3d.analysis.upgrade import prepare, read_config, run_upgrade, upgraded_config
+from mmprune3d.analysis.upgrade import check_inputs, prepare, read_config, run_upgrade, upgraded_config
+from mmprune3d.models.petr import PETR3D
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
 from mmprune3d.visualization import upgrade as pictures
@@ -295,7 +297,7 @@ def test_an_upgrade_that_is_interrupted_while_it_draws_measures_the_baseline_onc
     assert not (tmp_path / 'measured.json').exists()
 
 
-def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
+def test_figures_of_something_else_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, checkpoint = Config(dict(model=dict(type='A'))), tmp_path / 'a.pth'
     checkpoint.write_bytes(b'1')
 
@@ -309,8 +311,66 @@ def test_figures_of_something_else_are_forgotten(tmp_path: Path) -> None:
     assert measured(0.4) == 0.4
     config.model.type = 'B'
     assert measured(0.5) == 0.5
-    (tmp_path / 'measured.json').write_text('{"source"')
-    assert measured(0.6) == 0.6
+    for number, text in enumerate(['{"source"', '[]', '', '{"figures": {"baseline": {"mAP": 0.9}}}']):
+        (tmp_path / 'measured.json').write_text(text)
+        assert measured(0.6 + number) == 0.6 + number
+    written = (tmp_path / 'measured.json').read_text()
+    (tmp_path / 'measured.json').write_text(written.replace('3.6', '0.7'))
+    assert measured(0.8) == 0.8  # a figure that somebody changed was not measured
+    monkeypatch.setattr(measured_module, 'versions_of', lambda *names: dict.fromkeys(names, '9'))
+    assert measured(0.9) == 0.9
+
+
+def test_results_of_an_earlier_upgrade_do_not_stay_beside_a_new_model(
+    folder: Path, overrides: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(folder / 'report', tmp_path / 'out')
+    (out / 'pictures' / 'mine.jpg').touch()
+    (out / 'search.md').touch()
+
+    def start(plan: TgGBCPlan, samples: int | None = None) -> None:
+        run_upgrade(CONFIG, folder / 'petr.pth', plan, out, overrides, 1, 1, pictures=0, samples=samples)
+
+    with pytest.raises(ValueError, match='cannot choose 4 of 3'):
+        start(SMALL, samples=4)
+    assert (out / 'report.json').is_file()  # nothing was written
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tested, 'evaluate_and_warn', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(SMALL)
+    assert Config.fromfile(out / 'upgraded.py').custom_hooks[-1].r == SMALL.r
+    assert not [name for name in ('report.md', 'report.json', 'search.md') if (out / name).exists()]
+    assert [path.name for path in (out / 'pictures').iterdir()] == ['mine.jpg']
+
+
+@pytest.mark.parametrize('name', ['upgraded.pth', 'finetune/epoch_1.pth', 'link.pth'])
+def test_an_upgrade_does_not_replace_what_it_begins_with(tmp_path: Path, name: str) -> None:
+    path = tmp_path / 'out' / name
+    path.parent.mkdir(parents=True)
+    if name == 'link.pth':
+        path.symlink_to('upgraded.pth')
+    with pytest.raises(ValueError, match='would be replaced: choose another --out'):
+        check_inputs(tmp_path / 'out', CONFIG, path)
+    check_inputs(tmp_path / 'other', CONFIG, path)
+    check_inputs(tmp_path / 'out', CONFIG, tmp_path / 'out' / 'epoch_24.pth')
+
+
+def test_what_is_timed_has_the_precision_of_the_test(folder: Path, overrides: dict[str, Any], tmp_path: Path) -> None:
+    changed = {**overrides, 'test_cfg.fp16': True}
+    seen, step = [], PETR3D.test_step
+
+    def spy(model: PETR3D, data: object) -> object:
+        seen.append(torch.is_autocast_enabled('cpu') or torch.is_autocast_enabled('cuda'))
+        return step(model, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PETR3D, 'test_step', spy)
+        report = run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, changed, 1, 1, pictures=1)
+    assert seen and all(seen)
+    assert report['env']['dtype'] == 'float32 under autocast'
 
 
 @pytest.mark.parametrize('way', ['samples', 'indices'])

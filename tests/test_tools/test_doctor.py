@@ -111,3 +111,11 @@ def test_exit_status_of_this_installation():
     done = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout
     assert 'mmcv ops' in done.stdout and 'available' in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """As in ``doctor.py | head -1``."""
+    with subprocess.Popen([sys.executable, str(TOOL)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b''
+    assert process.returncode == 1
