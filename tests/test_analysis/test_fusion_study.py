@@ -50,9 +50,11 @@ def test_every_row_of_the_study_is_a_training(monkeypatch: pytest.MonkeyPatch, t
 
 def test_an_unfinished_training_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fusion_study, 'dataset_length', lambda _: 100)
+    settings = Config.fromfile(CONFIG), RUNS['dense'], Path('start.pth'), 0, tmp_path
+    assert not training_config(*settings).resume
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     torch.save({'state_dict': {}}, tmp_path / 'epoch_1.pth')
-    config = training_config(Config.fromfile(CONFIG), RUNS['dense'], Path('start.pth'), 0, tmp_path)
+    config = training_config(*settings)
     assert config.resume
     assert config.load_from == str(tmp_path / 'epoch_1.pth')
     assert config.default_hooks.checkpoint.max_keep_ckpts == 2  # with 1, mmengine deletes it before it saves the next

@@ -147,9 +147,11 @@ def test_every_row_trains_equally_long(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert model.backbone.num_layers == 8
     assert budgets == {(ITERATIONS, BATCH_SIZE, ITERATIONS, LR)}
     assert base.to_dict() == before
+    settings = base, RUNS[CONTROL], Path('start.pth'), 0, tmp_path
+    assert not training_config(*settings).resume
     (tmp_path / 'last_checkpoint').write_text('iter_128.pth')
     torch.save({'state_dict': {}}, tmp_path / 'iter_128.pth')
-    config = training_config(base, RUNS[CONTROL], Path('start.pth'), 0, tmp_path)
+    config = training_config(*settings)
     assert config.resume and config.load_from == str(tmp_path / 'iter_128.pth')
 
 
