@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +129,28 @@ def check_dataset(runner: Runner) -> None:
     Raises:
         ValueError: If annotations are to be loaded that are not there; the message names the option.
     """
-    try:
+    how = f'To measure times alone: {UNLABELLED} (with --cfg-options), and an evaluator with format_only=True'
+    with missing_named('test', how):
         next(infos_of(runner.test_dataloader.dataset), None)
+
+
+@contextmanager
+def missing_named(what: str, how: str) -> Iterator[None]:
+    """Inside, a data set that is built may lack annotations: mmdet3d then stops with ``KeyError: 'instances'``.
+
+    Args:
+        what: The set, 'test' or 'training'.
+        how: What helps, a sentence without its full stop.
+
+    Raises:
+        ValueError: Instead of it.
+    """
+    try:
+        yield
     except KeyError as error:
         if "'instances'" not in str(error):
             raise
-        raise ValueError(
-            f'the infos of the test set have no annotations (no `instances`). To measure times alone: {UNLABELLED} '
-            '(with --cfg-options), and an evaluator with format_only=True'
-        ) from error
+        raise ValueError(f'the infos of the {what} set have no annotations (no `instances`). {how}') from error
 
 
 def check_classes(model: nn.Module, dataset: Dataset) -> None:

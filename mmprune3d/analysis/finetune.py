@@ -25,6 +25,7 @@ from mmprune3d.pruning import checks
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
 
+from .annotations import missing_named
 from .compact import GPQ_HOOK, Compacted, compact
 from .schedules import SHORTEST, scaled, stretched, stretched_hooks
 from .upgrade import with_own_visualizer
@@ -187,14 +188,15 @@ class PlanWithFineTuning:
         """Runs the training of a config that `finetuning` made.
 
         Raises:
-            ValueError: Before the first batch, if its epochs have too few iterations for the schedule, or its optimizer
-                wrapper does not work on this device.
+            ValueError: Before the first batch, if its epochs have too few iterations for the schedule, its optimizer
+                wrapper does not work on this device, or the training set has no annotations.
         """
         check_device(config)
         runner = runner_type.from_cfg(copy.deepcopy(config))
         if self.epochs is not None:
             runner.register_hook(WarmUpCheckHook())
-        runner.train()
+        with missing_named('training', 'Give an ann_file with annotations in train_dataloader.dataset'):
+            runner.train()
 
     def trained(self, work_dir: Path) -> dict[str, Any]:
         """The newest checkpoint of a training that has ended.

@@ -13,7 +13,9 @@ _SIZE_MISMATCH = re.compile(
 )
 _QUERIES = re.compile(r'(reference_points|query_embed\w*|query_feat\w*|query_pos\w*)(\.weight)?$')
 _BOX_CODES = re.compile(r'reg_branches\.\d+\.\d+\.(weight|bias)$')
-_CLASSES = re.compile(r'(cls_branches|fc_cls|conv_cls|cls_pred|heatmap\w*|cls_head|class_encoding)(\.|$)')
+_CLASSES = re.compile(
+    r'(cls_branches|fc_cls|conv_cls|cls_pred|heatmap\w*|cls_head|(?<=head\.)cls|class_encoding)(\.|$)'
+)
 
 
 class CheckpointMismatchError(RuntimeError, ValueError):

@@ -9,9 +9,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune3d.analysis.finetune import finetuning
+from mmprune3d.analysis.finetune import PlanWithFineTuning, finetuning
 from mmprune3d.analysis.upgrade import prepare, read_config
-from tests.toy_runner import ToyModel, write_config
+from mmprune3d.pruning.gpq import GPQPlan
+from tests.toy_runner import ToyDataset, ToyModel, write_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -53,3 +54,18 @@ def test_inferencers_find_a_visualizer(name: str) -> None:
     # those of mmdet3d (1.4) end with an AttributeError without one; a fixed name would be shared by all runners
     visualizer = Config.fromfile(CONFIGS / name).visualizer
     assert visualizer.type == 'Det3DLocalVisualizer' and 'name' not in visualizer
+
+
+def test_a_training_set_without_annotations_is_named(
+    given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: ToyDataset, index: int) -> dict:
+        return {}['instances']  # as mmdet3d reads infos that have none
+
+    monkeypatch.setattr(ToyDataset, '__getitem__', missing)
+    config = finetuning(read_config(*given, {}), given[1], tmp_path / 'finetune')
+    with pytest.raises(ValueError, match='infos of the training set have no annotations'):
+        PlanWithFineTuning(GPQPlan(target=1, epochs=1)).train(config)
+    monkeypatch.setattr(ToyDataset, '__getitem__', lambda self, index: {}['other'])
+    with pytest.raises(KeyError, match='other'):
+        PlanWithFineTuning(GPQPlan(target=1, epochs=1)).train(config)

@@ -133,6 +133,7 @@ class TestRemedies:
             ('pts_bbox_head.query_embedding.0.weight', (256, 384), (128, 192), 'widths'),
             ('pts_bbox_head.query_embedding.0.weight', (256, 384), (128, 384), 'widths'),
             ('pts_bbox_head.cls_branches.0.6.weight', (10, 256), (3, 256), "prefixes=['pts_bbox_head.cls_branches']"),
+            ('aux_head.cls.weight', (10, 64, 1, 1), (2, 64, 1, 1), "prefixes=['aux_head.cls']"),
             ('bbox_head.fc_cls.bias', (10,), (4,), 'num_classes'),
             ('bbox_head.fc_cls.weight', (10, 256), (4, 128), 'widths'),
             (
