@@ -41,7 +41,7 @@ class Chosen(Subset):
     """Some samples of a dataset, which still tells their infos."""
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """The info of a sample."""
+        """The info dict of sample `index` among the chosen ones, as ``get_data_info`` of the dataset gives it."""
         return data_info(self.dataset, self.indices[index])
 
 
@@ -59,7 +59,7 @@ def data_info(dataset: Dataset, index: int) -> dict[str, Any]:
 
 
 def infos_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The infos of all samples."""
+    """The info dicts of all samples of a dataset, in its order."""
     return (data_info(dataset, index) for index in range(len(dataset)))
 
 

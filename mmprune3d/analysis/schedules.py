@@ -51,7 +51,7 @@ class Stretch:
 
     @property
     def ratio(self) -> Fraction:
-        """New length over old length."""
+        """Length of the new training divided by that of the old one."""
         return Fraction(self.epochs, self.whole)
 
     def __call__(self, count: float) -> Fraction:
@@ -133,7 +133,7 @@ def _cycle(entry: Entry, to: Stretch) -> list[Entry]:
 
 
 def _milestones(entry: Entry, to: Stretch) -> list[Entry]:
-    """A factor at some steps."""
+    """Schedulers that multiply the rate by a factor at listed steps (``MultiStepLR``)."""
     if not entry.get('by_epoch', True):
         marks = [max(round(to(mark)), 1) for mark in entry['milestones']]
         return [{**_rounded(entry, ('begin', 'end'), to), 'milestones': marks}]

@@ -36,7 +36,7 @@ class UnreadableCheckpointError(ValueError):
 
 
 class MissingCheckpointError(FileNotFoundError):
-    """There is no such checkpoint."""
+    """The file that was named as a checkpoint does not exist."""
 
 
 class Kind(NamedTuple):

@@ -58,7 +58,7 @@ def count(where: str, value: Any, least: int = 0, most: int = MOST) -> int:
 
 
 def seed(where: str, value: Any) -> int:
-    """A seed that every random generator takes."""
+    """Checks that a setting is a seed that Python, NumPy and torch all take, and returns it."""
     return count(where, value, 0, MOST_SEED)
 
 
@@ -94,7 +94,7 @@ def _interval(least: float, most: float, above: float | None, below: bool) -> st
 
 
 def choice(where: str, value: Any, valid: Sequence[str]) -> str:
-    """One of the strings `valid`."""
+    """Checks that a setting is one of the strings `valid`, and returns it."""
     value = plain(value)
     if not isinstance(value, str) or value not in valid:
         raise ValueError(f'{where}={shown(value)}; valid are {", ".join(valid)}')
@@ -102,7 +102,7 @@ def choice(where: str, value: Any, valid: Sequence[str]) -> str:
 
 
 def flag(where: str, value: Any) -> bool:
-    """True or False."""
+    """Checks that a setting is a bool, and returns it."""
     value = plain(value)
     if not isinstance(value, bool):
         raise ValueError(f'{where}={shown(value)} must be True or False')
