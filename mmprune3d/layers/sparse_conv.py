@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from mmprune3d.ops.sparse_conv import sparse_conv
-from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
 
 from .sparse_pool import ExactGlobalMaxPool, ExactMaxPool
-from .sparse_sites import Sites
+from .sparse_sites import Sites, sites_of
 
 _FAMILIES = ('SubMConv', 'SparseConv', 'SparseInverseConv', 'SparseMaxPool')
 NAMES = (*(f'{family}{axes}d' for family in _FAMILIES for axes in range(1, 5)), 'SparseGlobalMaxPool')
@@ -182,7 +181,7 @@ class _ExactOnCPU:
                 f'spconv; only submanifold convolutions with kernel {self.kernel_size} and dilation {self.dilation} at '
                 'the same sites share a key (and make_exact() must see the whole model)'
             )
-        sites = self._new_sites(input)
+        sites = sites_of(self, input)
         return sites, input.indice_dict if key is None else {**input.indice_dict, key: sites}
 
     def _fits(self, known: Any, input: Any) -> bool:
@@ -193,15 +192,6 @@ class _ExactOnCPU:
             and (known.kernel, known.dilation) == (self.kernel_size, self.dilation)
             and known.starts_at(input.indices, input.spatial_shape)
         )
-
-    def _new_sites(self, input: Any) -> Sites:
-        shape, geometry = input.spatial_shape, (self.kernel_size, self.dilation)
-        where = (input.indices, shape, input.batch_size)
-        if self.subm:
-            book = submanifold_rulebook(*where, *geometry)
-            return Sites(book, *geometry, input.indices, shape, input.indices, shape)
-        book, *out = strided_rulebook(*where, self.kernel_size, self.stride, self.padding, self.dilation)
-        return Sites(book, *geometry, input.indices, shape, *out)
 
     def _inverse_sites(self, input: Any) -> tuple[Sites, dict]:
         known = input.indice_dict.get(self.indice_key)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from mmprune3d.ops.sparse_conv import sparse_max_pool
-from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
 
-from .sparse_sites import Sites
+from .sparse_sites import sites_of
 
 
 class ExactMaxPool:
@@ -27,20 +26,11 @@ class ExactMaxPool:
             raise ValueError(
                 f'indice_key {key!r} of a {type(self).__name__} exists already; a pool needs one of its own'
             )
-        sites = self._pooled_sites(input)
+        sites = sites_of(self, input)
         output = input.replace_feature(sparse_max_pool(input.features, sites.rulebook))
         output.indices, output.spatial_shape = sites.out_indices, sites.out_shape
         output.indice_dict = known if key is None else {**known, key: sites}
         return output
-
-    def _pooled_sites(self, input: Any) -> Sites:
-        shape, geometry = input.spatial_shape, (self.kernel_size, self.dilation)
-        where = (input.indices, shape, input.batch_size)
-        if self.subm:
-            book = submanifold_rulebook(*where, *geometry)
-            return Sites(book, *geometry, input.indices, shape, input.indices, shape)
-        book, *out = strided_rulebook(*where, self.kernel_size, self.stride, self.padding, self.dilation)
-        return Sites(book, *geometry, input.indices, shape, *out)
 
 
 class ExactGlobalMaxPool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmprune3d.ops.sparse_rulebook import Rulebook
+from mmprune3d.ops.sparse_rulebook import Rulebook, strided_rulebook, submanifold_rulebook
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,19 @@ class Sites:
         """Sites of the inverse convolution: input and output change places."""
         book, there, back = self.rulebook.transposed(), (self.indices, self.shape), (self.out_indices, self.out_shape)
         return Sites(book, self.kernel, self.dilation, *back, *there)
+
+
+def sites_of(layer: Any, input: Any) -> Sites:
+    """The sites that a convolution or pooling layer of spconv goes from and leads to.
+
+    Args:
+        layer: With ``kernel_size``, ``stride``, ``padding``, ``dilation`` and ``subm``.
+        input: A ``SparseConvTensor``.
+    """
+    shape, geometry = input.spatial_shape, (layer.kernel_size, layer.dilation)
+    where = (input.indices, shape, input.batch_size)
+    if layer.subm:
+        book = submanifold_rulebook(*where, *geometry)
+        return Sites(book, *geometry, input.indices, shape, input.indices, shape)
+    book, *out = strided_rulebook(*where, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return Sites(book, *geometry, input.indices, shape, *out)

@@ -19,6 +19,7 @@ from spconv.pytorch.pool import SparseMaxPool
 from torch import nn
 
 from mmprune3d.layers import sparse_conv as layers
+from mmprune3d.layers import sparse_sites
 from mmprune3d.layers.sparse_conv import NAMES, exact_class, make_exact
 
 SHAPE = [8, 64, 64]
@@ -100,8 +101,8 @@ def test_inverse_convolution_returns_to_the_sites_of_its_partner():
 def test_rulebooks_are_shared_by_key_and_by_sites(monkeypatch):
     built = []
     for name in ('submanifold_rulebook', 'strided_rulebook'):
-        build = getattr(layers, name)
-        monkeypatch.setattr(layers, name, lambda *args, build=build: built.append(build.__name__) or build(*args))
+        build = getattr(sparse_sites, name)
+        monkeypatch.setattr(sparse_sites, name, lambda *args, build=build: built.append(build.__name__) or build(*args))
     keyed = [layers.SubMConv3d(8, 8, 3, indice_key='a') for _ in range(3)]
     x = some_tensor()
     for conv in keyed:
