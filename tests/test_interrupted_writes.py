@@ -12,8 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d.analysis.compact import Compacted
-from mmprune3d.analysis.slim_files import REPORT, Slimmed
+from mmprune3d.upgrade.compact import Compacted
+from mmprune3d.upgrade.slim_files import REPORT, Slimmed
 from mmprune3d.checkpoint import convert
 from mmprune3d.checkpoint.masks import load_masks, save_masks
 from mmprune3d.checkpoint.publish import publish

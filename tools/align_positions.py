@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     import mmprune3d  # noqa: F401
     from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.files import save_checkpoint, writable
-    from mmprune3d.models.petr.alignment import align
+    from experiments.petr.alignment import align
     from mmprune3d.ops.cameras import lidar2img_of
 
     writable(args.out.parent)

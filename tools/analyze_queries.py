@@ -46,7 +46,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Looks at the detectors."""
-    from mmprune3d.analysis.query_analysis import Candidate, run_analysis
+    from mmprune3d.inspect.gpq import Candidate, run_analysis
     from mmprune3d.files import writable
 
     writable(args.out)

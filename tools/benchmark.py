@@ -65,14 +65,11 @@ def run(args: argparse.Namespace) -> None:
     """Measures row by row, prints Markdown."""
     import torch
 
-    from mmprune3d.analysis import (
-        backbone_benchmark,
-        channel_benchmark,
-        decoder_benchmark,
-        decoder_sweep,
-        query_benchmark,
-    )
-    from mmprune3d.analysis.report import environment
+    from experiments.halting import benchmark as backbone_benchmark
+    from experiments.altermoma import benchmark as channel_benchmark
+    from experiments.tggbc import benchmark as decoder_benchmark, sweep as decoder_sweep
+    from experiments.gpq import benchmark as query_benchmark
+    from mmprune3d.measure.report import environment
     from mmprune3d.files import writable, write_json
 
     if args.threads:

@@ -42,7 +42,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes a detector per size."""
-    from mmprune3d.analysis.compact import run_compact
+    from mmprune3d.upgrade.compact import run_compact
 
     try:
         sizes = [int(size) for size in args.at.split(',')] if args.at else []

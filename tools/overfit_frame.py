@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from mmdet3d.registry import MODELS
     from mmengine.config import Config
 
-    from mmprune3d.analysis.single_frame import SingleFrame, frame_dataset
+    from experiments.tggbc.single_frame import SingleFrame, frame_dataset
     from mmprune3d.checkpoint.read import load_weights
 
     torch.manual_seed(args.seed)

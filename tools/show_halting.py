@@ -49,7 +49,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Counts and draws."""
-    from mmprune3d.analysis.halting_statistics import run_halting
+    from mmprune3d.inspect.halting import run_halting
     from mmprune3d.files import writable
 
     logs = {name: Path(file) for name, _, file in (log.partition('=') for log in args.log)}

@@ -67,7 +67,7 @@ def start(args: argparse.Namespace) -> None:
     """Does what was asked for."""
     import torch
 
-    from mmprune3d.analysis.fusion_commands import run
+    from experiments.altermoma.commands import run
     from mmprune3d.files import writable
 
     if args.threads:

@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> None:
     """Trains, times or tabulates."""
     import torch
 
-    from mmprune3d.analysis.halting_speed import measure_speed
-    from mmprune3d.analysis.halting_study import folder_of, run_training
-    from mmprune3d.analysis.halting_table import table
-    from mmprune3d.analysis.upgrade import read_config
+    from experiments.halting.speed import measure_speed
+    from experiments.halting.study import folder_of, run_training
+    from experiments.halting.table import table
+    from mmprune3d.upgrade.run import read_config
     from mmprune3d.checkpoint.addresses import local_file
     from mmprune3d.files import writable
 

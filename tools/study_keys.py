@@ -39,7 +39,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs what is missing."""
-    from mmprune3d.analysis.key_study import run_study
+    from experiments.tggbc.study import run_study
     from mmprune3d.files import writable
 
     writable(args.out)

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from mmengine.config import Config
 
-    from mmprune3d.analysis.query_study import check_name, run_training
-    from mmprune3d.analysis.query_table import table
+    from experiments.gpq.study import check_name, run_training
+    from experiments.gpq.table import table
     from mmprune3d.files import writable
 
     if args.threads:

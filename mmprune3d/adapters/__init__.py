@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmprune3d.pruning.plan import KeyPlan
+from mmprune3d.pruning.key_plan import KeyPlan
 
 from . import petr
 from .mmdet_detr import HookedConditionalDETR, HookedDETR

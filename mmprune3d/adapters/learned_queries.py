@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mmprune3d.layers.query_embedding import PrunableEmbedding, prunable_names
+from mmprune3d.layers.gpq import PrunableEmbedding, prunable_names
 from mmprune3d.pruning.gpq import RANK
 
 from .layer_hooks import activation_of

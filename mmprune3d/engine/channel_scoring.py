@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.flow_scores import flow_scores
-from mmprune3d.engine.scoring import BY_GRADIENT, Scores, altermoma_scores, batches_needed
+from mmprune3d.engine.criteria import BY_GRADIENT, Scores, altermoma_scores, batches_needed
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import PerChannel, contribution
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -53,7 +53,7 @@ def score_channels(
     Args:
         model: The detector, not wrapped.
         plan: Criterion and its settings.
-        batches: As for `mmprune3d.engine.scoring.score_model`.
+        batches: As for `mmprune3d.engine.criteria.score_model`.
         fusion: The model's map; a group of channels belongs where the module belongs that it is named after.
         groups: Of `trained_groups`.
         choose: What SynFlow removes between its rounds.

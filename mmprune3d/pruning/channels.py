@@ -1,7 +1,7 @@
 """Channels that can only be removed together, as data: which slices of which tensors belong to one channel.
 
 A :class:`ChannelGroup` lists every tensor dimension that a set of channels runs through. "Remove channels K" is then
-slicing those dimensions, whatever the layers are; :mod:`mmprune3d.adapters.channel_groups` finds the groups of a model.
+slicing those dimensions, whatever the layers are; :mod:`mmprune3d.coupling.groups` finds the groups of a model.
 """
 
 from __future__ import annotations

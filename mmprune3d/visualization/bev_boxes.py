@@ -9,7 +9,7 @@ import numpy as np
 
 from mmprune3d.files import replacing
 
-from .curves import COLORS
+from experiments.curves import COLORS
 
 TRUTH_COLOR = '0.75'
 POINT_COLOR = '0.55'

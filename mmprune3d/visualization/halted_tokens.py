@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .curves import COLORS, MARKERS
+from experiments.curves import COLORS, MARKERS
 from .queries import _figure
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmprune3d.files import replacing
 
-from .curves import COLORS
+from experiments.curves import COLORS
 
 BAR_INCHES = 0.16
 """Height of a layer's bar."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmprune3d.files import replacing
 
-from .curves import COLORS
+from experiments.curves import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

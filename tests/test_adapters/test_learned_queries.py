@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmprune3d.adapters.learned_queries import learned_queries, restore
 from mmprune3d.adapters.query_scores import QueryScorer
-from mmprune3d.layers.query_embedding import PrunableEmbedding
+from mmprune3d.layers.gpq import PrunableEmbedding
 from mmprune3d.pruning.gpq import GPQPlan
 from tests.test_models.test_petr.small import batch, build, detector_config
 

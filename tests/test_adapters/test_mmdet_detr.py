@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.adapters import fused_attention
-from mmprune3d.pruning.plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
 
 from . import small_detr as small
 from .by_hand import assert_equal

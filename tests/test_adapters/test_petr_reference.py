@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.layers.attention import AttentionRecord
-from mmprune3d.layers.key_pruning import TgGBCKeyPruner
-from mmprune3d.pruning.plan import TgGBCPlan
+from mmprune3d.layers.tggbc import TgGBCKeyPruner
+from mmprune3d.pruning.key_plan import TgGBCPlan
 from tests.reference import load
 from tests.test_models.test_petr.test_reference import BOX_TOLERANCE, FILES, LOGIT_TOLERANCE, head_of, metas_of
 

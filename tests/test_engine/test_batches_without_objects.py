@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 
 from mmprune3d.adapters.fusion import fusion_map
 from mmprune3d.engine.batches import CachedBatches, objects_in
-from mmprune3d.engine.scoring import score_model
+from mmprune3d.engine.criteria import score_model
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.test_models.test_bevfusion.test_agreement import built, cloud, config, sample
 

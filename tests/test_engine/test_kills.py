@@ -18,7 +18,7 @@ from tests.kills import assert_same, counted_moments, drawn, in_process, killed_
 from . import test_altermoma_training as altermoma
 from . import test_gpq_training as gpq
 from . import test_halting_training as halting
-from . import test_key_pruning_training as tggbc
+from . import test_tggbc_training as tggbc
 from .blink import training_config
 from .small_fusion import fusion_config, write_config
 

@@ -8,7 +8,7 @@ import torch
 from mmprune3d.adapters.dynamic_voxels import make_cpu_ready
 from mmprune3d.adapters.fusion import fusion_map, parameter_groups
 from mmprune3d.engine.batches import CachedBatches
-from mmprune3d.engine.scoring import batches_needed, keep_report, make_masks, score_model
+from mmprune3d.engine.criteria import batches_needed, keep_report, make_masks, score_model
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.real_data import needs
 from tests.test_adapters.test_mvxnet import build, frame  # noqa: F401, a fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.models.slim_detector import SlimDetector
-from tests.test_adapters.channel_nets import bevfusion_config, bevfusion_groups, build_bevfusion, half_of
+from tests.test_coupling.channel_nets import bevfusion_config, bevfusion_groups, build_bevfusion, half_of
 
 onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mmprune3d.pruning.plan import PLANS, KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import PLANS, KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.pruning.schedules import heated, split_over_layers
 
 

@@ -43,7 +43,7 @@ def test_an_address_stays_one_in_a_study(name, monkeypatch):
 
 
 def test_addresses_are_compared_too():
-    from mmprune3d.analysis.query_analysis import Candidate
+    from mmprune3d.inspect.gpq import Candidate
 
     assert Candidate.parse(f'pruned=a/config.py:{ADDRESS}') == Candidate('pruned', Path('a/config.py'), ADDRESS)
 

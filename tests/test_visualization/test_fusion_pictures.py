@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmprune3d.visualization.bev_features import draw_bev_features
+from experiments.altermoma.bev_features import draw_bev_features
 from mmprune3d.visualization.keep_rates import draw_keep_rates
 
 

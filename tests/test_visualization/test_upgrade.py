@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmprune3d.visualization.curves import draw_curves
+from experiments.curves import draw_curves
 from mmprune3d.visualization.drawing import box_corners
 from mmprune3d.visualization.keys import cells_of, removal_stages, stage_colors, tint_removed
 from mmprune3d.visualization.upgrade import LOST, NEW, Boxes, Comparison, draw_from_above, match_boxes

@@ -5,7 +5,7 @@ from .exact_on_cpu_hook import ExactOnCPUHook
 from .gpq_hook import GPQHook
 from .halting_hook import HaltingHook
 from .iteration_seed_hook import IterationSeedHook
-from .key_pruning_hook import TgGBCHook, ToMeHook
+from .tggbc_hook import TgGBCHook, ToMeHook
 from .mask_hook import MaskHook
 
 __all__ = [

@@ -18,7 +18,7 @@ from mmengine.model.weight_init import bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmprune3d.layers.query_embedding import PrunableEmbedding
+from mmprune3d.layers.gpq import PrunableEmbedding
 
 from .checks import check_cameras, check_codes, check_counts, check_depth, check_same_classes, check_truth
 from .denoising import DenoisingBatch, DenoisingQueries

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from tests.test_adapters.channel_nets import bevfusion_config
+from tests.test_coupling.channel_nets import bevfusion_config
 
 from .small_head import small_config
 from .test_configs import small_pillars

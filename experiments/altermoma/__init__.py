@@ -1,0 +1,1 @@
+"""Experiments on pruning fusion detectors (AlterMOMA)."""

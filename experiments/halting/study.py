@@ -1,0 +1,181 @@
+"""The evidence for token halting on synthetic data: one SST, made faster in every way of the paper, fine-tuned equally.
+
+What follows the paper (Dynamic Token Halting, Figure 2, Tables 4 and 5, section A.2.2): the methods, their settings and
+the ablations; mean sparsities of 0.75, 0.82, 0.89 and 0.95, by bounds on both modules; heads of an inner width of their
+own for width and head scaling; A-ViT with recycling and 32 features for its scores; the one-cycle schedule; training on
+the differentiable path, tests on the sparse one; accuracy against the measured speed-up of the backbone.
+
+What does not: every row starts from the same converged SST and is fine-tuned for 256 iterations, where the paper trains
+each from scratch for 24 epochs. Width and head scaling start from the weights of that SST, sliced. All rows, and the
+unhalted control, train equally long on the same samples with the same rates. The bounds of a module are equal, so that
+sparsity is what the row says in every sample. A-ViT decides after every block, and its scores are shifted to halt from
+the start, as it would not learn that in time. The detector is small (tokens of 64 features with 4 heads instead of 128
+with 8, a U-Net of half the width, 128 x 128 pillars), times are those of the device in the table, data are synthetic.
+
+Every training is a command of its own and goes on where it stopped; the table is made of what is there.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmprune3d import files
+from mmprune3d.checkpoint import begun
+from mmprune3d.checkpoint.read import read_checkpoint
+from mmprune3d.checkpoint.resuming import go_on
+from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
+from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.halting_counts import grid_of
+from mmprune3d.engine.recalibration import recalibrate
+from mmprune3d.pruning.halting import HaltingRecord
+
+from mmprune3d.measure.accuracy import evenly_spaced, figures_of_row
+from mmprune3d.measure.annotations import require_accuracy_of
+from experiments.altermoma.study import dataset_length
+from .rows import RUNS, Row, row_config
+from mmprune3d.inspect.halting import HaltingStatistics, listening
+from mmprune3d.upgrade.run import prepare
+
+ITERATIONS = 256
+BATCH_SIZE = 4
+"""One pass over so many samples, evenly spread over the training set: neighbours in a scene are alike."""
+LR = 1e-3
+"""The highest one; half of that which trained the SST."""
+RECALIBRATION_BATCHES = 16
+SAVE_EVERY = 128
+"""Iterations between two checkpoints."""
+LOSS_WINDOW = 48
+"""Last iterations, over which the training loss is averaged."""
+WEIGHTS = 'final.pth'
+RESULT = 'result.json'
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Where a training is.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+    if name not in RUNS:
+        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    return out / f'{name}-{seed}'
+
+
+def training_config(base: Config, row: Row, start: Path, seed: int, work_dir: Path) -> Config:
+    """The config of a training.
+
+    Args:
+        base: Of the plain SST.
+        row: Which.
+        start: Weights to start from, see `start_of`.
+        seed: Of data order, augmentation and new modules.
+        work_dir: Its folder; a training goes on there.
+    """
+    config = row_config(base, row)
+    config.train_dataloader.dataset.indices = evenly_spaced(dataset_length(base), ITERATIONS * BATCH_SIZE)
+    config.train_dataloader.batch_size = BATCH_SIZE
+    config.optim_wrapper.optimizer.lr = LR
+    cycle = dict(eta_max=LR, pct_start=0.1, total_steps=ITERATIONS, by_epoch=False)
+    config.param_scheduler = [dict(type='OneCycleLR', **cycle)]
+    # iterations, as an epoch cannot be resumed in the middle; tested apart from it
+    config.train_cfg = dict(
+        type='IterBasedTrainLoop', max_iters=ITERATIONS, val_begin=ITERATIONS + 1, val_interval=ITERATIONS + 1
+    )
+    config.log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
+    config.default_hooks.checkpoint = dict(
+        type='CheckpointHook', by_epoch=False, interval=SAVE_EVERY, max_keep_ckpts=1, save_last=True
+    )
+    config.randomness = dict(seed=seed)
+    go_on(config, work_dir, start)
+    return config
+
+
+def start_of(base: Config, row: Row, checkpoint: Path, work_dir: Path) -> Path:
+    """Weights that a training starts from: those of the converged SST, or for other heads a slice of them."""
+    if row.heads is None:
+        return checkpoint
+    data = read_checkpoint(checkpoint)
+    number, width = row.heads
+    state = keep_heads(data['state_dict'], base.model.backbone.nhead[0], number)
+    state = keep_head_channels(state, number, width)
+    files.save_checkpoint({'state_dict': state, 'meta': {}}, work_dir / 'start.pth')
+    return work_dir / 'start.pth'
+
+
+def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Fine-tunes and tests a row, unless that was done.
+
+    Args:
+        base: Config of the plain SST.
+        checkpoint: Its converged weights.
+        name: In `RUNS`.
+        seed: Of the training.
+        out: Folder of the study.
+
+    Returns:
+        What the row's ``result.json`` holds: accuracy, training loss, and under ``sparsity`` the halted shares of
+        tokens by kind and attention layer.
+
+    Raises:
+        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
+            weights.
+    """
+    where, row = folder_of(out, name, seed), RUNS[name]
+    data = begun.beginning(base, checkpoint)
+    if (where / RESULT).is_file():
+        begun.note(out, data)
+        return files.read_json(where / RESULT)
+    require_accuracy_of(base, 'the study')
+    begun.note(out, data)
+    if not (where / WEIGHTS).is_file():
+        fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
+    trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']
+    result = {'name': name, 'seed': seed, **trained, **tested(row_config(base, row), where / WEIGHTS, name)}
+    files.write_json(where / RESULT, result)
+    for path in where.glob('iter_*.pth'):
+        path.unlink()
+    return result
+
+
+def fine_tune(config: Config, path: Path) -> None:
+    """Trains, and writes the weights to `path`, with ``seconds`` (since the last start), ``iterations``, ``loss``.
+
+    Statistics of batch norm are estimated anew: those of new modules lag behind so short a training.
+    """
+    started = time.monotonic()
+    runner = Runner.from_cfg(config)
+    runner.train()
+    seed, model = config.randomness.seed, runner.model
+    batches = draw(runner.train_dataloader, RECALIBRATION_BATCHES, seed)
+    recalibrate(model, CachedBatches(batches, model.data_preprocessor, seed))
+    loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
+    meta = {'seconds': time.monotonic() - started, 'iterations': runner.iter, 'loss': float(loss)}
+    files.save_checkpoint({'state_dict': model.state_dict(), 'meta': meta}, path)
+
+
+def tested(config: Config, weights: Path, name: str) -> dict[str, Any]:
+    """Accuracy, and what is halted: ``sparsity`` is 0, or as `HaltingStatistics` has it without rings, and ``mean``."""
+    runner = Runner.from_cfg(prepare(config, weights, weights.parent / 'test'))
+    if not halts(runner.model):
+        return {**figures_of_row(runner, name), 'sparsity': {'mean': 0.0}}
+    statistics = HaltingStatistics(*grid_of(runner.model), rings=())
+
+    def count(record: HaltingRecord, boxes: list[Tensor] | None) -> None:
+        statistics.add(record, boxes)
+
+    with listening(runner.model, count):
+        found = figures_of_row(runner, name)
+    sparsity = {kind: row['sparsity'] for kind, row in statistics.to_dict()['rows'].items()}
+    return {**found, 'sparsity': {'mean': float(statistics.sparsity().mean()), **sparsity}}
+
+
+def halts(detector: nn.Module) -> bool:
+    """Whether tokens of this detector halt."""
+    return hasattr(detector, 'record_listeners')

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmprune3d import adapters
+from experiments.tggbc import study as key_study
+from mmprune3d.measure.accuracy import evaluate, evenly_spaced, summarize
+from mmprune3d.measure.replayed_tests import CachedTest, TensorStore
+from experiments.tggbc.study import run_study
+from experiments.tggbc.chance import RandomPlan
+from mmprune3d.measure.samples import infos_of
+from experiments.tggbc.parts import PARTS, Decoder, choose_parts
+from mmprune3d.upgrade.run import prepare, read_config
+from mmprune3d.layers.attention import AttentionRecord, Keys
+from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+
+from tests.conftest import CONFIG
+
+PLAN = TgGBCPlan(r=200, n=1, k=5)
+
+
+@pytest.fixture(scope='module')
+def runner(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any], petr_checkpoint: Path) -> Runner:
+    config = read_config(CONFIG, petr_checkpoint, overrides)
+    return Runner.from_cfg(prepare(config, petr_checkpoint, tmp_path_factory.mktemp('study')))
+
+
+@pytest.fixture
+def cached(runner: Runner) -> Iterator[CachedTest]:
+    with CachedTest(runner, memory_limit=0) as test:  # features go to files
+        yield test
+
+
+def predictions(runner: Runner) -> list[torch.Tensor]:
+    """Boxes and scores of the test that `runner.test` runs now."""
+    found = []
+
+    class Watch:
+        def __call__(self, data_samples: list, data_batch: object) -> None:
+            found.extend((s.pred_instances_3d.bboxes_3d.tensor, s.pred_instances_3d.scores_3d) for s in data_samples)
+            process(data_samples=data_samples, data_batch=data_batch)
+
+    process = runner.test_loop.evaluator.process
+    runner.test_loop.evaluator.process = Watch()
+    try:
+        evaluate(runner, 'watched')
+    finally:
+        del runner.test_loop.evaluator.process
+    return [tensor for pair in found for tensor in pair]
+
+
+def test_replayed_predictions_and_figures_are_those_of_the_full_test(runner: Runner, cached: CachedTest) -> None:
+    loader = runner.test_dataloader
+    for plan in (None, PLAN):
+        with cached._replaying():
+            if plan is not None:
+                adapters.attach(runner.model, plan)
+            replayed = predictions(runner)
+        assert runner.test_dataloader is loader
+        full = predictions(runner)
+        expected = summarize(runner.test())
+        adapters.detach(runner.model)
+        assert len(full) == len(replayed) == 2 * 3
+        assert all(map(torch.equal, full, replayed))
+        assert cached.evaluate(plan) == expected
+        if plan is None:
+            assert cached.baseline == expected
+    assert cached.keys == [240] * 6
+
+
+def test_a_part_of_the_test_set_is_judged_by_its_own_ground_truth(runner: Runner) -> None:
+    import nuscenes
+    from nuscenes.eval.detection import evaluate as devkit
+    from nuscenes.eval.detection.data_classes import DetectionBox
+
+    untouched = devkit.load_gt
+    with CachedTest(runner, samples=2) as test:
+        assert test.indices == [0, 2] and not test.is_all
+        infos = runner.test_dataloader.dataset
+        tokens = [info['token'] for info in infos_of(test.replay.dataset)]
+        assert tokens == [infos.get_data_info(index)['token'] for index in (0, 2)]
+        # without a detection of theirs, other samples would count as missed
+        truth = devkit.load_gt(nuscenes.NuScenes('v1.0-trainval', infos.data_root, verbose=False), 'val', DetectionBox)
+        assert truth.sample_tokens == tokens
+        assert set(test.evaluate(PLAN)) == set(test.baseline) >= {'mAP', 'NDS'}
+        assert not adapters.is_attached(runner.model)
+    assert devkit.load_gt is untouched
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any], petr_checkpoint: Path) -> Path:
+    out = tmp_path_factory.mktemp('study') / 'out'
+    run_study(CONFIG, petr_checkpoint, out, 2, 'r', overrides)
+    return out
+
+
+def test_study_writes_table_figures_and_plot(study: Path) -> None:
+    data = json.loads((study / 'study.json').read_text())
+    assert data['settings'][0]['plan'] is None and data['settings'][0]['keys'] == [240] * 6
+    assert [setting['plan']['r'] for setting in data['settings'][1:]] == [60, 120, 168, 210, 228]
+    assert all({'mAP', 'NDS', 'keys'} < set(setting) for setting in data['settings'])
+    assert {'device', 'dtype', 'threads', 'torch'} <= set(data['env'])
+    table, attention = (study / 'study.md').read_text().split('## Do later layers')
+    assert [line for line in attention.splitlines() if line.startswith('| 5 |')]
+    rows = [line for line in table.splitlines() if line.startswith('| ')]
+    assert rows[1].startswith('| baseline | -') and len(rows) == 2 + 5
+    assert rows[2].startswith('| tgGBC | 60 (25.0 %) | 2 | 175 | max |')
+    assert cv2.imread(str(study / 'r.png')).shape[1] > 1000
+    assert not list(study.glob('features-*'))
+
+
+def test_settings_that_are_not_possible_are_listed_and_not_run(
+    overrides: dict[str, Any], petr_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake:
+        keys, indices, baseline = [240] * 6, range(3), {'mAP': 0.5, 'NDS': 0.4}
+        replay, model = SimpleNamespace(batch_size=1), torch.nn.Linear(1, 1)
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.close = lambda: None
+
+        def evaluate(self, plan: KeyPlan) -> dict[str, float]:
+            plan.removals(6, 240)
+            return {'mAP': 0.45, 'NDS': 0.35}
+
+        def attention_kept(self, samples: int, share: float) -> None:
+            return None
+
+    monkeypatch.setattr(key_study, 'CachedTest', Fake)
+    monkeypatch.setattr(key_study.Runner, 'from_cfg', lambda config: None)
+    table = run_study(CONFIG, petr_checkpoint, tmp_path, None, 'tome', overrides)
+    settings = json.loads((tmp_path / 'study.json').read_text())['settings']
+    impossible = [setting['plan'] for setting in settings if 'impossible' in setting]
+    assert [(plan['method'], plan['r'], plan['n']) for plan in impossible] == [
+        ('tome', 144, 1),
+        ('tome', 168, 1),
+        ('tome', 168, 2),
+    ]
+    assert '- ToMe: cannot merge 144 of 240 keys in one layer; at most 120' in table
+    assert '| ToMe | 60 (25.0 %) | 1 | - | - | 0.4500 | 0.3500 | -5.00 | -5.00 |' in table
+    assert (tmp_path / 'tome.png').is_file()
+
+
+def test_settings_that_find_nothing_or_nan_do_not_end_the_study(
+    overrides: dict[str, Any], petr_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CachedTest.evaluate
+
+    def evaluate(test: CachedTest, plan: KeyPlan) -> dict[str, float]:
+        coder = test.model.pts_bbox_head.bbox_coder
+        nowhere = torch.tensor([900.0, 900, 900, 901, 901, 901])
+        scores = float('nan') if plan.r == 120 else 1.0
+        predict = test.model.predict
+
+        def poisoned(*args: object, **settings: object) -> list:
+            found = predict(*args, **settings)
+            for sample in found:
+                sample.pred_instances_3d.scores_3d = sample.pred_instances_3d.scores_3d * scores
+            return found
+
+        with monkeypatch.context() as patched:
+            if plan.r == 60:
+                patched.setattr(coder, 'post_center_range', nowhere)
+            patched.setattr(test.model, 'predict', poisoned)
+            return real(test, plan)
+
+    monkeypatch.setattr(CachedTest, 'evaluate', evaluate)
+    table = run_study(CONFIG, petr_checkpoint, tmp_path, 2, 'r', overrides)
+    nothing, nan, *others = json.loads((tmp_path / 'study.json').read_text())['settings'][1:]
+    assert nothing['mAP'] == nothing['NDS'] == 0 and nothing['mATE'] == 1
+    assert 'predicts NaN' in nan['impossible'] and 'mAP' not in nan
+    assert len(others) == 3 and all('mAP' in other for other in others)
+    assert '- the detector predicts NaN' in table
+
+
+def test_a_study_file_that_is_not_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'study.json').write_text('{"source": {')
+    with pytest.raises(ValueError, match=r'study.json is no whole JSON file .* remove it'):
+        key_study.Record(tmp_path / 'study.json', {})
+
+
+def test_finished_settings_are_not_run_again(
+    study: Path, overrides: dict[str, Any], petr_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_study, 'CachedTest', None)
+    before = (study / 'study.md').read_text()
+    assert run_study(CONFIG, petr_checkpoint, study, 2, 'r', overrides) == before
+
+
+def test_figures_of_another_study_are_not_mixed_in(
+    study: Path, overrides: dict[str, Any], petr_checkpoint: Path
+) -> None:
+    with pytest.raises(ValueError, match='another samples: choose another --out'):
+        run_study(CONFIG, petr_checkpoint, study, 3, 'r', overrides)
+
+
+def test_parts_fit_the_papers_tables() -> None:
+    parts = {name: part(Decoder(num_keys=1000, num_layers=6)) for name, part in PARTS.items()}
+    assert [plan.r for plan in parts['r'].plans] == [250, 500, 700, 875, 950]
+    assert [(plan.r, plan.n) for plan in parts['n'].plans] == [(r, n) for r in (700, 875) for n in (1, 2, 3, 4, 5)]
+    assert [plan.k for plan in parts['k'].plans] == [30, 60, 100, 175, 0]
+    assert {(plan.score, plan.n, plan.k) for plan in parts['score'].plans} == {
+        (score, n, 0 if score == 'none' else 175) for score in ('max', 'mean', 'min', 'none') for n in (1, 2)
+    }
+    assert {type(plan) for plan in parts['tome'].plans} == {TgGBCPlan, ToMePlan}
+    assert {plan.seed for plan in parts['random'].plans if isinstance(plan, RandomPlan)} == {0, 1, 2}
+    assert [plan.n for plan in PARTS['n'](Decoder(1000, 3)).plans] == [1, 2, 1, 2]
+
+
+def test_features_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    mark = f'features-{platform.node()}-'
+    for name in (f'{mark}{dead.pid}-x', f'{mark}{os.getpid()}-x', f'{mark}y-x', 'features-another-1-x'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '0.pth').touch()
+    store = TensorStore(0, tmp_path)
+    store.append({'x': torch.ones(3)})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert f'{mark}{dead.pid}-x' not in left and len(left) == 4
+    assert torch.equal(store[0]['x'], torch.ones(3))
+    store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{mark}{os.getpid()}-x',
+        f'{mark}y-x',
+        'features-another-1-x',
+    }
+
+
+@pytest.mark.parametrize('text', ['r,x', ''])
+def test_unknown_parts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match='valid are r, n, k, score, tome, random'):
+        choose_parts(text)
+
+
+def kept_by_chance(seed: int, padding: torch.Tensor | None = None) -> torch.Tensor:
+    pruner = make_pruner(RandomPlan(r=30, n=1, seed=seed), num_layers=3, record=True)
+    tokens = torch.zeros(2, 50, 8)
+    record = AttentionRecord(torch.zeros(2, 1, 4, 8), tokens[:, None])
+    pruner(0, torch.zeros(2, 4, 8), Keys(tokens, tokens, padding), record, score_fn=None)
+    return pruner.kept[-1].sort().values
+
+
+def test_random_removal_is_repeatable_and_depends_on_the_seed() -> None:
+    kept = kept_by_chance(0)
+    assert kept.shape == (2, 20)
+    assert torch.equal(kept, kept_by_chance(0)) and not torch.equal(kept, kept_by_chance(1))
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_random_removal_takes_padding_first() -> None:
+    padding = torch.zeros(2, 50, dtype=torch.bool)
+    padding[:, 25:] = True
+    assert kept_by_chance(0, padding).max() < 25
+
+
+def test_features_that_do_not_fit_go_to_files(tmp_path: Path) -> None:
+    store = TensorStore(memory_limit=100, folder=tmp_path)
+    trees = [[torch.arange(20.0) + i, {'a': (torch.ones(1),)}] for i in range(3)]
+    for tree in trees:
+        store.append(tree)
+    assert len(list(tmp_path.glob('*/*.pth'))) == 2
+    for tree, found in zip(trees, store, strict=True):
+        assert torch.equal(tree[0], found[0]) and torch.equal(tree[1]['a'][0], found[1]['a'][0])
+    store.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert evenly_spaced(9, 3) == [0, 4, 8] and evenly_spaced(5, None) == evenly_spaced(5, 5) == [0, 1, 2, 3, 4]
+    for count in (0, 6):
+        with pytest.raises(ValueError, match='valid are 1 to 5'):
+            evenly_spaced(5, count)

@@ -1,0 +1,123 @@
+"""What key pruning costs on one real frame: over-fit a detector until it finds the cars, then prune and count again.
+
+No accuracy claim follows from one frame; it shows that real images, calibrations and annotations pass through the whole
+pipeline, and how many objects survive when most keys are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet3d.registry import DATASETS, TRANSFORMS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from mmprune3d import adapters
+from mmprune3d.config_types import is_a
+from mmprune3d.pruning.key_plan import TgGBCPlan
+
+CAR = 'car'
+RANDOM = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')
+"""Transforms that only a training has."""
+
+
+def frame_dataset(config: Config, folder: Path, augment: bool = False) -> Any:
+    """The frame in `folder` (images beside `infos.pkl`, file names without folders) through the config's pipeline.
+
+    Args:
+        config: Of a detector whose training pipeline loads images and annotations.
+        folder: Holds `infos.pkl` in mmdet3d's format v2, and what it names.
+        augment: Keep the random transforms of training; otherwise images are resized as in a test.
+    """
+    init_default_scope(config.get('default_scope') or 'mmdet3d')
+    settings = Config(dict(dataset=config.train_dataloader.dataset)).dataset
+    settings.update(data_root=f'{folder}/', ann_file='infos.pkl', data_prefix=dict.fromkeys(settings.data_prefix, ''))
+    if not augment:
+        resize = config.test_dataloader.dataset.pipeline[1]
+        pipeline = [step for step in settings.pipeline if not any(is_a(step, kind, TRANSFORMS) for kind in RANDOM)]
+        settings.pipeline = [resize if is_a(step, resize['type'], TRANSFORMS) else step for step in pipeline]
+    return DATASETS.build(settings)
+
+
+def found_cars(prediction: Any, boxes: Tensor, score: float = 0.3, within: float = 2.0) -> int:
+    """How many of the ground-truth cars have a confident car whose centre is near; each prediction counts once.
+
+    Args:
+        prediction: Data sample with `pred_instances_3d` whose label 0 is the car.
+        boxes: [N, >=2] ground-truth cars.
+        score: Predictions below are ignored.
+        within: Metres on the ground.
+    """
+    found = prediction.pred_instances_3d
+    keep = (found.scores_3d >= score) & (found.labels_3d == 0)
+    centers = found.bboxes_3d.tensor[keep.cpu(), :2]
+    distance, count = torch.cdist(boxes[:, :2].float(), centers.float()), 0
+    while distance.numel() and distance.min() <= within:
+        row, column = divmod(int(distance.argmin()), distance.shape[1])
+        distance[row], distance[:, column] = torch.inf, torch.inf
+        count += 1
+    return count
+
+
+class SingleFrame:
+    """A detector, one frame, and the cars in it.
+
+    Args:
+        model: A detector; it is trained in place.
+        dataset: See `frame_dataset`.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Any) -> None:
+        self.model = model
+        self.batch = pseudo_collate([dataset[0]])
+        truth = self.batch['data_samples'][0].gt_instances_3d
+        self.cars = truth.bboxes_3d.tensor[truth.labels_3d == list(dataset.metainfo['classes']).index(CAR)]
+
+    def overfit(self, steps: int, lr: float, report: Callable[[int, float, int], None]) -> int:
+        """Trains on the frame until every car is found, or for `steps` steps; returns the number of cars found."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.01)
+        for step in range(1, steps + 1):
+            self.model.train()
+            data = self.model.data_preprocessor(self.copy(), True)
+            loss, _ = self.model.parse_losses(self.model(**data, mode='loss'))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 35)
+            optimizer.step()
+            if step % 25 == 0 or step == steps:
+                found = self.count()
+                report(step, float(loss.detach()), found)
+                if found == len(self.cars):
+                    break
+        return self.count()
+
+    def copy(self) -> dict[str, Any]:
+        """The batch, with images of its own."""
+        inputs = {'img': [image.clone() for image in self.batch['inputs']['img']]}
+        return {'inputs': inputs, 'data_samples': [sample.clone() for sample in self.batch['data_samples']]}
+
+    @torch.no_grad()
+    def predict(self) -> Any:
+        """The prediction for the frame."""
+        self.model.eval()
+        return self.model.test_step(self.copy())[0]
+
+    def count(self) -> int:
+        """Cars found now."""
+        return found_cars(self.predict(), self.cars)
+
+    def survivors(self, ratios: tuple[float, ...], n: int, k: int) -> dict[float, int]:
+        """Cars still found when a share of the keys is removed over `n` layers, by the scores of `k` queries."""
+        adapters.detach(self.model)
+        keys = adapters.keys_per_layer(self.model, self.predict)[0]
+        results = {}
+        for ratio in ratios:
+            adapters.attach(self.model, TgGBCPlan(r=round(ratio * keys), n=n, k=k))
+            results[ratio] = self.count()
+        adapters.detach(self.model)
+        return results

@@ -1,0 +1,1 @@
+"""Coupled channels of any model: which channels can only be removed together."""

@@ -1,0 +1,1 @@
+"""Export of pruned detectors to other runtimes."""
