@@ -14,7 +14,7 @@ help:
 	@echo 'make docs  the documentation, to docs/_build/html'
 
 env:
-	@$(PYTHON) tools/dev/make_env.py
+	@$(PYTHON) scripts/make_env.py
 
 demo: env
 	@$(BIN)/python tools/demo.py $(ARGS)

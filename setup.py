@@ -14,7 +14,7 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 MIM = ROOT / 'mmprune3d' / '.mim'
 CARRIED = ('configs', 'tools', 'model-index.yml')
-SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', 'dev')
+SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc')
 
 
 def read_version() -> str:

@@ -73,5 +73,5 @@ def test_every_make_target_is_explained():
 
 
 def test_scripts_of_the_makefile_exist():
-    for script in re.findall(r'tools/[\w/]+\.py', (ROOT / 'Makefile').read_text()):
+    for script in re.findall(r'(?:tools|scripts)/[\w/]+\.py', (ROOT / 'Makefile').read_text()):
         assert (ROOT / script).is_file(), script

@@ -1,4 +1,4 @@
-"""The logic of tools/dev/make_env.py, without installing anything."""
+"""The logic of scripts/make_env.py, without installing anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'dev' / 'make_env.py'
+SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'make_env.py'
 
 
 @pytest.fixture
