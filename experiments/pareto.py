@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from .curves import COLORS, MARKERS
 from mmprune3d.visualization.queries import _figure
+
+from .curves import COLORS, MARKERS
 
 
 class ParetoPoint(NamedTuple):

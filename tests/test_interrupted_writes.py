@@ -12,12 +12,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d.upgrade.compact import Compacted
-from mmprune3d.upgrade.slim_files import REPORT, Slimmed
 from mmprune3d.checkpoint import convert
 from mmprune3d.checkpoint.masks import load_masks, save_masks
 from mmprune3d.checkpoint.publish import publish
 from mmprune3d.engine.hooks.gpq_hook import _keep_lines_until
+from mmprune3d.upgrade.compact import Compacted
+from mmprune3d.upgrade.slim_files import REPORT, Slimmed
 
 ROOT = Path(__file__).resolve().parents[1]
 # Folders that get their name when all is there, temporary files, and a log of lines of which the last may be cut.

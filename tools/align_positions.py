@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.runner.checkpoint import load_state_dict
 
     import mmprune3d  # noqa: F401
+    from experiments.petr.alignment import align
     from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.files import save_checkpoint, writable
-    from experiments.petr.alignment import align
     from mmprune3d.ops.cameras import lidar2img_of
 
     writable(args.out.parent)

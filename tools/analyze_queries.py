@@ -46,8 +46,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Looks at the detectors."""
-    from mmprune3d.inspect.gpq import Candidate, run_analysis
     from mmprune3d.files import writable
+    from mmprune3d.inspect.gpq import Candidate, run_analysis
 
     writable(args.out)
     first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)

@@ -65,12 +65,13 @@ def run(args: argparse.Namespace) -> None:
     """Measures row by row, prints Markdown."""
     import torch
 
-    from experiments.halting import benchmark as backbone_benchmark
     from experiments.altermoma import benchmark as channel_benchmark
-    from experiments.tggbc import benchmark as decoder_benchmark, sweep as decoder_sweep
     from experiments.gpq import benchmark as query_benchmark
-    from mmprune3d.measure.report import environment
+    from experiments.halting import benchmark as backbone_benchmark
+    from experiments.tggbc import benchmark as decoder_benchmark
+    from experiments.tggbc import sweep as decoder_sweep
     from mmprune3d.files import writable, write_json
+    from mmprune3d.measure.report import environment
 
     if args.threads:
         torch.set_num_threads(args.threads)

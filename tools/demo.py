@@ -34,11 +34,11 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generates what is missing, then runs the upgrade."""
-    from mmprune3d.upgrade.run import run_upgrade
     from mmprune3d.datasets.synthetic.config import GeneratorConfig
     from mmprune3d.datasets.synthetic.generate import generate
     from mmprune3d.files import writable
     from mmprune3d.pruning.key_plan import TgGBCPlan
+    from mmprune3d.upgrade.run import run_upgrade
 
     writable(args.out)
     if not args.data.exists():

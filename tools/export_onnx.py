@@ -50,8 +50,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Exports."""
-    from mmprune3d.export.onnx import run_export
     from mmprune3d.export.graph import TENSORRT_TOPK
+    from mmprune3d.export.onnx import run_export
     from mmprune3d.files import writable
     from mmprune3d.pruning.key_plan import TgGBCPlan
 

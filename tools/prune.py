@@ -59,11 +59,11 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Scores and writes."""
-    from mmprune3d.upgrade.channels import prune_channels
-    from mmprune3d.upgrade.channel_settings import with_target
-    from mmprune3d.upgrade.masks import prune_checkpoint
     from mmprune3d.engine.criteria import keep_table
     from mmprune3d.files import writable
+    from mmprune3d.upgrade.channel_settings import with_target
+    from mmprune3d.upgrade.channels import prune_channels
+    from mmprune3d.upgrade.masks import prune_checkpoint
     from mmprune3d.visualization.keep_rates import draw_keep_rates
 
     given = {name: getattr(args, name) for name in ('criterion', 'sparsity', 'flops', 'params', 'channels')}

@@ -49,8 +49,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Counts and draws."""
-    from mmprune3d.inspect.halting import run_halting
     from mmprune3d.files import writable
+    from mmprune3d.inspect.halting import run_halting
 
     logs = {name: Path(file) for name, _, file in (log.partition('=') for log in args.log)}
     drawn = (args.samples, writable(args.out), args.cfg_options, args.count, args.score_threshold, logs)

@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     from experiments.halting.speed import measure_speed
     from experiments.halting.study import folder_of, run_training
     from experiments.halting.table import table
-    from mmprune3d.upgrade.run import read_config
     from mmprune3d.checkpoint.addresses import local_file
     from mmprune3d.files import writable
+    from mmprune3d.upgrade.run import read_config
 
     if args.threads:
         torch.set_num_threads(args.threads)

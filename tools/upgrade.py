@@ -86,14 +86,14 @@ def run_alone(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the upgrade that is asked for."""
-    from mmprune3d.upgrade.finetune import QueryPruning
-    from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
-    from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
-    from mmprune3d.upgrade.search import parse_plan
-    from mmprune3d.upgrade.run import run_upgrade
     from mmprune3d.pruning.altermoma import AlterMOMAPlan
     from mmprune3d.pruning.gpq import GPQPlan
     from mmprune3d.pruning.halting_plan import HaltingPlan
+    from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
+    from mmprune3d.upgrade.finetune import QueryPruning
+    from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
+    from mmprune3d.upgrade.run import run_upgrade
+    from mmprune3d.upgrade.search import parse_plan
 
     methods = {name: text for name, text in (('tggbc', args.tggbc), ('tome', args.tome)) if text is not None}
     kinds = {

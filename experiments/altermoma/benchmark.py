@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mmprune3d
-from mmprune3d.coupling.groups import FoundGroups, find_channel_groups
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
+from mmprune3d.coupling.groups import FoundGroups, find_channel_groups
+from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
+from mmprune3d.measure.timing import StageTimer
 from mmprune3d.models.slim_detector import SlimDetector
 from mmprune3d.pruning.channel_selection import Costs, select_channels
 from mmprune3d.pruning.channels import ChannelGroup
-
-from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
-from mmprune3d.measure.timing import StageTimer
 
 CONFIGS = Path(mmprune3d.__file__).resolve().parent / '.mim' / 'configs'
 ROWS = {

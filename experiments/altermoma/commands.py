@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 
 from mmprune3d.checkpoint.addresses import local_file
-
-from . import features as fusion_features, redundancy as fusion_redundancy, study as fusion_study, score_statistics, scoring_cost
-from .table import table
 from mmprune3d.upgrade.run import read_config
+
+from . import features as fusion_features
+from . import redundancy as fusion_redundancy
+from . import score_statistics, scoring_cost
+from . import study as fusion_study
+from .table import table
 
 
 def run(args: argparse.Namespace) -> None:

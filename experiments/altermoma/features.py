@@ -16,14 +16,14 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from experiments.altermoma.bev_features import draw_bev_features
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, parameter_groups, prunable, resolve
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
-from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.criteria import Scores, batches_needed, make_masks, modality_gradients
+from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.masks import apply_masks_
-from experiments.altermoma.bev_features import draw_bev_features
 
 FUSED = 'fused'
 """Name of the map after the fusion."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, resolve
 from mmprune3d.adapters.modality_masking import ModalityMasker
-
 from mmprune3d.measure.accuracy import evaluate, summarize
 from mmprune3d.measure.annotations import require_accuracy
 from mmprune3d.upgrade.run import prepare

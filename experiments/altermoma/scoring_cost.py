@@ -18,11 +18,11 @@ from mmprune3d.adapters.fusion import fusion_map
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.criteria import batches_needed, score_model
+from mmprune3d.measure import report as reports
+from mmprune3d.measure.memory import peak_memory
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 
-from mmprune3d.measure import report as reports
 from .study import BATCH_SIZE, SETTINGS
-from mmprune3d.measure.memory import peak_memory
 
 SPARSITY = 0.8
 

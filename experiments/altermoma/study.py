@@ -23,10 +23,9 @@ from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.loops.altermoma_loop import REPORT
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
-from mmprune3d.pruning.altermoma import AlterMOMAPlan
-
 from mmprune3d.measure.accuracy import figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.upgrade.run import prepare
 
 SPARSITIES = (80, 85, 90)

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mmprune3d import files
 from experiments.curves import draw_curves
-
+from mmprune3d import files
 from mmprune3d.measure import report as reports
+
 from .study import BATCH_SIZE, RUNS, SETTINGS, SPARSITIES, TITLES
 
 

@@ -12,11 +12,11 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 import mmprune3d.models  # noqa: F401
+from mmprune3d.export.onnx import HeadShapes, PortableHead
 from mmprune3d.layers.attention import Keys
 from mmprune3d.models.petr.decoder import PETR3DDecoder
 from mmprune3d.models.petr.head import cls_branch, reg_branch
 
-from mmprune3d.export.onnx import HeadShapes, PortableHead
 from .lean import LeanDecoder, with_memory
 
 STRIDE = 16

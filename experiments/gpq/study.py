@@ -19,7 +19,6 @@ from mmprune3d import files
 from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
-
 from mmprune3d.measure.accuracy import figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
 from mmprune3d.upgrade.compact import compact

@@ -14,13 +14,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import adapters, files
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.timing import StageTimer, medians
-from .study import FEW, MANY, RUNS, Training, folder
+from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
 from mmprune3d.upgrade.run import prepare
+
+from .study import FEW, MANY, RUNS, Training, folder
 
 SOURCE = 'scratch-300'
 """The training that is pruned at run time."""

@@ -17,8 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models import ROWS, Detectors, Row, calibrate, heatmap_biases, make_detectors, make_layout, run_blocks, set_heatmap_biases, set_sparsity, steer
 from experiments.tggbc.benchmark import interleaved
+
+from .models import (
+    ROWS,
+    Detectors,
+    Row,
+    calibrate,
+    heatmap_biases,
+    make_detectors,
+    make_layout,
+    run_blocks,
+    set_heatmap_biases,
+    set_sparsity,
+    steer,
+)
 from .official_sst import OfficialBlocks
 from .token_layouts import TokenLayout, priority
 

@@ -13,11 +13,11 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from experiments.altermoma.benchmark import CONFIGS, build
 from mmprune3d.models.sst.backbone import SSTBackbone
 from mmprune3d.models.sst.input_layer import WindowedTokens
 from mmprune3d.pruning.halting import HaltingRecord
 
-from experiments.altermoma.benchmark import CONFIGS, build
 from .official_sst import OfficialBackbone
 from .token_layouts import NUSCENES, Grid, TokenLayout, priority, real_layout, rendered_layout
 

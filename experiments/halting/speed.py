@@ -15,16 +15,16 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from experiments.tggbc.benchmark import milliseconds
 from mmprune3d import files
-
+from mmprune3d.inspect.gpq import loaded_runner
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
-from experiments.tggbc.benchmark import milliseconds
+from mmprune3d.measure.timing import medians
+from mmprune3d.upgrade.run import prepare
+
 from .rows import CONTROL, RUNS, row_config
 from .study import RESULT, WEIGHTS, folder_of, halts
-from mmprune3d.measure.timing import medians
-from mmprune3d.inspect.gpq import loaded_runner
-from mmprune3d.upgrade.run import prepare
 
 PARTS = ('sra', 'backbone', 'detector', 'map')
 """Attention blocks and the planning of their windows; all of the backbone, with what decides about halting; the whole

@@ -26,6 +26,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from experiments.altermoma.study import dataset_length
 from mmprune3d import files
 from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
@@ -34,14 +35,13 @@ from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.halting_counts import grid_of
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.pruning.halting import HaltingRecord
-
+from mmprune3d.inspect.halting import HaltingStatistics, listening
 from mmprune3d.measure.accuracy import evenly_spaced, figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
-from experiments.altermoma.study import dataset_length
-from .rows import RUNS, Row, row_config
-from mmprune3d.inspect.halting import HaltingStatistics, listening
+from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.upgrade.run import prepare
+
+from .rows import RUNS, Row, row_config
 
 ITERATIONS = 256
 BATCH_SIZE = 4

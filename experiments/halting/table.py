@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mmprune3d import files
-from experiments.pareto import ParetoPoint, draw_pareto
-
-from mmprune3d.measure import report as reports
 from experiments.altermoma.table import by_seed
-from .rows import CONTROL, RUNS
+from experiments.pareto import ParetoPoint, draw_pareto
+from mmprune3d import files
 from mmprune3d.inspect.halting import KINDS
+from mmprune3d.measure import report as reports
+
+from .rows import CONTROL, RUNS
 from .study import BATCH_SIZE, ITERATIONS, RESULT
 
 SPEEDS = {'sra': 'attention', 'backbone': 'backbone', 'detector': 'detector'}

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.layers.attention import project
-
 from mmprune3d.models.petr.decoder import flatten_cameras
 from mmprune3d.models.petr.position import embed_points
 

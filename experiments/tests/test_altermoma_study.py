@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d.measure import accuracy
 from experiments.altermoma import study as fusion_study
 from experiments.altermoma.redundancy import explained, redundancy_table
 from experiments.altermoma.study import RUNS, SPARSITIES, plan_of, run_training, training_config
@@ -17,6 +16,7 @@ from experiments.altermoma.table import results, table
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
 from mmprune3d.evaluation import NaNPredictionError
+from mmprune3d.measure import accuracy
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'bevfusion' / 'bevfusion_tiny.py'
 

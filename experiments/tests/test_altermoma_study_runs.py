@@ -10,14 +10,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from experiments.altermoma import study as fusion_study, score_statistics, scoring_cost
+from experiments.altermoma import score_statistics, scoring_cost
+from experiments.altermoma import study as fusion_study
 from experiments.altermoma.features import draw_states
 from experiments.altermoma.redundancy import redundancy
 from experiments.altermoma.study import Row, run_training
 from experiments.altermoma.table import table
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.conftest import TinyDataset
-
 from tests.test_upgrade.small_bevfusion import save_random, small_config
 
 SHORT = {'sparsity': 0.5, 'eval_batches': 1, 'reactivation_steps': 1}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmprune3d import adapters
 from experiments.gpq import benchmark
-from mmprune3d.measure.flops import count_flops
-from mmprune3d.export.graph import shapes_of
 from experiments.gpq.breakdown import PARTS
 from experiments.gpq.lean import LeanDecoder
 from experiments.gpq.models import Pair, Row, make_pair
+from mmprune3d import adapters
+from mmprune3d.export.graph import shapes_of
 from mmprune3d.layers.attention import Keys
+from mmprune3d.measure.flops import count_flops
 from mmprune3d.models.petr.decoder import PETR3DDecoder
 from mmprune3d.pruning.key_plan import TgGBCPlan
 from tools import benchmark as tool

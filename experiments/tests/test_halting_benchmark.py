@@ -11,10 +11,23 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from experiments.halting import benchmark as backbone_benchmark, models as backbone_models
-from experiments.halting.benchmark import PARTS, ROWS, compare_attention, markdown, measure, measure_layout
-from experiments.halting.models import CANDIDATES, Detectors, calibrate, fitted, halted_shares, heatmap_biases, make_detectors, run_blocks, set_heatmap_biases, set_sparsity, steer
 from experiments.altermoma.benchmark import CONFIGS
+from experiments.halting import benchmark as backbone_benchmark
+from experiments.halting import models as backbone_models
+from experiments.halting.benchmark import PARTS, ROWS, compare_attention, markdown, measure, measure_layout
+from experiments.halting.models import (
+    CANDIDATES,
+    Detectors,
+    calibrate,
+    fitted,
+    halted_shares,
+    heatmap_biases,
+    make_detectors,
+    run_blocks,
+    set_heatmap_biases,
+    set_sparsity,
+    steer,
+)
 from experiments.halting.token_layouts import Grid, TokenLayout, occupied, priority
 from tools import benchmark as tool
 

@@ -11,18 +11,17 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop
 
+from experiments.altermoma.benchmark import build
 from experiments.halting import study as halting_study
 from experiments.halting.models import fitted
-from experiments.altermoma.benchmark import build
 from experiments.halting.rows import BOUNDS, CONTROL, RUNS, row_config
 from experiments.halting.speed import PARTS, measure_speed, time_parts
 from experiments.halting.study import BATCH_SIZE, ITERATIONS, LR, run_training, start_of, training_config
 from experiments.halting.table import results, table
 from experiments.halting.token_layouts import Grid
 from tests.conftest import TinyDataset
-from tools import study_halting
-
 from tests.test_upgrade.small_bevfusion import save_random
+from tools import study_halting
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CONFIG = CONFIGS / 'sst' / 'sst_tiny.py'

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from experiments.petr.alignment import NEAR, REACH, align, alignment_loss, cell_targets, random_points
 from mmprune3d.ops.cameras import as_4x4
-
 from tests.test_models.test_petr.small import CAMERAS, HEIGHT, PC_RANGE, WIDTH, build, cameras, head_config
 
 CANVAS, CELLS = (HEIGHT, WIDTH), (HEIGHT // 8, WIDTH // 8)

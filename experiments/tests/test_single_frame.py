@@ -12,8 +12,8 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from mmprune3d import adapters
 from experiments.tggbc.single_frame import SingleFrame, found_cars, frame_dataset
+from mmprune3d import adapters
 from mmprune3d.ops.cameras import lidar2img_of
 from mmprune3d.pruning.key_plan import TgGBCPlan
 from tests.real_data import each_frame, frame_folder

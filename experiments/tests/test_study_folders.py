@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmprune3d import files
 from experiments.altermoma import study as fusion_study
-from experiments.halting import study as halting_study
 from experiments.gpq import study as query_study
+from experiments.halting import study as halting_study
+from mmprune3d import files
 
 STUDIES: dict[str, tuple[str, Callable[[Config, Path], dict]]] = {
     'fusion': ('dense-seed0', lambda base, out: fusion_study.run_training(base, out / 'start.pth', 'dense', 0, out)),

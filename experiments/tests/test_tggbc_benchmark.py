@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.tggbc import benchmark
-from experiments.tggbc import sweep
+from experiments.tggbc import benchmark, sweep
 from experiments.tggbc.cost import cross_attention_flops
 from mmprune3d.pruning.key_plan import TgGBCPlan
 from tools import benchmark as tool

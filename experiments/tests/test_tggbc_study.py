@@ -14,19 +14,18 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmprune3d import adapters
 from experiments.tggbc import study as key_study
-from mmprune3d.measure.accuracy import evaluate, evenly_spaced, summarize
-from mmprune3d.measure.replayed_tests import CachedTest, TensorStore
-from experiments.tggbc.study import run_study
 from experiments.tggbc.chance import RandomPlan
-from mmprune3d.measure.samples import infos_of
 from experiments.tggbc.parts import PARTS, Decoder, choose_parts
-from mmprune3d.upgrade.run import prepare, read_config
+from experiments.tggbc.study import run_study
+from mmprune3d import adapters
 from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.measure.accuracy import evaluate, evenly_spaced, summarize
+from mmprune3d.measure.replayed_tests import CachedTest, TensorStore
+from mmprune3d.measure.samples import infos_of
 from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-
+from mmprune3d.upgrade.run import prepare, read_config
 from tests.conftest import CONFIG
 
 PLAN = TgGBCPlan(r=200, n=1, k=5)

@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from experiments.halting import token_layouts
-from experiments.halting.token_layouts import NUSCENES, WAYMO, Grid, TokenLayout, occupied, priority, real_layout, rendered_layout
-
+from experiments.halting.token_layouts import (
+    NUSCENES,
+    WAYMO,
+    Grid,
+    TokenLayout,
+    occupied,
+    priority,
+    real_layout,
+    rendered_layout,
+)
 from tests.real_data import each_frame, frame_folder
 
 SMALL = Grid((-8.0, -4.0, -2.0, 8.0, 4.0, 4.0), 0.5)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.tggbc import Kept, KeyPruner, ScoreFunction, make_pruner
+from mmprune3d.measure.flops import count_flops
+from mmprune3d.measure.memory import peak_memory
 from mmprune3d.models.petr.decoder import PETR3DDecoder, PETR3DDecoderLayer
 from mmprune3d.models.petr.head import cls_branch, reg_branch
 from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
 
 from .cost import cross_attention_flops
-from mmprune3d.measure.flops import count_flops
-from mmprune3d.measure.memory import peak_memory
 
 COLUMNS = {
     'stock': 'stock',

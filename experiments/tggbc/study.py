@@ -17,17 +17,17 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from experiments.curves import draw_curves
 from mmprune3d import files
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.evaluation import NaNPredictionError
-from mmprune3d.pruning.key_plan import KeyPlan
-from experiments.curves import draw_curves
-
 from mmprune3d.inspect import keys as key_attention
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.replayed_tests import CachedTest
-from .parts import PARTS, Decoder, Part, choose_parts
+from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.upgrade.run import prepare, read_config
+
+from .parts import PARTS, Decoder, Part, choose_parts
 
 TITLE = 'Accuracy of key pruning'
 SHOWN = ('mAP', 'NDS')

@@ -7,9 +7,8 @@ from torch import nn
 
 from mmprune3d import adapters
 from mmprune3d.config_types import only
-from mmprune3d.pruning.key_plan import KeyPlan
-
 from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.pruning.key_plan import KeyPlan
 
 
 def prune_as_configured(model: nn.Module) -> KeyPlan:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.engine.batches import seeded, warn_without_objects
-from mmprune3d.engine.flow_scores import flow_scores
 from mmprune3d.engine.criteria import BY_GRADIENT, Scores, altermoma_scores, batches_needed
+from mmprune3d.engine.flow_scores import flow_scores
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import PerChannel, contribution
 from mmprune3d.pruning.altermoma import AlterMOMAPlan

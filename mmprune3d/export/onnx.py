@@ -29,10 +29,10 @@ from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
 from mmprune3d.models.petr.position import padded_cells
 from mmprune3d.ops.cameras import as_4x4
 from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.upgrade.run import read_config
 from mmprune3d.version import __version__
 
 from .graph import check_static, optional, split_topk, tidied, warn_large_topk
-from mmprune3d.upgrade.run import read_config
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -16,16 +16,16 @@ from tqdm import tqdm
 from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.checkpoint.addresses import local_file
-from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
-
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
-from .query_history import QueryHistory
-from .query_points import points_in_metres, range_of
-from .query_use import COUNTS, PICTURES, QueryUse, markdown
-from .query_selection import Selection, SelectionCounter
 from mmprune3d.measure.samples import batch_size_of
 from mmprune3d.upgrade.run import prepare, read_config
+from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
+
+from .query_history import QueryHistory
+from .query_points import points_in_metres, range_of
+from .query_selection import Selection, SelectionCounter
+from .query_use import COUNTS, PICTURES, QueryUse, markdown
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
+from mmprune3d.inspect.keys import mean_attention_kept
 from mmprune3d.pruning.key_plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
 from .annotations import check_classes, require_accuracy
 from .baseline import check_baseline
-from mmprune3d.inspect.keys import mean_attention_kept
 from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30

@@ -20,24 +20,24 @@ from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import without
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.criteria import keep_table
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
-from mmprune3d.engine.criteria import keep_table
+from mmprune3d.measure import report as reports
+from mmprune3d.measure.measured import Measured, source_of_upgrade
+from mmprune3d.measure.tested import TestedSet, safely
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.visualization.keep_rates import draw_keep_rates
 
-from mmprune3d.measure import report as reports
-from .channels import slim
 from .channel_settings import MAP, ChannelSettings
+from .channels import slim
 from .finetune import PlanWithFineTuning, finetuning
 from .fusion_comparison import FusionComparison, fusion_rows
-from mmprune3d.measure.measured import Measured, source_of_upgrade
-from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
-from mmprune3d.measure.tested import TestedSet, safely
 from .run import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
+from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
 
 RECALIBRATED = 16
 """Batches on which batch norm is estimated anew, unless the config says something else."""

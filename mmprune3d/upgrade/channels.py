@@ -14,26 +14,26 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.checkpoint.masks import STATE, packed_state
 from mmprune3d.checkpoint.metadata import with_metadata
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.checkpoint.slim import mask_state_dict, slim_checkpoint, structure_of
+from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.channel_scoring import choose_channels, score_channels, trained_groups
-from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.criteria import Scores, batches_needed
+from mmprune3d.engine.recalibration import recalibrate
+from mmprune3d.measure.layer_costs import count_costs
+from mmprune3d.measure.same_outputs import output_difference
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.channel_selection import Costs, Selection
 from mmprune3d.pruning.channels import ChannelGroup, slice_tensors
 from mmprune3d.pruning.masks import keep_rates, unpack
 
 from .channel_settings import OF_TRAININGS, ChannelSettings, with_target
-from mmprune3d.measure.layer_costs import count_costs
-from mmprune3d.measure.same_outputs import output_difference
-from .slim_files import Slimmed, slim_config, slim_table
 from .run import read_config
+from .slim_files import Slimmed, slim_config, slim_table
 
 TOLERANCE = 1e-4
 """Relative difference of the slim model to the masked one that counts as rounding."""

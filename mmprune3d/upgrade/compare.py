@@ -13,13 +13,13 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from mmprune3d.measure.baseline import check_baseline
+from mmprune3d.measure.tested import TestedSet
+from mmprune3d.measure.timing import StageTimer, medians
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
-from mmprune3d.measure.baseline import check_baseline
 from .key_comparison import count_samples
-from mmprune3d.measure.timing import StageTimer, medians
-from mmprune3d.measure.tested import TestedSet
 
 THRESHOLD = 0.3
 """Boxes below this score are not drawn."""

@@ -9,15 +9,15 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d.adapters.fusion import FusionMap, has, resolve
-from mmprune3d.pruning.channel_selection import Costs
-
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.flops import count_operations
 from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
-from mmprune3d.measure.timing import REST, TOTAL
 from mmprune3d.measure.memory import peak_memory
-from .compare import SideBySide
 from mmprune3d.measure.tested import TestedSet
+from mmprune3d.measure.timing import REST, TOTAL
+from mmprune3d.pruning.channel_selection import Costs
+
+from .compare import SideBySide
 
 
 class FusionComparison(SideBySide):

@@ -22,19 +22,19 @@ from mmprune3d.config_types import class_of, dotted, without
 from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.hooks import HaltingHook
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
+from mmprune3d.measure import report as reports
+from mmprune3d.measure.flops import count_operations
+from mmprune3d.measure.measured import Measured, source_of_upgrade
+from mmprune3d.measure.memory import peak_memory
+from mmprune3d.measure.tested import TestedSet
 from mmprune3d.models.sst import SSTBackbone, SSTDetector
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.pruning.halting_plan import HaltingPlan
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
-from mmprune3d.measure import report as reports
-from .finetune import PlanWithFineTuning, finetuning
-from mmprune3d.measure.flops import count_operations
-from mmprune3d.measure.measured import Measured, source_of_upgrade
-from mmprune3d.measure.memory import peak_memory
 from .compare import THRESHOLD, SideBySide
-from mmprune3d.measure.tested import TestedSet
+from .finetune import PlanWithFineTuning, finetuning
 from .run import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
 
 RECALIBRATED = 16

@@ -16,15 +16,14 @@ from tqdm import tqdm
 
 from mmprune3d import adapters
 from mmprune3d.adapters.learned_queries import num_queries
+from mmprune3d.measure.baseline import check_baseline
+from mmprune3d.measure.flops import count_operations
+from mmprune3d.measure.memory import peak_memory
+from mmprune3d.measure.tested import TestedSet
+from mmprune3d.measure.timing import StageTimer, medians
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.visualization.upgrade import draw_upgrade
 from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d
-
-from mmprune3d.measure.baseline import check_baseline
-from mmprune3d.measure.flops import count_operations
-from mmprune3d.measure.timing import StageTimer, medians
-from mmprune3d.measure.memory import peak_memory
-from mmprune3d.measure.tested import TestedSet
 
 
 @dataclass(frozen=True)

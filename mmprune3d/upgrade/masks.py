@@ -17,8 +17,8 @@ from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.engine.batches import CachedBatches, draw
-from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.criteria import batches_needed, keep_report, keep_table, make_masks, score_model
+from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.masks import unpack
 

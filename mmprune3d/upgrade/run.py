@@ -21,16 +21,16 @@ from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import dotted, movable, only, without, writable
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.annotations import require_accuracy
-from mmprune3d.measure.replayed_tests import CachedTest
-from .key_comparison import Comparison, Variant
 from mmprune3d.measure.measured import Measured, source_of_upgrade
+from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.samples import restrict
-from .search import PlanSearch, SearchRequest, require_limited
 from mmprune3d.measure.tested import TestedSet
+from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+
+from .key_comparison import Comparison, Variant
+from .search import PlanSearch, SearchRequest, require_limited
 
 if TYPE_CHECKING:
     from .finetune import QueryPruning

@@ -14,10 +14,9 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from mmprune3d.measure.samples import images_of, is_kind
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.key_plan import PLANS, KeyPlan
-
-from mmprune3d.measure.samples import images_of, is_kind
 
 AUTO = 'auto'
 GRID = 16

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 
 from mmprune3d import files
 from mmprune3d.config_types import is_a, movable
-from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.criteria import keep_table
+from mmprune3d.engine.hooks import MaskHook
 
 from .run import upgraded_config
 

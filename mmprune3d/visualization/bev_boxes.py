@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmprune3d.files import replacing
-
 from experiments.curves import COLORS
+from mmprune3d.files import replacing
 
 TRUTH_COLOR = '0.75'
 POINT_COLOR = '0.55'

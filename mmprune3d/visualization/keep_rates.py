@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmprune3d.files import replacing
-
 from experiments.curves import COLORS
+from mmprune3d.files import replacing
 
 BAR_INCHES = 0.16
 """Height of a layer's bar."""

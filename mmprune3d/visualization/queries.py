@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmprune3d.files import replacing
-
 from experiments.curves import COLORS
+from mmprune3d.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

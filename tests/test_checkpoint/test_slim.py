@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.checkpoint.slim import mask_state_dict, slim_checkpoint, slim_state_dict, structure_of
+from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.layers.slim import slim_model_
 from tests.test_coupling.channel_nets import SparseToDense, as_trained_, half_of
 

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.loops.settings import PruningSettings
-from mmprune3d.upgrade.masks import prune_checkpoint
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.runners.altermoma_runner import AlterMOMARunner, with_pruning_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.upgrade.masks import prune_checkpoint
 from tests.kills import assert_same
 
 from .small_fusion import GROUPS, INTERFACES, SmallFusion, SmallFusionDataset, fusion_config, write_config

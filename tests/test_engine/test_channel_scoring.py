@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.adapters.fusion import FusionMap, fusion_map
+from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.engine.channel_scoring import choose_channels, score_channels, trained_groups
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.channels import ChannelGroup, Member

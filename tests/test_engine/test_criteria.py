@@ -16,8 +16,16 @@ from torch.utils.data import DataLoader
 from mmprune3d.adapters.fusion import fusion_map, parameter_groups, prunable
 from mmprune3d.checkpoint.masks import load_masks, save_masks
 from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.criteria import (
+    Scores,
+    batches_needed,
+    choose_masks,
+    keep_report,
+    keep_table,
+    make_masks,
+    score_model,
+)
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.criteria import Scores, batches_needed, choose_masks, keep_report, keep_table, make_masks, score_model
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.kills import assert_same
 

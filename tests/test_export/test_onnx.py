@@ -17,8 +17,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from mmprune3d import adapters
-from mmprune3d.export.onnx import OPSET, HeadShapes, PortableHead, compare, export_head, find_head, images_of, run_export
 from mmprune3d.export.graph import shapes_of, topk_sizes
+from mmprune3d.export.onnx import (
+    OPSET,
+    HeadShapes,
+    PortableHead,
+    compare,
+    export_head,
+    find_head,
+    images_of,
+    run_export,
+)
 from mmprune3d.ops.attention import fused_attention
 from mmprune3d.pruning.key_plan import TgGBCPlan
 from mmprune3d.pruning.selection import top_indices

@@ -12,19 +12,19 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
-from mmprune3d import adapters
 from experiments.altermoma import study as fusion_study
-from experiments.halting import study as halting_study
 from experiments.gpq import study as query_study
+from experiments.halting import study as halting_study
+from mmprune3d import adapters
+from mmprune3d.config_types import dotted
+from mmprune3d.engine.hooks import GPQHook, HaltingHook, MaskHook, TgGBCHook, ToMeHook
 from mmprune3d.measure.accuracy import evaluate
 from mmprune3d.measure.baseline import check_baseline, check_hooks, prunes
 from mmprune3d.measure.replayed_tests import CachedTest
-from mmprune3d.upgrade.key_comparison import Comparison, Variant
-from mmprune3d.upgrade.compare import SideBySide
-from mmprune3d.upgrade.run import prepare, upgraded_config
-from mmprune3d.config_types import dotted
-from mmprune3d.engine.hooks import GPQHook, HaltingHook, MaskHook, TgGBCHook, ToMeHook
 from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.upgrade.compare import SideBySide
+from mmprune3d.upgrade.key_comparison import Comparison, Variant
+from mmprune3d.upgrade.run import prepare, upgraded_config
 from tests.test_config_types import FORMS
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'

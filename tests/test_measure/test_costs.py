@@ -14,8 +14,8 @@ from torch.nn import functional
 from mmprune3d.measure import flops
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.flops import count_flops, count_operations
-from mmprune3d.measure.timing import StageTimer, medians
 from mmprune3d.measure.memory import peak_memory
+from mmprune3d.measure.timing import StageTimer, medians
 
 
 class Attention(nn.Module):

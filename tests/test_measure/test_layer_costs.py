@@ -8,13 +8,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.coupling.groups import find_channel_groups
+from mmprune3d.layers.slim import slim_model_
 from mmprune3d.measure.flops import count_operations
 from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
-from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
-from mmprune3d.layers.slim import slim_model_
 from mmprune3d.pruning.channel_selection import Costs, select_channels
-from tests.test_coupling.channel_nets import Mixed, SparseToDense, bevfusion_forward, bevfusion_groups, build_bevfusion, half_of
+from tests.test_coupling.channel_nets import (
+    Mixed,
+    SparseToDense,
+    bevfusion_forward,
+    bevfusion_groups,
+    build_bevfusion,
+    half_of,
+)
 
 
 def total(costs):

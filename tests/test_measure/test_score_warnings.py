@@ -17,12 +17,11 @@ from mmengine.structures import InstanceData
 
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.score_warnings import Detections, DetectionsHook, collected, score_warnings
-from mmprune3d.upgrade.run import run_upgrade
 from mmprune3d.pruning.key_plan import TgGBCPlan
-
+from mmprune3d.upgrade.run import run_upgrade
 from tests import toy_runner
-from tests.test_evaluation.nuscenes_boxes import box, evaluate_class
 from tests.conftest import CONFIG
+from tests.test_evaluation.nuscenes_boxes import box, evaluate_class
 
 NAN = float('nan')
 

@@ -25,7 +25,13 @@ from mmprune3d.checkpoint.slim import slim_checkpoint, structure_of
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
 from tests.test_adapters import small_detr
-from tests.test_coupling.channel_nets import bevfusion_batch, bevfusion_config, bevfusion_groups, build_bevfusion, half_of
+from tests.test_coupling.channel_nets import (
+    bevfusion_batch,
+    bevfusion_config,
+    bevfusion_groups,
+    build_bevfusion,
+    half_of,
+)
 from tests.test_models.test_petr import small as small_petr
 from tests.test_models.test_sst import small_sst
 

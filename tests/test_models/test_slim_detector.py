@@ -13,7 +13,13 @@ import mmprune3d  # noqa: F401  (strict loading)
 from mmprune3d.checkpoint.mismatch import CheckpointMismatchError
 from mmprune3d.checkpoint.slim import mask_state_dict, slim_checkpoint, structure_of
 from mmprune3d.models.slim_detector import SlimDetector, read_structure, without_pretrained
-from tests.test_coupling.channel_nets import bevfusion_config, bevfusion_forward, bevfusion_groups, build_bevfusion, half_of
+from tests.test_coupling.channel_nets import (
+    bevfusion_config,
+    bevfusion_forward,
+    bevfusion_groups,
+    build_bevfusion,
+    half_of,
+)
 
 
 @pytest.fixture(scope='module')

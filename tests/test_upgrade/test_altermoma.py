@@ -18,10 +18,10 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 
 from mmprune3d.adapters.fusion import prunable
-from mmprune3d.upgrade.fusion_comparison import fusion_rows, timed_modules
-from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
+from mmprune3d.upgrade.fusion_comparison import fusion_rows, timed_modules
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from tests.kills import assert_same
 from tests.test_coupling.channel_nets import ROOT

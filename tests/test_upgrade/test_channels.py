@@ -15,11 +15,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from mmprune3d.upgrade import channels as channel_pruning
-from mmprune3d.upgrade.channels import first_sample, slim
-from mmprune3d.upgrade.channel_settings import ChannelSettings, with_target
-from mmprune3d.upgrade.slim_files import BUILDER, slim_config
 from mmprune3d.checkpoint.masks import load_masks, packed_state
+from mmprune3d.upgrade import channels as channel_pruning
+from mmprune3d.upgrade.channel_settings import ChannelSettings, with_target
+from mmprune3d.upgrade.channels import first_sample, slim
+from mmprune3d.upgrade.slim_files import BUILDER, slim_config
 from tests.kills import assert_same
 from tests.test_coupling.channel_nets import ROOT, bevfusion_batch
 from tests.test_engine.small_fusion import GROUPS, INTERFACES, fusion_config, write_config

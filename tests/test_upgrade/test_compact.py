@@ -17,8 +17,8 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch import Tensor, nn
 
 from mmprune3d.adapters.learned_queries import learned_queries
-from mmprune3d.upgrade.compact import build_model, compact, compact_config, run_compact
 from mmprune3d.checkpoint.compact import TRAINING_STATE
+from mmprune3d.upgrade.compact import build_model, compact, compact_config, run_compact
 from tests.test_adapters import small_detr
 from tests.test_engine.blink import training_config
 from tests.test_models.test_petr.small import batch

@@ -10,14 +10,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from mmprune3d.upgrade.compact import compact_config
-from mmprune3d.upgrade.finetune import QueryPruning
-from mmprune3d.upgrade.halting import HaltingUpgrade
-from mmprune3d.export.onnx import load_model
-from mmprune3d.upgrade.slim_files import slim_config
-from mmprune3d.upgrade.run import upgraded_config
 from mmprune3d.config_types import is_a
 from mmprune3d.engine.hooks import GPQHook, HaltingHook, MaskHook, TgGBCHook
+from mmprune3d.export.onnx import load_model
 from mmprune3d.layers.halting import HaltingUNet
 from mmprune3d.models.slim_detector import SlimDetector
 from mmprune3d.models.sst import HaltingSSTDetector, SSTBackbone, SSTDetector
@@ -25,6 +20,11 @@ from mmprune3d.models.sst.halting_backbone import HaltingGate
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.halting_plan import HaltingPlan
 from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.upgrade.compact import compact_config
+from mmprune3d.upgrade.finetune import QueryPruning
+from mmprune3d.upgrade.halting import HaltingUpgrade
+from mmprune3d.upgrade.run import upgraded_config
+from mmprune3d.upgrade.slim_files import slim_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 

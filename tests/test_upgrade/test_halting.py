@@ -13,8 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
 from mmprune3d.pruning.halting_plan import HaltingPlan
+from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
 
 from .small_bevfusion import save_random
 from .small_sst_config import BLOCKS, WIDTH, small_sst_config

@@ -13,12 +13,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import adapters
-from mmprune3d.upgrade.search import SearchRequest
-from mmprune3d.upgrade.run import run_upgrade
 from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.upgrade.run import run_upgrade
+from mmprune3d.upgrade.search import SearchRequest
+from tests.conftest import CONFIG
 
 from . import small_families
-from tests.conftest import CONFIG
 
 FAMILIES = ('HookedDETR', 'HookedConditionalDETR', 'HookedPETR')
 SETTINGS = dict(r=0.5, n=1, k=4)

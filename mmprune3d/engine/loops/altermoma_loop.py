@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from mmprune3d import files
 from mmprune3d.adapters.fusion import parameter_groups, prunable
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.criteria import batches_needed, choose_masks, keep_report, keep_table, make_masks, score_model
 from mmprune3d.engine.hooks.mask_hook import MaskHook
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.criteria import batches_needed, choose_masks, keep_report, keep_table, make_masks, score_model
 from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning.saliency import magnitude
 

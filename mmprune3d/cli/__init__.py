@@ -1,0 +1,1 @@
+"""The console command ``mmprune3d``: one file per subcommand."""
