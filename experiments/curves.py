@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmprune3d.files import replacing
+from mmprune3d.visualization.palette import COLORS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float | str, Sequence[Mapping[str, float]]]]
 """(place on the x axis, figures of one or more repetitions)."""
 
-COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-"""Okabe and Ito's palette, which colour-blind people can tell apart."""
-MARKERS = 'osD^vP'
 RATIOS = ('mAP',)
 """Figures that tables give in percent."""
 

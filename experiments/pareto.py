@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from mmprune3d.visualization.palette import COLORS, MARKERS
 from mmprune3d.visualization.queries import _figure
-
-from .curves import COLORS, MARKERS
 
 
 class ParetoPoint(NamedTuple):

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from experiments.halting.table import table
     from mmprune3d.checkpoint.addresses import local_file
     from mmprune3d.files import writable
-    from mmprune3d.upgrade.run import read_config
+    from mmprune3d.measure.runners import read_config
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mmprune3d.checkpoint.addresses import local_file
-from mmprune3d.upgrade.run import read_config
+from mmprune3d.measure.runners import read_config
 
 from . import features as fusion_features
 from . import redundancy as fusion_redundancy

@@ -19,7 +19,7 @@ from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, resolve
 from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.measure.accuracy import evaluate, summarize
 from mmprune3d.measure.annotations import require_accuracy
-from mmprune3d.upgrade.run import prepare
+from mmprune3d.measure.runners import prepare
 
 RIDGE = 1e-3
 """Regularisation of the regression, relative to the mean variance."""

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from experiments.study import dataset_length
 from mmprune3d import files
 from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
@@ -25,8 +26,8 @@ from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.measure.accuracy import figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
+from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
-from mmprune3d.upgrade.run import prepare
 
 SPARSITIES = (80, 85, 90)
 """Per cent, as in Table 1."""
@@ -150,16 +151,6 @@ def _cycles(steps: int, count: int) -> list[dict[str, Any]]:
         return [dict(type='CosineRestartLR', **periods, eta_min=low, by_epoch=False)]
     warm = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=max(1, steps // 20))
     return [warm, dict(type='CosineAnnealingLR', T_max=steps, eta_min=low, by_epoch=False, begin=0, end=steps)]
-
-
-def dataset_length(config: Config) -> int:
-    """How many samples the training set has."""
-    from mmdet3d.registry import DATASETS
-
-    settings = copy.deepcopy(config.train_dataloader.dataset)
-    settings.pipeline = []
-    settings.pop('indices', None)
-    return len(DATASETS.build(settings))
 
 
 def check_name(name: str) -> None:

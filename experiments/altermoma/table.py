@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from experiments.curves import draw_curves
+from experiments.study import by_seed
 from mmprune3d import files
 from mmprune3d.measure import report as reports
 
@@ -48,14 +49,6 @@ def table(out: Path) -> str:
     files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
     _draw(out, rows)
     return '\n'.join(lines)
-
-
-def by_seed(rows: Iterable[Mapping[str, Any]], figure: str) -> str:
-    """'12.3 / 12.9 (12.6)': per cent of every seed, and their mean."""
-    values = [100 * row[figure] for row in sorted(rows, key=lambda row: row['seed'])]
-    if len(values) == 1:
-        return f'{values[0]:.1f}'
-    return f'{" / ".join(f"{value:.1f}" for value in values)} ({mean(values):.1f})'
 
 
 def kept(row: Mapping[str, Any]) -> str:

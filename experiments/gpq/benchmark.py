@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.tggbc.benchmark import interleaved
 from mmprune3d.export.graph import check_static, optional, tidied
 from mmprune3d.export.onnx import OPSET, TOLERANCES
 from mmprune3d.measure.report import versions_of
+from mmprune3d.measure.timing import interleaved
 
 from .breakdown import PARTS, decoder_flops, head_flops, label, profile
 from .models import Pair, Row, make_pair

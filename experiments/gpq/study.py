@@ -21,9 +21,9 @@ from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 from mmprune3d.measure.accuracy import figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
+from mmprune3d.measure.runners import prepare
 from mmprune3d.upgrade.compact import compact
 from mmprune3d.upgrade.finetune import LR_FACTOR, shortened
-from mmprune3d.upgrade.run import prepare
 
 MANY, MOST, FEW, FEWER = 300, 200, 100, 50
 """N, 2 N / 3, N / 3 and N / 6."""

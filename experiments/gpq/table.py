@@ -16,9 +16,9 @@ from torch import nn
 from mmprune3d import adapters, files
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.replayed_tests import CachedTest
+from mmprune3d.measure.runners import prepare
 from mmprune3d.measure.timing import StageTimer, medians
 from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.upgrade.run import prepare
 
 from .study import FEW, MANY, RUNS, Training, folder
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.tggbc.benchmark import interleaved
+from mmprune3d.measure.timing import interleaved
 
 from .models import (
     ROWS,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import wraps
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
-from experiments.tggbc.benchmark import milliseconds
 from mmprune3d import files
-from mmprune3d.inspect.gpq import loaded_runner
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
-from mmprune3d.measure.timing import medians
-from mmprune3d.upgrade.run import prepare
+from mmprune3d.measure.runners import loaded_runner, prepare
+from mmprune3d.measure.timing import medians, milliseconds, timed_methods
 
 from .rows import CONTROL, RUNS, row_config
 from .study import RESULT, WEIGHTS, folder_of, halts
@@ -31,29 +28,6 @@ PARTS = ('sra', 'backbone', 'detector', 'map')
 prediction, from points to boxes; the map of the tokens with its convolutions, which no method changes."""
 FRAMES = 16
 REPEATS = 3
-
-
-@contextmanager
-def timed_methods(owner: nn.Module, names: Sequence[str], spent: list[float]) -> Iterator[None]:
-    """Inside the block, `spent` gets the milliseconds of every call of the methods of `owner`."""
-    device = next(owner.parameters()).device.type
-
-    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            results: list[Any] = []
-            spent.append(milliseconds(lambda: results.append(method(*args, **kwargs)), device))
-            return results[0]
-
-        return call
-
-    for name in names:
-        setattr(owner, name, timed(getattr(owner, name)))
-    try:
-        yield
-    finally:
-        for name in names:
-            delattr(owner, name)
 
 
 @torch.inference_mode()

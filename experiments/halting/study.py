@@ -26,7 +26,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from experiments.altermoma.study import dataset_length
+from experiments.study import dataset_length
 from mmprune3d import files
 from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
@@ -38,8 +38,8 @@ from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.inspect.halting import HaltingStatistics, listening
 from mmprune3d.measure.accuracy import evenly_spaced, figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
+from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.upgrade.run import prepare
 
 from .rows import RUNS, Row, row_config
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.altermoma.table import by_seed
 from experiments.pareto import ParetoPoint, draw_pareto
+from experiments.study import by_seed
 from mmprune3d import files
 from mmprune3d.inspect.halting import KINDS
 from mmprune3d.measure import report as reports

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,9 @@ from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.tggbc import make_pruner
 from mmprune3d.measure.accuracy import evaluate, evenly_spaced, summarize
 from mmprune3d.measure.replayed_tests import CachedTest, TensorStore
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.samples import infos_of
 from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.upgrade.run import prepare, read_config
 from tests.conftest import CONFIG
 
 PLAN = TgGBCPlan(r=200, n=1, k=5)
@@ -135,8 +136,9 @@ def test_settings_that_are_not_possible_are_listed_and_not_run(
             plan.removals(6, 240)
             return {'mAP': 0.45, 'NDS': 0.35}
 
-        def attention_kept(self, samples: int, share: float) -> None:
-            return None
+        @contextmanager
+        def calls(self, samples: int) -> Iterator[tuple[()]]:
+            yield ()
 
     monkeypatch.setattr(key_study, 'CachedTest', Fake)
     monkeypatch.setattr(key_study.Runner, 'from_cfg', lambda config: None)

@@ -7,10 +7,8 @@ them cost the same everywhere.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.tggbc import Kept, KeyPruner, ScoreFunction, make_pruner
 from mmprune3d.measure.flops import count_flops
 from mmprune3d.measure.memory import peak_memory
+from mmprune3d.measure.timing import interleaved
 from mmprune3d.models.petr.decoder import PETR3DDecoder, PETR3DDecoderLayer
 from mmprune3d.models.petr.head import cls_branch, reg_branch
 from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
@@ -194,31 +193,6 @@ def _stock_layer(
     query = layer.norms[0](self_attention.reference(query, None, query_pos)[0])
     query, attention = cross_attention.reference(query, Keys(content + pos, content), query_pos)
     return layer.norms[2](layer.ffns[0](layer.norms[1](query))), attention
-
-
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    """Time of one call; on a GPU by CUDA events."""
-    if device != 'cuda':
-        begin = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - begin)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    events[0].record()
-    call()
-    events[1].record()
-    torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1])
-
-
-def interleaved(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each call: they take turns, so that a busy machine slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(milliseconds(call, device))
-    return {name: median(values) for name, values in times.items()}
 
 
 @torch.inference_mode()

@@ -24,8 +24,8 @@ from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.inspect import keys as key_attention
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.replayed_tests import CachedTest
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.pruning.key_plan import KeyPlan
-from mmprune3d.upgrade.run import prepare, read_config
 
 from .parts import PARTS, Decoder, Part, choose_parts
 
@@ -172,7 +172,8 @@ class KeyStudy:
     def listen(self) -> None:
         """Measures where the layers of the unpruned decoder look, if that is not known yet."""
         if 'attention_kept' not in self.record.data:
-            table = self.test.attention_kept(LISTENED, KEPT_SHARE)
+            with self.test.calls(LISTENED) as calls:
+                table = key_attention.mean_attention_kept(self.test.model, calls, KEPT_SHARE)
             self.record.data['attention_kept'] = None if table is None else table.tolist()
             self.record.save()
 

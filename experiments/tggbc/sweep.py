@@ -11,9 +11,10 @@ import torch
 
 from mmprune3d import files
 from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.measure.timing import interleaved
 from mmprune3d.pruning.key_plan import TgGBCPlan
 
-from .benchmark import ROWS, Decoder, Row, interleaved
+from .benchmark import ROWS, Decoder, Row
 from .cost import cross_attention_flops
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)

@@ -26,10 +26,10 @@ from mmprune3d.config_types import only
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
 from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.measure.runners import read_config
 from mmprune3d.models.petr.position import padded_cells
 from mmprune3d.ops.cameras import as_4x4
 from mmprune3d.pruning.key_plan import KeyPlan
-from mmprune3d.upgrade.run import read_config
 from mmprune3d.version import __version__
 
 from .graph import check_static, optional, split_topk, tidied, warn_large_topk

@@ -18,8 +18,8 @@ from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
+from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from mmprune3d.measure.samples import batch_size_of
-from mmprune3d.upgrade.run import prepare, read_config
 from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
 
 from .query_history import QueryHistory
@@ -54,15 +54,6 @@ class Candidate:
         if not (name and config_file and checkpoint):
             raise ValueError(f'cannot read --compare {text!r}; valid is NAME=CONFIG:CHECKPOINT')
         return cls(name, Path(config_file), checkpoint)
-
-
-def loaded_runner(config: Config) -> Runner:
-    """A runner whose model has its weights. Hooks may change the model before; the order is that of ``Runner.test``."""
-    runner = Runner.from_cfg(config)
-    runner.call_hook('before_run')
-    runner.load_or_resume()
-    runner.model.eval()
-    return runner
 
 
 @torch.no_grad()

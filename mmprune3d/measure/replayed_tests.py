@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
-from mmprune3d.inspect.keys import mean_attention_kept
 from mmprune3d.pruning.key_plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
@@ -267,17 +266,16 @@ class CachedTest:
         with self._replaying():
             return self._figures(plan, 'baseline' if plan is None else str(plan))
 
-    def attention_kept(self, samples: int, share: float) -> Tensor | None:
-        """See `key_attention.mean_attention_kept`, over `samples` batches spread over the test."""
+    @contextmanager
+    def calls(self, samples: int) -> Iterator[Iterator[Callable[[], object]]]:
+        """Inside the block: one call of the model for each of `samples` batches spread over the test."""
         chosen = set(evenly_spaced(len(self.replay), min(samples, len(self.replay))))
-
-        def calls() -> Iterator[Callable[[], object]]:
-            for position, batch in enumerate(self.replay):
-                if position in chosen:
-                    yield lambda batch=batch: self.model.test_step(batch)
-
         with self._replaying():
-            return mean_attention_kept(self.model, calls(), share)
+            yield (
+                lambda batch=batch: self.model.test_step(batch)
+                for position, batch in enumerate(self.replay)
+                if position in chosen
+            )
 
     def close(self) -> None:
         """Lets the features go and makes the evaluation what it was."""

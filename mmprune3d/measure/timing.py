@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,3 +73,51 @@ class StageTimer:
 def medians(samples: list[dict[str, float]]) -> dict[str, float]:
     """Median per stage over several measurements with the same stages."""
     return {name: median(sample[name] for sample in samples) for name in samples[0]}
+
+
+def milliseconds(call: Callable[[], object], device: str) -> float:
+    """Time of one call; on a GPU by CUDA events."""
+    if device != 'cuda':
+        begin = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - begin)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    call()
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1])
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+    """Median milliseconds of each call: they take turns, so that a busy machine slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(milliseconds(call, device))
+    return {name: median(values) for name, values in times.items()}
+
+
+@contextmanager
+def timed_methods(owner: nn.Module, names: Sequence[str], spent: list[float]) -> Iterator[None]:
+    """Inside the block, `spent` gets the milliseconds of every call of the methods of `owner`."""
+    device = next(owner.parameters()).device.type
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            results: list[Any] = []
+            spent.append(milliseconds(lambda: results.append(method(*args, **kwargs)), device))
+            return results[0]
+
+        return call
+
+    for name in names:
+        setattr(owner, name, timed(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(owner, name)

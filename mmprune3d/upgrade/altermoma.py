@@ -27,6 +27,7 @@ from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.measured import Measured, source_of_upgrade
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.tested import TestedSet, safely
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -36,7 +37,7 @@ from .channel_settings import MAP, ChannelSettings
 from .channels import slim
 from .finetune import PlanWithFineTuning, finetuning
 from .fusion_comparison import FusionComparison, fusion_rows
-from .run import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
+from .run import check_inputs, forget_results, upgraded_config, write_upgraded
 from .slim_files import REPORT, STRUCTURE, slim_config, slim_table
 
 RECALIBRATED = 16

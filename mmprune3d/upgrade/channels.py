@@ -25,6 +25,7 @@ from mmprune3d.engine.channel_scoring import choose_channels, score_channels, tr
 from mmprune3d.engine.criteria import Scores, batches_needed
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.measure.layer_costs import count_costs
+from mmprune3d.measure.runners import read_config
 from mmprune3d.measure.same_outputs import output_difference
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.channel_selection import Costs, Selection
@@ -32,7 +33,6 @@ from mmprune3d.pruning.channels import ChannelGroup, slice_tensors
 from mmprune3d.pruning.masks import keep_rates, unpack
 
 from .channel_settings import OF_TRAININGS, ChannelSettings, with_target
-from .run import read_config
 from .slim_files import Slimmed, slim_config, slim_table
 
 TOLERANCE = 1e-4

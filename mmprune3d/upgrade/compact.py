@@ -22,9 +22,8 @@ from mmprune3d.checkpoint.addresses import address_of, local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE, compact_checkpoint
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import without
+from mmprune3d.measure.runners import read_config
 from mmprune3d.pruning.gpq import kept_at
-
-from .run import read_config
 
 GPQ_HOOK = 'GPQHook'
 

@@ -22,12 +22,12 @@ from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
 from mmprune3d.config_types import dotted, is_a, only, writable
 from mmprune3d.engine.hooks import GPQHook
 from mmprune3d.measure.annotations import missing_named
+from mmprune3d.measure.runners import with_own_visualizer
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
 
 from .compact import GPQ_HOOK, Compacted, compact
-from .run import with_own_visualizer
 from .schedules import SHORTEST, scaled, stretched, stretched_hooks
 
 LR_FACTOR = 0.5

@@ -26,6 +26,7 @@ from mmprune3d.measure import report as reports
 from mmprune3d.measure.flops import count_operations
 from mmprune3d.measure.measured import Measured, source_of_upgrade
 from mmprune3d.measure.memory import peak_memory
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.tested import TestedSet
 from mmprune3d.models.sst import SSTBackbone, SSTDetector
 from mmprune3d.pruning.halting import HaltingRecord
@@ -35,7 +36,7 @@ from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from .compare import THRESHOLD, SideBySide
 from .finetune import PlanWithFineTuning, finetuning
-from .run import check_inputs, forget_results, prepare, read_config, upgraded_config, write_upgraded
+from .run import check_inputs, forget_results, upgraded_config, write_upgraded
 
 RECALIBRATED = 16
 """Training batches on which batch norm is estimated anew."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.curves import COLORS
 from mmprune3d.files import replacing
+
+from .palette import COLORS
 
 TRUTH_COLOR = '0.75'
 POINT_COLOR = '0.55'

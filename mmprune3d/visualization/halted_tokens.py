@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.curves import COLORS, MARKERS
-
+from .palette import COLORS, MARKERS
 from .queries import _figure
 
 if TYPE_CHECKING:

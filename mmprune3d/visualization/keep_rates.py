@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.curves import COLORS
 from mmprune3d.files import replacing
+
+from .palette import COLORS
 
 BAR_INCHES = 0.16
 """Height of a layer's bar."""

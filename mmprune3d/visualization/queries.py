@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.curves import COLORS
 from mmprune3d.files import replacing
+
+from .palette import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

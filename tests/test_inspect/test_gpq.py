@@ -16,8 +16,8 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from mmprune3d.adapters.learned_queries import learned_queries
-from mmprune3d.inspect.gpq import Candidate, count_selections, loaded_runner, run_analysis
-from mmprune3d.upgrade.run import prepare, read_config
+from mmprune3d.inspect.gpq import Candidate, count_selections, run_analysis
+from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from tests.conftest import CONFIG
 
 from .test_query_history import line

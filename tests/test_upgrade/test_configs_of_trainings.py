@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.upgrade.finetune import PlanWithFineTuning, finetuning
-from mmprune3d.upgrade.run import prepare, read_config
 from tests.toy_runner import ToyDataset, ToyModel, write_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

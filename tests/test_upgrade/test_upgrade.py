@@ -25,13 +25,14 @@ from mmprune3d.measure import measured as measured_module
 from mmprune3d.measure import tested
 from mmprune3d.measure.accuracy import summarize
 from mmprune3d.measure.measured import Measured, source_of_upgrade
+from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.models.petr import PETR3D
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
 from mmprune3d.upgrade import key_comparison as comparison
 from mmprune3d.upgrade import run as upgrade
 from mmprune3d.upgrade.finetune import QueryPruning, shortened
-from mmprune3d.upgrade.run import check_inputs, prepare, read_config, run_upgrade, upgraded_config
+from mmprune3d.upgrade.run import check_inputs, run_upgrade, upgraded_config
 from mmprune3d.upgrade.search import SearchRequest
 from mmprune3d.visualization import upgrade as pictures
 from mmprune3d.visualization.legend import LEGEND_HEIGHT
