@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from mmprune3d.config_types import class_of, dotted, is_a, movable, only, without, writable
 from mmprune3d.engine.hooks import TgGBCHook
-from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.models.slim_detector import SlimDetector
 from tests.toy_runner import ToyDataset, ToyMetric, ToyModel, write_config
 
@@ -23,7 +23,7 @@ FORMS = (
     'TgGBCHook',
     'mmengine.TgGBCHook',
     'mmprune3d.engine.hooks.TgGBCHook',
-    'mmprune3d.engine.hooks.tggbc_hook.TgGBCHook',
+    'mmprune3d.engine.hooks.key_pruning_hook.TgGBCHook',
     TgGBCHook,
 )
 """One hook."""

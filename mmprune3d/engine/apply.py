@@ -7,7 +7,7 @@ from torch import nn
 
 from mmprune3d import adapters
 from mmprune3d.config_types import only
-from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.pruning.key_plan import KeyPlan
 
 

@@ -25,7 +25,7 @@ from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.config_types import only
 from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
-from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.measure.runners import read_config
 from mmprune3d.models.petr.position import padded_cells
 from mmprune3d.ops.cameras import as_4x4

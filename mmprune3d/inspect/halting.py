@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.checkpoint.addresses import local_file
-from mmprune3d.engine.halting_counts import grid_of, halting_detector, inside_boxes, layer_counts
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
 from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from mmprune3d.pruning.halting import HaltingRecord
+from mmprune3d.pruning.halting_counts import grid_of, halting_detector, inside_boxes, layer_counts
 from mmprune3d.visualization.drawing import box_corners
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens, draw_sparsity
 

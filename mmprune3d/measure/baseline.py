@@ -7,8 +7,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import adapters
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.engine.hooks.mask_hook import MaskHook
-from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
 from mmprune3d.engine.unwrap import unwrap
 
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import dotted, only, without
 from mmprune3d.engine.hooks import MaskHook
-from mmprune3d.engine.hooks.tggbc_hook import KeyPruningHook
+from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 
 
 def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, Any]) -> Config:

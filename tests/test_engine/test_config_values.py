@@ -19,7 +19,7 @@ from mmengine.registry import HOOKS, RUNNERS, init_default_scope
 
 from mmprune3d import adapters
 from mmprune3d.adapters.fusion import MAP_SETTINGS
-from mmprune3d.engine.hooks.tggbc_hook import TrainingSchedule
+from mmprune3d.engine.hooks.key_pruning_hook import TrainingSchedule
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan

@@ -20,15 +20,15 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmprune3d.engine.halting_counts import (
+from mmprune3d.engine.hooks.halting_hook import HaltingHook, pinned_side
+from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, keep_by_rank
+from mmprune3d.pruning.halting_counts import (
     HaltingSums,
     fitting_thresholds,
     grid_of,
     halting_detector,
     inside_boxes,
 )
-from mmprune3d.engine.hooks.halting_hook import HaltingHook, pinned_side
-from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, keep_by_rank
 from mmprune3d.pruning.halting_loss import token_heatmap
 from tests.test_models.test_sst.test_center_head import GRID as HEAD_GRID
 from tests.test_models.test_sst.test_center_head import RANGE as HEAD_RANGE

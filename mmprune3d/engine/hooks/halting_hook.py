@@ -7,15 +7,15 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmprune3d.engine.halting_counts import (
+from mmprune3d.pruning import checks
+from mmprune3d.pruning.halting import HaltingRecord
+from mmprune3d.pruning.halting_counts import (
     HaltingSums,
     fitting_thresholds,
     grid_of,
     halting_detector,
     inside_boxes,
 )
-from mmprune3d.pruning import checks
-from mmprune3d.pruning.halting import HaltingRecord
 
 from .single import check_single
 
