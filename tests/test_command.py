@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS, MODELS, DefaultScope, Registry
 
 from mmprune3d import command
 from mmprune3d.checkpoint.load import load_state_dict
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 
 def ending(main, capsys, **settings) -> tuple[int, str]:

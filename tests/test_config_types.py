@@ -23,7 +23,7 @@ FORMS = (
     'TgGBCHook',
     'mmengine.TgGBCHook',
     'mmprune3d.engine.hooks.TgGBCHook',
-    'mmprune3d.engine.hooks.key_pruning_hook.TgGBCHook',
+    'mmprune3d.engine.hooks.tggbc_hook.TgGBCHook',
     TgGBCHook,
 )
 """One hook."""

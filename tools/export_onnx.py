@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.export.graph import TENSORRT_TOPK
     from mmprune3d.export.onnx import run_export
     from mmprune3d.files import writable
-    from mmprune3d.pruning.key_plan import TgGBCPlan
+    from mmprune3d.pruning.tggbc import TgGBCPlan
 
     writable(args.out.parent)
     run_export(

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the upgrade that is asked for."""
     from mmprune3d.pruning.altermoma import AlterMOMAPlan
     from mmprune3d.pruning.gpq import GPQPlan
-    from mmprune3d.pruning.halting_plan import HaltingPlan
+    from mmprune3d.pruning.halting import HaltingPlan
     from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
     from mmprune3d.upgrade.finetune import QueryPruning
     from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade

@@ -18,7 +18,9 @@ from mmprune3d.measure import report as reports
 from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.runners import prepare
 from mmprune3d.measure.timing import StageTimer, medians
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from .study import FEW, MANY, RUNS, Training, folder
 

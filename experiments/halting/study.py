@@ -33,13 +33,13 @@ from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
 from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.halting import grid_of, listening
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.inspect.halting import HaltingStatistics, listening
+from mmprune3d.inspect.halting import HaltingStatistics
 from mmprune3d.measure.accuracy import evenly_spaced, figures_of_row
 from mmprune3d.measure.annotations import require_accuracy_of
 from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.pruning.halting_counts import grid_of
 
 from .rows import RUNS, Row, row_config
 

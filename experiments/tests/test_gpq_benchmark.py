@@ -19,7 +19,7 @@ from mmprune3d.export.graph import shapes_of
 from mmprune3d.layers.attention import Keys
 from mmprune3d.measure.flops import count_flops
 from mmprune3d.models.petr.decoder import PETR3DDecoder
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tools import benchmark as tool
 
 DECODER = Row((3, 5), cameras=2, width=32, heads=4, layers=2, feedforward=48, classes=7, depths=8)

@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from experiments.tggbc.single_frame import SingleFrame, found_cars, frame_dataset
 from mmprune3d import adapters
 from mmprune3d.ops.cameras import lidar2img_of
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.real_data import each_frame, frame_folder
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'

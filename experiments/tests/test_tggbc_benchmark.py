@@ -10,7 +10,7 @@ import torch
 
 from experiments.tggbc import benchmark, sweep
 from experiments.tggbc.cost import cross_attention_flops
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tools import benchmark as tool
 
 SMALL = benchmark.Row(96, TgGBCPlan(r=80, n=2, k=5), queries=12, width=32, heads=4, layers=4, feedforward=48)

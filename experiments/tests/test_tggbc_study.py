@@ -21,12 +21,14 @@ from experiments.tggbc.parts import PARTS, Decoder, choose_parts
 from experiments.tggbc.study import run_study
 from mmprune3d import adapters
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.measure.accuracy import evaluate, evenly_spaced, summarize
 from mmprune3d.measure.replayed_tests import CachedTest, TensorStore
 from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.samples import infos_of
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from tests.conftest import CONFIG
 
 PLAN = TgGBCPlan(r=200, n=1, k=5)

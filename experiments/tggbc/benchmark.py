@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import Kept, KeyPruner, ScoreFunction, make_pruner
+from mmprune3d.layers.key_pruning import Kept, KeyPruner, ScoreFunction, make_pruner
 from mmprune3d.measure.flops import count_flops
 from mmprune3d.measure.memory import peak_memory
 from mmprune3d.measure.timing import interleaved
 from mmprune3d.models.petr.decoder import PETR3DDecoder, PETR3DDecoderLayer
 from mmprune3d.models.petr.head import cls_branch, reg_branch
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from .cost import cross_attention_flops
 

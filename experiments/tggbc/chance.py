@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import PRUNERS, Kept, ScoreFunction, TgGBCKeyPruner
-from mmprune3d.pruning.key_plan import TgGBCPlan
-from mmprune3d.pruning.tggbc import REMOVED_FIRST
+from mmprune3d.layers.key_pruning import PRUNERS, Kept, ScoreFunction
+from mmprune3d.layers.tggbc import TgGBCKeyPruner
+from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan
 
 
 @dataclass(frozen=True)

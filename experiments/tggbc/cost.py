@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 
 def attention_flops(num_keys: int, num_queries: int, width: int, heads: int) -> int:

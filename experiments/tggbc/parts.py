@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from .chance import RandomPlan
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.config_types import is_a
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 CAR = 'car'
 RANDOM = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from mmprune3d import files
-from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.measure.timing import interleaved
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 from .benchmark import ROWS, Decoder, Row
 from .cost import cross_attention_flops

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmprune3d.layers.attention import Keys, most_valid
-from mmprune3d.layers.tggbc import make_pruner
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan
+from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.selection import once_per_tensor
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 from .fused_attention import FusedStandIn, bool_mask
 

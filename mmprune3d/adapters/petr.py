@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmprune3d.layers.attention import most_valid
-from mmprune3d.layers.tggbc import make_pruner
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan
+from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 LOOKS_FOR = 'a decoder with `layers`, `post_norm` and `key_pruner` (PETR3DDecoder), as in our PETR'
 STAGES = {'backbone': 'img_backbone', 'neck': 'img_neck'}

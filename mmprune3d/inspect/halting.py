@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmprune3d.checkpoint.addresses import local_file
+from mmprune3d.engine.halting import grid_of, halting_detector, listening
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
 from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.pruning.halting_counts import grid_of, halting_detector, inside_boxes, layer_counts
+from mmprune3d.pruning.halting_counts import inside_boxes, layer_counts
 from mmprune3d.visualization.drawing import box_corners
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens, draw_sparsity
 
 RINGS = (30.0, 50.0)
 """Metres; the ranges of the paper's Table 3 are below 30, 30 to 50, and beyond."""
 KINDS = ('foreground', 'background')
-Listener = Callable[[HaltingRecord, list[Tensor] | None], None]
-
-
-@contextmanager
-def listening(detector: nn.Module, listener: Listener) -> Iterator[None]:
-    """Calls `listener` with every record of `detector` inside the block."""
-    detector.record_listeners.append(listener)
-    try:
-        yield
-    finally:
-        detector.record_listeners.remove(listener)
 
 
 class HaltingStatistics:

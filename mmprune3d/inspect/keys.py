@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from mmprune3d.adapters import petr
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import Kept, ScoreFunction
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.layers.key_pruning import Kept, ScoreFunction
 from mmprune3d.pruning.selection import gather_tokens, top_indices
-from mmprune3d.pruning.tggbc import confident_queries, query_confidence
+from mmprune3d.pruning.tggbc import TgGBCPlan, confident_queries, query_confidence
 
 VOTERS = 175
 SHOWN = 20

@@ -6,51 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.dist import all_reduce
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mmprune3d.engine.unwrap import unwrap
-from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, rank_in_sample
-from mmprune3d.pruning.halting_loss import pairs_inside
+from .halting import HaltingRecord, HaltingStep, rank_in_sample
+from .halting_loss import pairs_inside
 
 KINDS = ('foreground', 'background', 'unlabelled')
 """Tokens in an annotated box, in none, and of batches without annotations."""
-
-
-def halting_detector(model: nn.Module) -> nn.Module:
-    """The part of `model` that halts tokens: it has listeners for records, and gates in its backbone.
-
-    Raises:
-        ValueError: If there is none; the message says what there is.
-    """
-    model = unwrap(model)
-    for module in model.modules():
-        if hasattr(module, 'record_listeners') and len(getattr(getattr(module, 'backbone', None), 'halting', ())):
-            return module
-    backbone = getattr(model, 'backbone', None)
-    parts = ', '.join(f'{name} ({type(part).__name__})' for name, part in model.named_children()) or 'nothing'
-    gates = 'no gates' if not len(getattr(backbone, 'halting', ())) else 'no record_listeners'
-    raise ValueError(
-        f'the model halts no tokens: found {type(model).__name__} with {parts}, and {gates}; valid is a '
-        'HaltingSSTDetector whose backbone has halting=[dict(block=..., module=..., threshold=..., bounds=...), ...]'
-    )
-
-
-def grid_of(detector: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Size of a voxel (x, y, z) and range of the points (lower x, y, z, upper x, y, z), in metres.
-
-    Raises:
-        ValueError: If neither the preprocessor nor the voxel encoder knows them.
-    """
-    preprocessor = getattr(detector, 'data_preprocessor', None)
-    for part in (getattr(preprocessor, 'voxel_layer', None), getattr(detector, 'voxel_encoder', None)):
-        if hasattr(part, 'voxel_size') and hasattr(part, 'point_cloud_range'):
-            return tuple(map(float, part.voxel_size)), tuple(map(float, part.point_cloud_range))
-    raise ValueError(
-        f'{type(detector).__name__} has no voxel_size and point_cloud_range; valid places are '
-        'data_preprocessor.voxel_layer and voxel_encoder'
-    )
 
 
 def inside_boxes(
@@ -133,13 +96,6 @@ class HaltingSums:
         if self.layers != other.layers:
             raise ValueError(f'records of gates before layers {self.layers} and {other.layers} cannot be added up')
         return HaltingSums(self.counts + other.counts, self.gates + other.gates, self.layers)
-
-    def over_processes(self) -> HaltingSums:
-        """The sum over all processes, the same in all of them."""
-        flat = torch.cat([self.counts.flatten(), self.gates.flatten()])
-        all_reduce(flat)
-        counts, gates = flat.cpu().split([self.counts.numel(), self.gates.numel()])
-        return HaltingSums(counts.view_as(self.counts), gates.view_as(self.gates), self.layers)
 
     def sparsity(self, kind: str | None = None) -> Tensor:
         """Share of tokens that are halted in each attention layer, [num_layers]; of all, or of a kind. NaN if none."""

@@ -13,9 +13,13 @@ fused.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from .key_plan import KeyAndQueryPlan
 from .selection import keep_highest
 
 REMOVED_FIRST = -1.0
@@ -26,6 +30,51 @@ BLOCK = 1024
 LOWEST = -80.0
 """Logarithm of the smallest weight that counts. Trained attention is peaked, and the denormal numbers that lie below
 are many times slower to multiply on a CPU."""
+
+
+@dataclass(frozen=True)
+class TgGBCPlan(KeyAndQueryPlan):
+    """How many cross-attention keys tgGBC removes, when, and by which queries (paper section 3.3).
+
+    Attributes:
+        k: Queries whose scores count, the most confident ones; 0 means all of them (as in the official command line).
+            None means 175, or all with `score='none'`.
+        activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left
+            out).
+        score: 'max', 'mean' or 'min' over classes (Table 5), or 'none': all queries count alike (Eq. 10).
+        t: A layer that attends to `t` valid keys or fewer is not followed by pruning (the threshold of appendix D.5).
+        q: The least confident queries go first (appendix D.2).
+    """
+
+    method: ClassVar[str] = 'tggbc'
+    title: ClassVar[str] = 'tgGBC'
+    example: ClassVar[str] = 'r=12000,n=2,k=175'
+    activations: ClassVar[tuple[str, ...]] = ('sigmoid', 'softmax')
+    scores: ClassVar[tuple[str, ...]] = ('max', 'mean', 'min', 'none')
+
+    k: int | None = None
+    activation: str = 'sigmoid'
+    score: str = 'max'
+    t: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice('activation', self.activations)
+        self.check_choice('score', self.scores)
+        if self.k is None:
+            self.set('k', 0 if self.score == 'none' else 175)
+        for name in ('k', 't'):
+            self.check_count(name)
+        if self.score == 'none' and (self.k or self.q):
+            raise ValueError("tgGBC: score='none' has no confident queries (Eq. 10 sums over all): k and q must be 0")
+
+    def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
+        """`counts` without those after layers that attend to `t` keys or fewer."""
+        left, kept = num_keys, []
+        for count in counts:
+            kept.append(count if left > self.t else 0)
+            left -= kept[-1]
+        return super().limited(tuple(kept), num_keys)
 
 
 def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = 'max') -> Tensor:

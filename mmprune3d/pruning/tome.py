@@ -7,15 +7,41 @@ mean of all that meet in a destination.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .key_plan import KeyAndQueryPlan
 from .selection import gather_tokens, top_indices
 
 BLOCK = 2048
 """Sources whose similarities are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class ToMePlan(KeyAndQueryPlan):
+    """Token merging on cross-attention keys, the method that tgGBC is compared with (paper section 4.3).
+
+    Bipartite matching can merge half of a layer's keys, or queries, at most.
+
+    Attributes:
+        q: Queries are merged like keys: the comparison of the GPQ paper (its section 4.3.3).
+    """
+
+    method: ClassVar[str] = 'tome'
+    title: ClassVar[str] = 'ToMe'
+    example: ClassVar[str] = 'r=3000,n=2'
+
+    def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
+        """`counts`, checked: no layer can lose more than half of its keys."""
+        left = num_keys
+        for count in counts:
+            if count > left // 2:
+                raise ValueError(f'ToMe: cannot merge {count} of {left} keys in one layer; at most {left // 2}')
+            left -= count
+        return counts
 
 
 class Matching(NamedTuple):

@@ -29,8 +29,7 @@ from mmprune3d.measure.memory import peak_memory
 from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.tested import TestedSet
 from mmprune3d.models.sst import SSTBackbone, SSTDetector
-from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.pruning.halting_plan import HaltingPlan
+from mmprune3d.pruning.halting import HaltingPlan, HaltingRecord
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 

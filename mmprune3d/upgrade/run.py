@@ -22,7 +22,9 @@ from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.measure.samples import restrict
 from mmprune3d.measure.tested import TestedSet
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from .key_comparison import Comparison, Variant
 from .search import PlanSearch, SearchRequest, require_limited

@@ -16,8 +16,11 @@ from mmengine.runner import Runner
 
 from mmprune3d.measure.samples import images_of, is_kind
 from mmprune3d.pruning import checks
-from mmprune3d.pruning.key_plan import PLANS, KeyPlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
+PLANS: dict[str, type[KeyPlan]] = {plan.method: plan for plan in (TgGBCPlan, ToMePlan)}
 AUTO = 'auto'
 GRID = 16
 """r is tried at multiples of 1/16 of the keys."""
@@ -77,7 +80,7 @@ def parse_plan(
     """What a command line asks for.
 
     Args:
-        method: Of `pruning.plan.PLANS`.
+        method: Of `PLANS`.
         text: Settings, or 'auto', possibly followed by settings.
         max_drop: For 'auto' only; None means 0.01.
         calibrate: For 'auto' only.

@@ -12,7 +12,7 @@ from mmdet.utils import register_all_modules
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 from .by_hand import ByHand, full_map, prune_by_hand
 

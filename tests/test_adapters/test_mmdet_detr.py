@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.adapters import fused_attention
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from . import small_detr as small
 from .by_hand import assert_equal

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmprune3d import adapters
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 GUIDE = Path(__file__).resolve().parents[2] / 'docs' / 'user_guides' / 'own_decoder.md'
 

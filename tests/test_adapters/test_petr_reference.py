@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmprune3d import adapters
 from mmprune3d.layers.attention import AttentionRecord
 from mmprune3d.layers.tggbc import TgGBCKeyPruner
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.reference import load
 from tests.test_models.test_petr.test_reference import BOX_TOLERANCE, FILES, LOGIT_TOLERANCE, head_of, metas_of
 

@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmprune3d import adapters
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 from .by_hand import ByHand, assert_equal, full_map, prune_by_hand
 

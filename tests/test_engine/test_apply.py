@@ -10,7 +10,7 @@ from torch import nn
 
 from mmprune3d import adapters
 from mmprune3d.engine import prune_as_configured
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.test_config_types import FORMS
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'

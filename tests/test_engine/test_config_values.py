@@ -25,13 +25,14 @@ from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.halting import keep_by_rank
-from mmprune3d.pruning.key_plan import PLANS, KeyPlan, TgGBCPlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.altermoma import FusionPruning
 from mmprune3d.upgrade.channel_settings import ChannelSettings
 from mmprune3d.upgrade.channels import prune_channels
 from mmprune3d.upgrade.finetune import PlanWithFineTuning
 from mmprune3d.upgrade.masks import prune_checkpoint
-from mmprune3d.upgrade.search import SearchRequest, parse_plan
+from mmprune3d.upgrade.search import PLANS, SearchRequest, parse_plan
 from tests.config_values import (
     NO_COUNTS,
     NO_SHARES,

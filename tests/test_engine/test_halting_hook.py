@@ -20,15 +20,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mmprune3d.engine.halting import grid_of, halting_detector, over_processes
 from mmprune3d.engine.hooks.halting_hook import HaltingHook, pinned_side
 from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, keep_by_rank
-from mmprune3d.pruning.halting_counts import (
-    HaltingSums,
-    fitting_thresholds,
-    grid_of,
-    halting_detector,
-    inside_boxes,
-)
+from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, inside_boxes
 from mmprune3d.pruning.halting_loss import token_heatmap
 from tests.test_models.test_sst.test_center_head import GRID as HEAD_GRID
 from tests.test_models.test_sst.test_center_head import RANGE as HEAD_RANGE
@@ -476,7 +471,7 @@ def test_the_detector_is_found_inside_wrappers() -> None:
 def rank_main(rank: int, folder: Path, results: Any) -> None:
     torch.distributed.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2)
     record = random_record((30, 10 * rank), seed=rank)
-    sums = HaltingSums.of(record, record.coords[:, 3] < 20, [0.5, 0.5]).over_processes()
+    sums = over_processes(HaltingSums.of(record, record.coords[:, 3] < 20, [0.5, 0.5]))
     results.put((sums.counts.tolist(), sums.gates.tolist()))
     torch.distributed.destroy_process_group()
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mmprune3d import adapters
 from mmprune3d.layers.attention import Keys
-from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.models.petr import PETR3DDecoder
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 
 class Detector(nn.Module):

@@ -29,8 +29,8 @@ from mmprune3d.export.onnx import (
     run_export,
 )
 from mmprune3d.ops.attention import fused_attention
-from mmprune3d.pruning.key_plan import TgGBCPlan
 from mmprune3d.pruning.selection import top_indices
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.test_models.test_petr.small import CAMERAS, HEIGHT, WIDTH, build, detector_config, head_config
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from mmprune3d.inspect.halting import (
-    HaltingStatistics,
-    corners_from_above,
-    found_boxes,
-    listening,
-    run_halting,
-    training_curves,
-)
+from mmprune3d.engine.halting import listening
+from mmprune3d.inspect.halting import HaltingStatistics, corners_from_above, found_boxes, run_halting, training_curves
 from tests.test_engine.test_halting_hook import (
     RANGE,
     VOXEL,

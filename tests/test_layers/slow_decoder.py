@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.layers.attention import Keys
-from mmprune3d.layers.tggbc import KeyPruner, ScoreFunction
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.layers.key_pruning import KeyPruner, ScoreFunction
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 Inputs = tuple[Tensor, Keys, Tensor]
 """Queries, keys, positions of queries, as ``PETR3DDecoder`` takes them."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d import adapters
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from tests.test_layers.slow_decoder import Inputs, decode
 from tests.test_models.test_petr.small import (
     CAMERAS,

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprune3d.layers import tggbc as key_pruning
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import TgGBCKeyPruner, ToMeKeyPruner, make_pruner
+from mmprune3d.layers.key_pruning import ScoreFunction, make_pruner
+from mmprune3d.layers.tggbc import TgGBCKeyPruner, log_clamp
+from mmprune3d.layers.tome import ToMeKeyPruner
 from mmprune3d.models.petr import PETR3DDecoder
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
-from mmprune3d.pruning.tggbc import REMOVED_FIRST
-from mmprune3d.pruning.tome import bipartite_matching, merge_tokens
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan, bipartite_matching, merge_tokens
 from tests.test_layers.slow_decoder import Inputs, Spy, decode, run_layer
 from tests.test_pruning.choices import assert_same_choice, full_map
 from tests.test_pruning.test_tome import merge_slowly
@@ -30,7 +31,7 @@ def branches() -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(LAYERS))
 
 
-def score_by(branches: nn.ModuleList) -> key_pruning.ScoreFunction:
+def score_by(branches: nn.ModuleList) -> ScoreFunction:
     return lambda layer, query: branches[layer](query)
 
 
@@ -220,9 +221,9 @@ def test_a_plan_with_too_many_layers_is_refused(plan: KeyPlan) -> None:
 def test_too_large_a_k_is_said_once(
     decoder: PETR3DDecoder, branches: nn.ModuleList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key_pruning.log_clamp.cache_clear()
+    log_clamp.cache_clear()
     said = []
-    monkeypatch.setattr(key_pruning, 'print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr('mmprune3d.layers.tggbc.print_log', lambda message, **_: said.append(message))
     for _ in range(2):  # as in training, where every iteration attaches anew
         decoder.key_pruner = TgGBCKeyPruner(TgGBCPlan(r=10, k=QUERIES + 1), LAYERS)
         decoder(*inputs(1), score_fn=score_by(branches))

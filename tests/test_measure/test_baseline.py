@@ -22,7 +22,7 @@ from mmprune3d.measure.accuracy import evaluate
 from mmprune3d.measure.baseline import check_baseline, check_hooks, prunes
 from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.runners import prepare
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.compare import SideBySide
 from mmprune3d.upgrade.key_comparison import Comparison, Variant
 from mmprune3d.upgrade.run import upgraded_config

@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.score_warnings import Detections, DetectionsHook, collected, score_warnings
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.run import run_upgrade
 from tests import toy_runner
 from tests.conftest import CONFIG

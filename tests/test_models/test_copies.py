@@ -23,7 +23,9 @@ from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.checkpoint.load import load_state_dict
 from mmprune3d.checkpoint.slim import slim_checkpoint, structure_of
 from mmprune3d.pruning.gpq import GPQPlan
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from tests.test_adapters import small_detr
 from tests.test_coupling.channel_nets import (
     bevfusion_batch,

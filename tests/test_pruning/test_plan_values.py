@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprune3d.layers.attention import AttentionRecord, Keys
-from mmprune3d.layers.tggbc import make_pruner
+from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.gpq import GPQPlan, choose_victims
-from mmprune3d.pruning.halting import check_halting_rule, keep_by_rank
-from mmprune3d.pruning.halting_plan import HaltingPlan
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.halting import HaltingPlan, check_halting_rule, keep_by_rank
+from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.settings import Plan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.pruning.thresholds import keep_masks, num_removed
+from mmprune3d.pruning.tome import ToMePlan
 from tests.config_values import NO_COUNTS, NO_SHARES, anything, assert_plain, assert_stored, examples, works_or_says
 
 BASES: dict[type[Plan], dict[str, Any]] = {

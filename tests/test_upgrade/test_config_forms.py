@@ -18,8 +18,8 @@ from mmprune3d.models.slim_detector import SlimDetector
 from mmprune3d.models.sst import HaltingSSTDetector, SSTBackbone, SSTDetector
 from mmprune3d.models.sst.halting_backbone import HaltingGate
 from mmprune3d.pruning.gpq import GPQPlan
-from mmprune3d.pruning.halting_plan import HaltingPlan
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.halting import HaltingPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.compact import compact_config
 from mmprune3d.upgrade.finetune import QueryPruning
 from mmprune3d.upgrade.halting import HaltingUpgrade

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune3d.pruning.halting_plan import HaltingPlan
+from mmprune3d.pruning.halting import HaltingPlan
 from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
 
 from .small_bevfusion import save_random

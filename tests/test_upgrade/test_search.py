@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from mmprune3d.evaluation import NaNPredictionError
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from mmprune3d.upgrade.search import PlanSearch, SearchRequest, parse_plan
 
 KEYS, LAYERS = 160, 6

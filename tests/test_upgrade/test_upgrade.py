@@ -28,7 +28,8 @@ from mmprune3d.measure.measured import Measured, source_of_upgrade
 from mmprune3d.measure.runners import prepare, read_config
 from mmprune3d.models.petr import PETR3D
 from mmprune3d.pruning.gpq import GPQPlan
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from mmprune3d.upgrade import key_comparison as comparison
 from mmprune3d.upgrade import run as upgrade
 from mmprune3d.upgrade.finetune import QueryPruning, shortened

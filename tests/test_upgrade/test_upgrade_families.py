@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import adapters
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.run import run_upgrade
 from mmprune3d.upgrade.search import SearchRequest
 from tests.conftest import CONFIG

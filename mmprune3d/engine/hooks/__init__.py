@@ -5,8 +5,9 @@ from .exact_on_cpu_hook import ExactOnCPUHook
 from .gpq_hook import GPQHook
 from .halting_hook import HaltingHook
 from .iteration_seed_hook import IterationSeedHook
-from .key_pruning_hook import TgGBCHook, ToMeHook
 from .mask_hook import MaskHook
+from .tggbc_hook import TgGBCHook
+from .tome_hook import ToMeHook
 
 __all__ = [
     'AllowShapeMismatchHook',

@@ -7,15 +7,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmprune3d.engine.halting import grid_of, halting_detector, over_processes
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
-from mmprune3d.pruning.halting_counts import (
-    HaltingSums,
-    fitting_thresholds,
-    grid_of,
-    halting_detector,
-    inside_boxes,
-)
+from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, inside_boxes
 
 from .single import check_single
 
@@ -119,7 +114,7 @@ class HaltingHook(Hook):
             )
 
     def _report(self, runner: Runner, mode: str) -> HaltingSums:
-        sums, self._sums = self._sums.over_processes(), None
+        sums, self._sums = over_processes(self._sums), None
         for name, value in sums.scalars().items():
             runner.message_hub.update_scalar(f'{mode}/{name}', value)
         return sums

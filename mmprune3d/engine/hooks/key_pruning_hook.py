@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmprune3d import adapters
 from mmprune3d.engine.unwrap import unwrap
 from mmprune3d.pruning import checks
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.schedules import heated
 
 from .single import check_single
@@ -147,23 +146,3 @@ class TrainingSchedule:
         """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""
         unit = iterations_per_epoch if self.by_epoch else 1
         return heated(iteration, round(self.warmup * unit), round(self.heating * unit))
-
-
-@HOOKS.register_module()
-class TgGBCHook(KeyPruningHook):
-    """tgGBC: prunes the keys at which confident queries look least (paper section 3.3).
-
-    Settings of the plan: see ``TgGBCPlan``.
-    """
-
-    plan_type = TgGBCPlan
-
-
-@HOOKS.register_module()
-class ToMeHook(KeyPruningHook):
-    """ToMe: merges the keys that are most alike, the method that tgGBC is compared with (paper section 4.3).
-
-    Settings of the plan: see ``ToMePlan``.
-    """
-
-    plan_type = ToMePlan

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmprune3d.layers.attention import AttentionRecord, Keys, PositionalAttention
-from mmprune3d.layers.tggbc import KeyPruner, Reduce, ScoreFunction, make_pruner
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.layers.key_pruning import KeyPruner, Reduce, ScoreFunction, make_pruner
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 from .checks import check_counts, check_width
 

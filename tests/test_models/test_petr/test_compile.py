@@ -8,7 +8,9 @@ from torch._dynamo.testing import CompileCounter
 
 from mmprune3d import adapters
 from mmprune3d.models.petr.geometry import img2lidar_of
-from mmprune3d.pruning.key_plan import KeyPlan, TgGBCPlan, ToMePlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 from .small import CAMERAS, HEIGHT, WIDTH, build, features, head_config, sample
 

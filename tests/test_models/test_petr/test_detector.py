@@ -11,7 +11,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 import mmprune3d.datasets.transforms
 import mmprune3d.models.petr.dense_aux_head
 import mmprune3d.models.petr.losses
-from mmprune3d.layers.tggbc import Kept
+from mmprune3d.layers.key_pruning import Kept
 from mmprune3d.models.petr.geometry import canvas_of, image_shapes_of, img2lidar_of
 
 from .small import CAMERAS, HEIGHT, WIDTH, batch, build, detector_config, features, head_config, sample

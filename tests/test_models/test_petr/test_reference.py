@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmprune3d.models
-from mmprune3d.layers.tggbc import Kept
+from mmprune3d.layers.key_pruning import Kept
 from mmprune3d.models.petr.box_coder import decode_boxes, encode_boxes, wrap_angle
 from mmprune3d.models.petr.geometry import img2lidar_of
 from mmprune3d.models.petr.position import embed_points, padded_cells

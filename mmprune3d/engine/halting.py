@@ -1,0 +1,70 @@
+"""Where a detector halts tokens, and how to listen to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+
+from mmprune3d.pruning.halting import HaltingRecord
+from mmprune3d.pruning.halting_counts import HaltingSums
+
+from .unwrap import unwrap
+
+Listener = Callable[[HaltingRecord, list[Tensor] | None], None]
+
+
+def halting_detector(model: nn.Module) -> nn.Module:
+    """The part of `model` that halts tokens: it has listeners for records, and gates in its backbone.
+
+    Raises:
+        ValueError: If there is none; the message says what there is.
+    """
+    model = unwrap(model)
+    for module in model.modules():
+        if hasattr(module, 'record_listeners') and len(getattr(getattr(module, 'backbone', None), 'halting', ())):
+            return module
+    backbone = getattr(model, 'backbone', None)
+    parts = ', '.join(f'{name} ({type(part).__name__})' for name, part in model.named_children()) or 'nothing'
+    gates = 'no gates' if not len(getattr(backbone, 'halting', ())) else 'no record_listeners'
+    raise ValueError(
+        f'the model halts no tokens: found {type(model).__name__} with {parts}, and {gates}; valid is a '
+        'HaltingSSTDetector whose backbone has halting=[dict(block=..., module=..., threshold=..., bounds=...), ...]'
+    )
+
+
+def grid_of(detector: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """Size of a voxel (x, y, z) and range of the points (lower x, y, z, upper x, y, z), in metres.
+
+    Raises:
+        ValueError: If neither the preprocessor nor the voxel encoder knows them.
+    """
+    preprocessor = getattr(detector, 'data_preprocessor', None)
+    for part in (getattr(preprocessor, 'voxel_layer', None), getattr(detector, 'voxel_encoder', None)):
+        if hasattr(part, 'voxel_size') and hasattr(part, 'point_cloud_range'):
+            return tuple(map(float, part.voxel_size)), tuple(map(float, part.point_cloud_range))
+    raise ValueError(
+        f'{type(detector).__name__} has no voxel_size and point_cloud_range; valid places are '
+        'data_preprocessor.voxel_layer and voxel_encoder'
+    )
+
+
+@contextmanager
+def listening(detector: nn.Module, listener: Listener) -> Iterator[None]:
+    """Calls `listener` with every record of `detector` inside the block."""
+    detector.record_listeners.append(listener)
+    try:
+        yield
+    finally:
+        detector.record_listeners.remove(listener)
+
+
+def over_processes(sums: HaltingSums) -> HaltingSums:
+    """The sum over all processes, the same in all of them."""
+    flat = torch.cat([sums.counts.flatten(), sums.gates.flatten()])
+    all_reduce(flat)
+    counts, gates = flat.cpu().split([sums.counts.numel(), sums.gates.numel()])
+    return HaltingSums(counts.view_as(sums.counts), gates.view_as(sums.gates), sums.layers)
