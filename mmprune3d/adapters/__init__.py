@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmprune3d.layers.key_pruning import KeyRecord
 from mmprune3d.pruning.key_plan import KeyPlan
 
 from . import petr
@@ -49,8 +50,8 @@ class Family(Protocol):
     def has_pruned(self, model: nn.Module) -> bool:
         """Whether anything was removed since `attach`."""
 
-    def kept_keys(self, model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-        """Original ids [B, keys] that each decoder layer attends to during `call`, with or without a plan attached."""
+    def record_keys(self, model: nn.Module, call: Callable[[], object]) -> KeyRecord:
+        """The keys that each decoder layer attends to during `call`, with or without a plan attached."""
 
 
 FAMILIES: list[Family] = [petr, HookedDETR, HookedConditionalDETR, HookedPETR]
@@ -125,9 +126,14 @@ def stages(model: nn.Module) -> dict[str, nn.Module]:
     return {**{name: module for name, module in found.items() if module is not None}, 'decoder': family.find(model)}
 
 
+def record_keys(model: nn.Module, call: Callable[[], object]) -> KeyRecord:
+    """Original ids of the keys that each decoder layer attends to during `call`, and the layers that got others."""
+    return family_of(model).record_keys(model, call)
+
+
 def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
     """Original ids [B, keys] of the keys that each decoder layer attends to during `call`, a forward pass."""
-    return family_of(model).kept_keys(model, call)
+    return record_keys(model, call).kept
 
 
 def keys_per_layer(model: nn.Module, call: Callable[[], object]) -> list[int]:

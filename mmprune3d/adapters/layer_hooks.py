@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmprune3d.layers.attention import Keys, most_valid
-from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.layers.key_pruning import KeyRecord, make_pruner
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.selection import once_per_tensor
 from mmprune3d.pruning.tggbc import TgGBCPlan
@@ -146,8 +146,8 @@ class HookedDecoder(ABC):
         return cls._attached(model).pruner.has_pruned
 
     @classmethod
-    def kept_keys(cls, model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-        """Original ids [B, keys] that each layer attends to during `call`, with or without a plan attached."""
+    def record_keys(cls, model: nn.Module, call: Callable[[], object]) -> KeyRecord:
+        """The keys that each decoder layer attends to during `call`, with or without a plan attached."""
         attached = cls._attached(model)
         recorder = cls(model, TgGBCPlan(r=0) if attached is None else attached.plan, record=True)
         was_installed = attached is not None and attached.remove()
@@ -158,7 +158,7 @@ class HookedDecoder(ABC):
             recorder.remove()
             if was_installed:
                 attached.install()
-        return recorder.pruner.kept
+        return recorder.pruner.recorded
 
     @classmethod
     def hear_keys(cls, model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmprune3d.layers.attention import most_valid
-from mmprune3d.layers.key_pruning import make_pruner
+from mmprune3d.layers.key_pruning import KeyRecord, make_pruner
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.tggbc import TgGBCPlan
 
@@ -62,8 +62,8 @@ def hear_keys(model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle
     return find(model).register_forward_pre_hook(before, with_kwargs=True)
 
 
-def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
-    """Original ids [B, keys] that each decoder layer attends to during `call`, with or without a pruner attached."""
+def record_keys(model: nn.Module, call: Callable[[], object]) -> KeyRecord:
+    """The keys that each decoder layer attends to during `call`, with or without a pruner attached."""
     decoder = find(model)
     before = decoder.key_pruner
     recorder = make_pruner(before.plan if before else TgGBCPlan(r=0), len(decoder.layers), record=True)
@@ -72,4 +72,4 @@ def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
         call()
     finally:
         decoder.key_pruner = before
-    return recorder.kept
+    return recorder.recorded

@@ -135,17 +135,16 @@ class PortableHead(nn.Module):
             were removed ``kept_keys_i`` [B, N_k] int64, the ids of those that it attends to.
         """
         outputs: dict[str, Tensor] = {}
-        kept = adapters.kept_keys(
+        record = adapters.record_keys(
             self.head,
             lambda: outputs.update(
                 self.head.forward_tensors(img_feats, img2lidar, self.mask, self.canvas, all_layers=False)
             ),
         )
-        changed = [layer for layer in range(1, len(kept)) if kept[layer] is not kept[layer - 1]]
         return {
             'cls_logits': outputs['all_cls_scores'][-1],
             'box_codes': outputs['all_bbox_preds'][-1],
-            **{f'kept_keys_{layer}': kept[layer] for layer in changed},
+            **{f'kept_keys_{layer}': record.kept[layer] for layer in record.changed},
         }
 
 

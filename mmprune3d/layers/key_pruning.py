@@ -9,9 +9,12 @@ and goes on with ``kept.keys``, and with ``kept.reduce(queries)`` if that is not
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmprune3d.pruning.key_plan import KeyPlan
@@ -38,29 +41,79 @@ class Kept(NamedTuple):
     reduce: Reduce | None = None
 
 
-class KeyPruner(Protocol):
-    """Chooses keys between decoder layers.
+@dataclass
+class KeyRecord:
+    """Which keys the layers of a decoder attend to in one forward pass.
 
     Attributes:
-        kept: With ``record=True``, one [B, N_k] int64 per layer of the last forward pass: the original ids of the keys
-            which that layer attends to; -1 fills up samples that keep fewer than others.
-        has_pruned: Whether anything was removed since the pruner was made.
+        kept: One [B, N_k] int64 per layer: the original ids of the keys that the layer attends to; -1 fills up samples
+            that keep fewer than others.
+        changed: The layers, counted from 0, that attend to other keys than the layer before them.
     """
 
-    plan: KeyPlan
-    kept: list[Tensor]
-    has_pruned: bool
+    kept: list[Tensor] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
 
+    def same(self) -> None:
+        """Notes that the next layer attends to the keys of the layer before it."""
+        self.kept.append(self.kept[-1])
+
+    def other(self, ids: Tensor) -> None:
+        """Notes the ids [B, N_k] of the keys that the next layer attends to, others than the layer before it."""
+        self.changed.append(len(self.kept))
+        self.kept.append(ids)
+
+
+class KeyPruner(ABC):
+    """Chooses keys between decoder layers. A method has a subclass, which is registered by `register`.
+
+    Args:
+        plan: How many keys to remove, and after which layers.
+        num_layers: Number of decoder layers.
+        record: Whether to keep the original ids of the surviving keys; off by default, it costs a gather per layer.
+
+    Attributes:
+        recorded: With ``record=True``, which keys the layers of the last forward pass attend to, else None.
+        has_pruned: Whether anything was removed since the pruner was made.
+
+    Raises:
+        ValueError: If the plan does not fit the decoder.
+    """
+
+    def __init__(self, plan: KeyPlan, num_layers: int, record: bool = False) -> None:
+        plan.check(num_layers)
+        self.plan = plan
+        self.num_layers = num_layers
+        self.has_pruned = False
+        self.recorded: KeyRecord | None = KeyRecord() if record else None
+
+    @abstractmethod
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
-        """Returns what stays.
+        """Returns what stays for the next layer.
 
         Args:
             layer: The layer that has just run, from 0.
             query: [B, N_q, C], its normed output without denoising queries.
-            keys: What it attended to.
-            record: Of its cross-attention, for the same queries.
-            score_fn: Logits of these queries.
+            keys: The keys that it attended to.
+            record: The record of its cross-attention, for the same queries.
+            score_fn: The function that gives the logits of these queries.
         """
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """The ids of `recorded`, one [B, N_k] per layer; empty without ``record=True``."""
+        return [] if self.recorded is None else self.recorded.kept
+
+    def begin_record(self, keys: Keys) -> None:
+        """Forgets the last forward pass: the first layer attends to all `keys`."""
+        if self.recorded is not None:
+            batch, num = keys.key.shape[:2]
+            self.recorded = KeyRecord([torch.arange(num, device=keys.key.device).expand(batch, -1)])
+
+    def record_same(self) -> None:
+        """Notes, if ids are kept, that nothing was removed after a layer."""
+        if self.recorded is not None:
+            self.recorded.same()
 
 
 PRUNERS: dict[str, type[KeyPruner]] = {}

@@ -8,15 +8,15 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest, top_indices
-from mmprune3d.pruning.tggbc import TgGBCPlan, confident_queries, keep_important, needed_keys, query_confidence
+from mmprune3d.pruning.selection import compose, gather_tokens, keep_highest
+from mmprune3d.pruning.tggbc import TgGBCPlan, confident_queries, most_important, most_important_each, query_confidence
 
 from .attention import AttentionRecord, Keys
-from .key_pruning import Kept, ScoreFunction, register
+from .key_pruning import Kept, KeyPruner, ScoreFunction, register
 
 
 @register(TgGBCPlan.method)
-class TgGBCKeyPruner:
+class TgGBCKeyPruner(KeyPruner):
     """Removes the keys that confident queries look at least, after each of the first n layers.
 
     All tensors of `Keys` are gathered by the same per-sample indices.
@@ -24,17 +24,13 @@ class TgGBCKeyPruner:
     Args:
         plan: How many keys, over how many layers, by how many queries.
         num_layers: Layers of the decoder.
-        record: Keep the original ids of the surviving keys in `kept`; off by default, it costs a gather per layer.
+        record: See `KeyPruner`.
     """
 
     def __init__(self, plan: TgGBCPlan, num_layers: int, record: bool = False) -> None:
-        plan.check(num_layers)
-        self.plan = plan
-        self.num_layers = num_layers
+        super().__init__(plan, num_layers, record)
+        self.plan: TgGBCPlan = plan
         self.query_removals = plan.query_removals(num_layers)
-        self.record = record
-        self.kept: list[Tensor] = []
-        self.has_pruned = False
         self._removals: list[tuple[int, ...]] = []
 
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
@@ -49,7 +45,7 @@ class TgGBCKeyPruner:
             self._begin(keys)
         removed, lost = max(counts[layer] for counts in self._removals), self.query_removals[layer]
         if not (removed or lost):
-            self.kept += self.kept[-1:]
+            self.record_same()
             return Kept(keys)
         num = query.shape[1]
         if lost >= num:
@@ -62,7 +58,7 @@ class TgGBCKeyPruner:
         if removed:
             keys = self._trim(layer, keys, record.importance(*confident_queries(confidence, self.plan.k)))
         else:
-            self.kept += self.kept[-1:]
+            self.record_same()
         self.has_pruned = True
         return Kept(keys, partial(gather_tokens, index=keep_highest(confidence, num - lost)) if lost else None)
 
@@ -72,7 +68,7 @@ class TgGBCKeyPruner:
         A plain count needs no look at the padding: padded keys are worth least and go first. Shares and thresholds are
         about valid keys, whose number only the mask knows; a sample without any has none to remove.
         """
-        batch, num = keys.key.shape[:2]
+        num = keys.key.shape[1]
         if keys.padding_mask is not None and (self.plan.is_share or self.plan.t):
             valid = (~keys.padding_mask).sum(1).tolist()
             none = (0,) * self.num_layers
@@ -81,7 +77,7 @@ class TgGBCKeyPruner:
         else:
             self._removals = [self.plan.removals(self.num_layers, num)]
             self._left = [num]
-        self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
+        self.begin_record(keys)
 
     @torch.no_grad()
     def _confidence(self, layer: int, query: Tensor, score_fn: ScoreFunction) -> Tensor:
@@ -91,25 +87,15 @@ class TgGBCKeyPruner:
 
     def _trim(self, layer: int, keys: Keys, importance: Tensor) -> Keys:
         self._left = [left - counts[layer] for left, counts in zip(self._left, self._removals, strict=True)]
-        if len(self._left) > 1:
-            index, surplus = self._choose_per_sample(importance, keys.attention_mask)
+        if len(self._left) == 1:
+            index, surplus = most_important(importance, self._left[0], keys.attention_mask), None
         else:
-            index, surplus = keep_important(importance, keys.key.shape[1] - self._left[0], keys.attention_mask), None
-        if self.record:
+            index, surplus = most_important_each(importance, self._left, keys.attention_mask)
+        if self.recorded is not None:
             ids = compose(self.kept[-1], index)
-            self.kept.append(ids if surplus is None else ids.masked_fill(surplus, -1))
+            self.recorded.other(ids if surplus is None else ids.masked_fill(surplus, -1))
         keys = keys.select(index)
         return keys if surplus is None else keys._replace(padding_mask=keys.padding_mask | surplus)
-
-    def _choose_per_sample(self, importance: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Another number of keys in every sample: as many slots as the largest needs, the surplus of others masked."""
-        left = self._left
-        if attention_mask is not None:
-            needed = needed_keys(importance, attention_mask)
-            importance = importance.masked_fill(needed, float('inf'))
-            left = [max(pair) for pair in zip(left, needed.sum(1).tolist(), strict=True)]
-        index = top_indices(importance, max(left))
-        return index, torch.arange(max(left), device=index.device) >= index.new_tensor(left)[:, None]
 
 
 @cache  # a training makes a pruner per iteration

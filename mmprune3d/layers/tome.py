@@ -9,11 +9,11 @@ from mmprune3d.pruning.selection import compose
 from mmprune3d.pruning.tome import ToMePlan, bipartite_matching, merge_tokens
 
 from .attention import AttentionRecord, Keys
-from .key_pruning import Kept, Reduce, ScoreFunction, register
+from .key_pruning import Kept, KeyPruner, Reduce, ScoreFunction, register
 
 
 @register(ToMePlan.method)
-class ToMeKeyPruner:
+class ToMeKeyPruner(KeyPruner):
     """Merges the keys that are most alike, by ToMe's matching, after each of the first n layers.
 
     Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike,
@@ -23,16 +23,12 @@ class ToMeKeyPruner:
     Args:
         plan: How many keys and queries, over how many layers.
         num_layers: Layers of the decoder.
-        record: Keep ids in `kept`; a merged key has the id of its destination.
+        record: See `KeyPruner`; a merged key has the id of its destination.
     """
 
     def __init__(self, plan: ToMePlan, num_layers: int, record: bool = False) -> None:
-        plan.check(num_layers)
-        self.plan = plan
-        self.num_layers = num_layers
-        self.record = record
-        self.kept: list[Tensor] = []
-        self.has_pruned = False
+        super().__init__(plan, num_layers, record)
+        self.plan: ToMePlan = plan
         self.query_removals = plan.query_removals(num_layers)
         self._size: Tensor | None = None
         self._query_size: Tensor | None = None
@@ -45,11 +41,10 @@ class ToMeKeyPruner:
         """
         if keys.padding_mask is not None or keys.attention_mask is not None:
             raise ValueError('ToMe knows no masks: a padded key would be merged into one that carries an image')
-        batch, num = keys.key.shape[:2]
         if layer == 0:
             self._size = self._query_size = None
-            self._removals = self.plan.removals(self.num_layers, num)
-            self.kept = [torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else []
+            self._removals = self.plan.removals(self.num_layers, keys.key.shape[1])
+            self.begin_record(keys)
         if self._removals[layer] or self.query_removals[layer]:
             self.has_pruned = True
         return Kept(self._merge_keys(layer, keys, record), self._merge_queries(layer, record))
@@ -64,13 +59,13 @@ class ToMeKeyPruner:
 
     def _merge_keys(self, layer: int, keys: Keys, record: AttentionRecord) -> Keys:
         if not self._removals[layer]:
-            self.kept += self.kept[-1:]
+            self.record_same()
             return keys
         matching = bipartite_matching(record.key.mean(1), self._removals[layer])
         before = self._size
         merged = keys.map(lambda tokens: merge_tokens(tokens, matching, before)[0])
         self._size = merge_tokens(keys.key[..., :1], matching, before)[1]
-        if self.record:
+        if self.recorded is not None:
             sources, destinations = self.kept[-1][:, ::2], self.kept[-1][:, 1::2]
-            self.kept.append(torch.cat((compose(sources, matching.stay), destinations), dim=1))
+            self.recorded.other(torch.cat((compose(sources, matching.stay), destinations), dim=1))
         return merged

@@ -13,6 +13,7 @@ fused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .key_plan import KeyAndQueryPlan
-from .selection import keep_highest
+from .selection import gather_tokens, keep_highest, top_indices
 
 REMOVED_FIRST = -1.0
 """Importance of padded keys: below every attention weight, so that they go before any key that carries an image."""
@@ -75,6 +76,44 @@ class TgGBCPlan(KeyAndQueryPlan):
             kept.append(count if left > self.t else 0)
             left -= kept[-1]
         return super().limited(tuple(kept), num_keys)
+
+
+def choose_keys(
+    logits: Tensor,
+    attention: Tensor,
+    keep: int,
+    k: int = 175,
+    activation: str = 'sigmoid',
+    score: str = 'max',
+    padding_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Which keys stay after one decoder layer: the whole of tgGBC, from the full attention map.
+
+    The decoders of this package come to the same choice without the map, see ``layers.tggbc.TgGBCKeyPruner``. To prune
+    in a decoder that has the map, call this after each layer, gather keys, values, positions and masks by the indices
+    (`selection.gather_tokens`), and go on with them.
+
+    Args:
+        logits: [B, N_q, classes], raw classification outputs of the layer's head, without denoising queries.
+        attention: [B, N_q, N_k], cross-attention weights of the same queries, averaged over heads.
+        keep: How many keys stay, 1 <= keep <= N_k.
+        k: Number of queries that count, the most confident ones; 0 means all.
+        activation: 'sigmoid' or 'softmax', see `query_confidence`.
+        score: 'max', 'mean', 'min' or 'none', see `query_confidence`.
+        padding_mask: [B, N_k] bool, True where a key is padding, or None. Padding is removed first.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None; see `most_important`.
+
+    Returns:
+        [B, keep] int64, most important first (with `attention_mask` possibly more).
+
+    Raises:
+        ValueError: If `keep` lies outside 1..N_k.
+    """
+    confidence = query_confidence(logits, activation, score)  # Eq. 5
+    confidence, queries = confident_queries(confidence, k)  # Eq. 8
+    importance = key_importance(confidence, gather_tokens(attention, queries), padding_mask)  # Eq. 7 and 9
+    return most_important(importance, keep, attention_mask)
 
 
 def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = 'max') -> Tensor:
@@ -187,40 +226,75 @@ def fused_key_importance(
     return importance
 
 
-def keep_important(importance: Tensor, remove: int, attention_mask: Tensor | None = None) -> Tensor:
-    """Indices of the keys that stay when the `remove` least important ones of every sample go.
+def most_important(importance: Tensor, keep: int, attention_mask: Tensor | None = None) -> Tensor:
+    """Indices of the `keep` most important keys of every sample.
 
     Args:
         importance: [B, N_k].
-        remove: 0 <= remove < N_k.
-        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None. The most important key that a
-            query may attend to stays, however little it is worth: a query without any key would get no output.
-            So more keys than asked for may stay, the same number in every sample.
+        keep: How many keys stay, 1 <= keep <= N_k.
+        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None. The keys that `needed_keys`
+            names stay in any case, so that more than `keep` may stay, the same number in every sample.
 
     Returns:
-        [B, N_k - remove] int64 (with `attention_mask` possibly more).
+        [B, keep] int64, most important first (with `attention_mask` possibly more); all keys stay in their order.
 
     Raises:
-        ValueError: If no key would stay.
+        ValueError: If `keep` lies outside 1..N_k.
     """
     num = importance.shape[1]
-    if not 0 <= remove < num:
-        raise ValueError(f'tgGBC: cannot remove {remove} of {num} keys; valid are 0 to {num - 1}')
-    keep = num - remove
-    if attention_mask is not None:
-        needed = needed_keys(importance, attention_mask)
-        importance = importance.masked_fill(needed, float('inf'))
-        keep = max(keep, int(needed.sum(1).max()))
-    return keep_highest(importance, keep)
+    if not 1 <= keep <= num:
+        raise ValueError(f'tgGBC: cannot keep {keep} of {num} keys; valid are 1 to {num}')
+    importance, counts = _needed_first(importance, [keep], attention_mask)
+    return keep_highest(importance, max(counts))
+
+
+def most_important_each(
+    importance: Tensor, keep: Sequence[int], attention_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices of the most important keys, another number of them in every sample.
+
+    Args:
+        importance: [B, N_k].
+        keep: How many keys stay in each of the B samples.
+        attention_mask: See `most_important`.
+
+    Returns:
+        Indices [B, K] int64, most important first, where K is the largest number of keys that stay in a sample; and
+        [B, K] bool, True for the last indices of samples that keep fewer, which must be masked.
+    """
+    importance, counts = _needed_first(importance, keep, attention_mask)
+    index = top_indices(importance, max(counts))
+    return index, torch.arange(max(counts), device=index.device) >= index.new_tensor(counts)[:, None]
+
+
+def _needed_first(
+    importance: Tensor, keep: Sequence[int], attention_mask: Tensor | None
+) -> tuple[Tensor, Sequence[int]]:
+    """Importance with the needed keys above all others, and how many keys stay in each sample so that all of them do.
+
+    Args:
+        importance: [B, N_k].
+        keep: How many keys shall stay, one number for all samples or one for each.
+        attention_mask: See `most_important`.
+    """
+    if attention_mask is None:
+        return importance, keep
+    needed = needed_keys(importance, attention_mask)
+    counts = needed.sum(1).tolist()
+    wanted = list(keep) * len(counts) if len(keep) == 1 else keep
+    return importance.masked_fill(needed, float('inf')), [max(pair) for pair in zip(wanted, counts, strict=True)]
 
 
 def needed_keys(importance: Tensor, attention_mask: Tensor) -> Tensor:
-    """For every query, the most important key it may attend to: [B, N_k] bool.
+    """For every query, the most important key it may attend to: a query without any key would get no output.
 
     Args:
         importance: [B, N_k].
         attention_mask: [B, N_q, N_k] bool, True where a query may not attend. Queries that may attend to nothing, or
             to padding only, need nothing.
+
+    Returns:
+        [B, N_k] bool, True for the keys that must stay.
     """
     value, best = importance[:, None].masked_fill(attention_mask, float('-inf')).max(-1)
     needed = torch.zeros_like(importance)

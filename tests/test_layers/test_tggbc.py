@@ -10,7 +10,7 @@ from mmprune3d.layers.tggbc import TgGBCKeyPruner, log_clamp
 from mmprune3d.layers.tome import ToMeKeyPruner
 from mmprune3d.models.petr import PETR3DDecoder
 from mmprune3d.pruning.key_plan import KeyPlan
-from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan
+from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan, choose_keys
 from mmprune3d.pruning.tome import ToMePlan, bipartite_matching, merge_tokens
 from tests.test_layers.slow_decoder import Inputs, Spy, decode, run_layer
 from tests.test_pruning.choices import assert_same_choice, full_map
@@ -101,6 +101,46 @@ def test_each_sample_keeps_what_it_would_keep_alone(
 ) -> None:
     """Shares and thresholds are about valid keys: padding must change nothing, neighbours in the batch neither."""
     check(decoder, branches, TgGBCPlan(**settings), inputs(batch, valid))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('valid', [(), (40, 37, 34)], ids=['full', 'padded'])
+@pytest.mark.parametrize(
+    'settings', [dict(k=4), dict(k=0, score='none'), dict(activation='softmax', score='mean', k=7)], ids=str
+)
+def test_keys_are_those_of_the_algorithm_written_down_as_in_the_paper(
+    decoder: PETR3DDecoder, branches: nn.ModuleList, settings: dict, valid: tuple[int, ...]
+) -> None:
+    """`choose_keys` has the whole attention map; the pruner never has."""
+    plan, data, expected = TgGBCPlan(r=30, n=3, **settings), inputs(3, valid), []
+
+    def choose(layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> None:
+        keep = plan.keys_per_layer(KEYS, LAYERS)[layer + 1]
+        attention = record.rows(torch.arange(QUERIES).expand(len(query), -1))
+        logits = score_fn(layer, query)
+        expected.append(choose_keys(logits, attention, keep, plan.k, plan.activation, plan.score, record.padding_mask))
+
+    decoder.key_pruner = spy = Spy(TgGBCKeyPruner(plan, LAYERS, record=True), choose)
+    decoder(*data, score_fn=score_by(branches))
+    assert [index.shape[1] for index in expected] == [30, 20, 10]
+    for layer, index in enumerate(expected):
+        before, after = spy.pruner.kept[layer : layer + 2]
+        assert torch.equal(before.gather(1, index).sort(1).values, after.sort(1).values)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('make', [TgGBCPlan, ToMePlan])
+def test_the_record_says_which_layers_got_other_keys(
+    decoder: PETR3DDecoder, branches: nn.ModuleList, make: type[KeyPlan]
+) -> None:
+    decoder.key_pruner = pruner = make_pruner(make(r=[3, 0, 5]), LAYERS, record=True)
+    for _ in range(2):  # the second forward pass begins anew
+        decoder(*inputs(2), score_fn=score_by(branches))
+        assert pruner.recorded.changed == [1, 3]
+        assert [ids.shape[1] for ids in pruner.recorded.kept] == [40, 37, 37, 32]
+    decoder.key_pruner = pruner = make_pruner(make(r=[3, 0, 5]), LAYERS)
+    decoder(*inputs(2), score_fn=score_by(branches))
+    assert pruner.recorded is None and pruner.kept == []
 
 
 @torch.no_grad()

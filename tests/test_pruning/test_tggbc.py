@@ -14,10 +14,12 @@ from mmprune3d.pruning.tggbc import (
     BLOCK,
     REMOVED_FIRST,
     attention_rows,
+    choose_keys,
     confident_queries,
     fused_key_importance,
-    keep_important,
     key_importance,
+    most_important,
+    most_important_each,
     needed_keys,
     query_confidence,
 )
@@ -122,7 +124,7 @@ def test_blockwise_importance_equals_that_of_the_full_map(
             assert importance.dtype == torch.float32
             torch.testing.assert_close(importance, expected, atol=1e-6, rtol=1e-5)
             for remove in range(keys):
-                assert_same_choice(keep_important(importance, remove), expected)
+                assert_same_choice(most_important(importance, keys - remove), expected)
 
 
 def test_the_last_block_may_be_short() -> None:
@@ -162,14 +164,14 @@ def test_padded_keys_that_attract_attention_go_first(fused: bool) -> None:
         importance = key_importance(confidence, attention_rows(query, key, padding[:, None]), padding)
     assert torch.equal(importance == REMOVED_FIRST, padding)
     assert importance.isfinite().all()
-    assert set(keep_important(importance, 2)[0].tolist()) == {0, 1, 2}
+    assert set(most_important(importance, 3)[0].tolist()) == {0, 1, 2}
 
 
 def test_padding_is_removed_before_keys_without_attention() -> None:
     padding = torch.tensor([[False, True, False, True], [False, False, False, True]])
     importance = key_importance(torch.zeros(2, 1), torch.full((2, 1, 4), 0.25), padding)
     assert torch.equal(importance == REMOVED_FIRST, padding)
-    assert set(keep_important(importance, 2)[0].tolist()) == {0, 2}
+    assert set(most_important(importance, 2)[0].tolist()) == {0, 2}
 
 
 def test_a_query_that_may_attend_to_nothing_counts_nothing() -> None:
@@ -181,10 +183,10 @@ def test_a_query_that_may_attend_to_nothing_counts_nothing() -> None:
     assert key_importance(torch.ones(1, 2), rows).isfinite().all()
 
 
-@pytest.mark.parametrize('remove', [-1, 6, 7])
-def test_removing_all_keys_is_refused(remove: int) -> None:
-    with pytest.raises(ValueError, match='valid are 0 to 5'):
-        keep_important(torch.rand(1, 6), remove)
+@pytest.mark.parametrize('keep', [7, 0, -1])
+def test_removing_all_keys_is_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match=f'cannot keep {keep} of 6 keys; valid are 1 to 6'):
+        most_important(torch.rand(1, 6), keep)
 
 
 @pytest.mark.parametrize('seed', range(6))
@@ -204,7 +206,7 @@ def test_every_query_keeps_its_best_key(seed: int) -> None:
     needed = needed_keys(importance, forbidden)
     assert [set(row.nonzero().flatten().tolist()) for row in needed] == needs
     for remove in (0, 3, 8, keys - 1):
-        kept = keep_important(importance, remove, forbidden)
+        kept = most_important(importance, keys - remove, forbidden)
         assert kept.shape[1] == max(keys - remove, *map(len, needs))
         for b, mine in enumerate(needs):
             others = sorted(set(range(keys)) - mine, key=lambda j, b=b: -importance[b, j])
@@ -214,13 +216,45 @@ def test_every_query_keeps_its_best_key(seed: int) -> None:
             assert sorted(importance[b, kept[b]].tolist()) == pytest.approx(worth)
 
 
+def test_samples_may_keep_different_numbers_of_keys() -> None:
+    """As many places as the largest number; what a sample has too many is marked, and is its least important."""
+    importance, forbidden = random(3, 12, seed=5).sigmoid(), random(3, 5, 12, seed=6) > 0
+    needed = needed_keys(importance, forbidden).sum(1).tolist()
+    for keep, mask in (([4, 12, 1], None), ([4, 7, 1], forbidden)):
+        counts = keep if mask is None else [max(pair) for pair in zip(keep, needed, strict=True)]
+        index, surplus = most_important_each(importance, keep, mask)
+        assert index.shape == surplus.shape == (3, max(counts))
+        for b, count in enumerate(counts):
+            alone = most_important(importance[b : b + 1], keep[b], None if mask is None else mask[b : b + 1])
+            assert set(index[b, ~surplus[b]].tolist()) == set(alone[0].tolist())
+            assert surplus[b].tolist() == [False] * count + [True] * (max(counts) - count)
+
+
+@pytest.mark.parametrize('score', ['max', 'none'])
+@pytest.mark.parametrize('activation', ['sigmoid', 'softmax'])
+@pytest.mark.parametrize('k', [0, 1, 4])
+def test_the_whole_algorithm_equals_its_equations_one_number_at_a_time(k: int, activation: str, score: str) -> None:
+    logits, attention = 2 * random(B, QUERIES, 4, seed=k), random(B, QUERIES, 15, seed=k + 1).softmax(-1)
+    padding = torch.zeros(B, 15, dtype=torch.bool)
+    padding[0, 3:6] = True
+    importance = torch.zeros(B, 15)
+    for b in range(B):
+        scores = [plain_confidence(query.tolist(), activation, score) for query in logits[b]]
+        voters = sorted(range(QUERIES), key=lambda q: (-scores[q], q))[: k or None]
+        for j in range(15):
+            importance[b, j] = -1 if padding[b, j] else sum(scores[q] * float(attention[b, q, j]) for q in voters)
+    for keep in (1, 7, 14):
+        assert_same_choice(choose_keys(logits, attention, keep, k, activation, score, padding), importance)
+    assert torch.equal(choose_keys(logits, attention, 15, k), torch.arange(15).expand(B, 15))
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize('path', reference_files('prune', 'tggbc_kept_keys*.pt'))
 def test_kept_keys_are_those_of_the_official_code(path: Path) -> None:
     data = load(path)
     logits, attention = data['inputs']['cls_logits'], data['inputs']['attn_mean_over_heads']
     for case in data['outputs']:
-        kept = keep_important(importance_of(logits, attention, max(case['k'], 0)), case['r'])
+        kept = choose_keys(logits, attention, attention.shape[2] - case['r'], max(case['k'], 0))
         assert torch.equal(kept.sort(1).values, case['kept']), f'r={case["r"]}, k={case["k"]}'
 
 
