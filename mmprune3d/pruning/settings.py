@@ -69,15 +69,45 @@ class Plan:
         Raises:
             ValueError: If the method is another one, a setting is unknown, or one without a default is missing.
         """
-        names = [field.name for field in fields(cls)]
-        values = checks.settings(cls.title, data, names, f'dict({cls.example})', ignored=('method',))
+        return cls(**cls.known(data))
+
+    @classmethod
+    def known(cls, data: Mapping[str, Any], others: Sequence[str] = ()) -> dict[str, Any]:
+        """The settings in a dict, if it can be made into a plan as far as their names go.
+
+        Args:
+            data: Settings by name; a ``method``, as `to_dict` writes it, is checked and left out of the result.
+            others: Names that may stand beside the settings of the plan, such as other arguments of a hook.
+
+        Raises:
+            ValueError: If the method is another one, a setting is unknown, or one without a default is missing.
+        """
+        valid = [*names(cls), *others]
+        values = checks.settings(cls.title, data, valid, f'dict({cls.example})', ignored=('method',))
         method = values.pop('method', cls.method)
         if checks.plain(method) != cls.method:
             raise ValueError(f'expected a {cls.method} plan, got one of {checks.shown(method)}')
         for field in fields(cls):
             if field.default is MISSING and field.name not in values:
                 raise ValueError(f'{cls.title}: {field.name}, {cls.purpose}, is missing (example: {cls.example})')
-        return cls(**values)
+        return values
+
+    @classmethod
+    def beside(cls, where: str, data: Mapping[str, Any], others: Sequence[str]) -> tuple[Self, dict[str, Any]]:
+        """A plan whose settings stand in one dict with those of something else, and the settings of the latter.
+
+        Args:
+            where: What the dict is called in a config, for messages.
+            data: All settings by name.
+            others: Names of the settings that are not the plan's; none of them need be there.
+
+        Raises:
+            ValueError: If a setting is unknown, or the plan's own settings are not valid.
+        """
+        valid = [*others, *names(cls)]
+        data = checks.settings(where, data, valid, f'dict({cls.example})', ignored=('method',))
+        plan = cls.from_dict({name: value for name, value in data.items() if name not in others})
+        return plan, {name: data[name] for name in others if name in data}
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -96,6 +126,11 @@ class Plan:
             parts = [_number(part) for part in value.split('+')] if name in cls.lists else [_number(value)]
             values[name] = parts[0] if len(parts) == 1 else parts
         return cls.from_dict(values)
+
+
+def names(kind: type) -> list[str]:
+    """Names of the settings of a dataclass, in the order in which they are declared."""
+    return [field.name for field in fields(kind)]
 
 
 def _number(text: str) -> int | float | str:

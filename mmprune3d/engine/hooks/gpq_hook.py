@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_reduce, broadcast, is_main_process
@@ -20,6 +20,7 @@ from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning.gpq import GPQPlan, RemovalSchedule, ScoreSums, choose_victims
 
+from .plan_arguments import takes_settings_of
 from .single import check_single
 
 STATE = 'gpq'
@@ -45,20 +46,53 @@ class GPQHook(Hook):
     folder gets ``gpq_history.jsonl``, with a line per removal: ``iter`` (done by then), ``removed`` (ids in order) and
     ``scores`` (mean of the interval by id; of the queries that were left before).
 
+    In a config::
+
+        custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
+        custom_hooks = [dict(type='GPQHook', target=300, epochs=6)]
+
     Args:
-        **plan: Settings of ``GPQPlan``: target, epochs, interval and so on.
+        target: Number of queries that are left in the end, 1 or more. Required.
+        interval: Number of iterations from one removal to the next. Default: as many as it takes to reach `target`
+            within `epochs`.
+        epochs: Length of the pruning in epochs, or parts of one; give either this or `interval`. Default: 6, as in the
+            paper, where the whole training takes 24.
+        per_step: Number of queries that are removed at a time, or ``'all'`` to remove all of them after one interval
+            (an ablation of Table 5). With `epochs`, more are removed at a time if there are more queries than
+            iterations. Default: 1.
+        begin: Number of iterations before the first interval. Default: 0.
+        criterion: Which queries are removed: ``'lowest'`` (class scores), or to compare with, ``'highest'``, ``'cost'``
+            (those whose best match with any object costs most) and ``'random'`` (Table 5). Default: ``'lowest'``.
+        score: What is averaged over an interval: ``'logit'``, the highest class logit of a query, or
+            ``'probability'``, its sigmoid or softmax. Default: ``'logit'``.
+        seed: Seed of ``criterion='random'``. Default: 0.
+
+    Attributes:
+        prunes: False: in a test the hook changes nothing, the checkpoint decides which queries there are.
 
     Raises:
-        ValueError: For unknown settings, a model without learned queries that an adapter knows, a schedule that does
-            not fit the training, or a resumed checkpoint of another plan.
+        ValueError: For unknown, missing or invalid settings, a model without learned queries that an adapter knows, a
+            schedule that does not fit the training, or a resumed checkpoint of another plan.
         RuntimeError: When a removal is due although the head has not run, or training ends without any removal.
     """
 
     # Before EMAHook copies or averages the model; before CheckpointHook.
     priority = 'HIGH'
+    prunes: ClassVar[bool] = False
 
-    def __init__(self, **plan: Any) -> None:
-        self.plan = GPQPlan.from_dict(plan)
+    @takes_settings_of(GPQPlan)
+    def __init__(
+        self,
+        target: int,
+        interval: int | None = None,
+        epochs: float | None = None,
+        per_step: int | str = 1,
+        begin: int = 0,
+        criterion: str = 'lowest',
+        score: str = 'logit',
+        seed: int = 0,
+    ) -> None:
+        self.plan = GPQPlan(target, interval, epochs, per_step, begin, criterion, score, seed)
         self._resumed: dict[str, Any] | None = None
         self._removed_rows: Tensor | None = None
         self._waits = False

@@ -1,9 +1,9 @@
-"""Key pruning as three lines in a config."""
+"""What the hooks of all methods that prune keys have in common, and how pruning grows over a training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
@@ -14,6 +14,7 @@ from mmprune3d.engine.unwrap import unwrap
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.schedules import heated
+from mmprune3d.pruning.settings import names
 
 from .single import check_single
 
@@ -21,25 +22,28 @@ from .single import check_single
 class KeyPruningHook(Hook):
     """Attaches a plan to the model while it is validated or tested, and if wanted while it trains.
 
-    What attaches where is the adapter's business, what is removed the plan's; this hook only says when.
+    The adapter of the detector's family says where the plan is attached, the plan says what is removed, and this hook
+    says when. Each method has a subclass, whose arguments are the settings of its plan.
 
     Args:
-        train: None to train unpruned, or ``dict(warmup=W, heating=H)``: nothing is removed in the first W units of
-            training, then linearly more over H units, then everything (appendix D.4 and the official training hook).
-            ``by_epoch=True`` (the default) counts in epochs, False in iterations. Only r is spread over training.
-        **plan: The settings of the plan.
+        plan: The plan to attach.
+        train: How pruning grows during training, as a dict of the settings of `TrainingSchedule`, for example
+            ``dict(warmup=1, heating=2)``; None: training is not pruned.
+
+    Attributes:
+        prunes: The hook prunes the model while it is tested, so a baseline must be measured without it.
 
     Raises:
-        ValueError: For unknown settings, for a second hook that prunes keys, for a model without a decoder that an
-            adapter knows, for settings that do not fit the decoder, and for a training that ends before pruning begins.
+        ValueError: For a second hook that prunes keys, for a model without a decoder that an adapter knows, for
+            settings that do not fit the decoder, and for a training that ends before pruning begins.
         RuntimeError: When an epoch of validation or test ends in which nothing was pruned although the plan says so.
     """
 
     priority = 'LOW'
-    plan_type: ClassVar[type[KeyPlan]]
+    prunes: ClassVar[bool] = True
 
-    def __init__(self, train: dict | None = None, **plan: Any) -> None:
-        self.plan = self.plan_type.from_dict(plan)
+    def __init__(self, plan: KeyPlan, train: Mapping[str, Any] | None = None) -> None:
+        self.plan = plan
         self.train = None if train is None else TrainingSchedule.from_dict(train)
         self._checking: Any = None  # a handle in the first iteration, then False
         if self.train is not None and getattr(self.plan, 'q', 0):
@@ -77,7 +81,7 @@ class KeyPruningHook(Hook):
         adapters.detach(model)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Attaches the plan."""
+        """Attaches the plan, as before a validation."""
         self.before_val_epoch(runner)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -106,21 +110,24 @@ class KeyPruningHook(Hook):
             adapters.detach(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The plan travels with the checkpoint."""
+        """Stores the plan in the meta of the checkpoint."""
         checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
 
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How much of a plan is pruned in an iteration; see `heated`.
+    """Which share of a plan is pruned in an iteration of training (appendix D.4 and the official training hook).
+
+    Nothing is removed during `warmup`, then linearly more during `heating`, then everything; see `heated`. Only the
+    number of removed keys grows, the other settings of the plan hold from the beginning.
 
     Attributes:
-        warmup: Units of training without pruning.
-        heating: Units over which pruning grows to the full plan.
-        by_epoch: Units are epochs; otherwise iterations.
+        warmup: Length of the training before pruning begins, in epochs (in iterations with ``by_epoch=False``).
+        heating: Length of the training over which pruning grows linearly to the full plan, in the same unit.
+        by_epoch: Whether the lengths are in epochs rather than iterations.
 
     Raises:
-        ValueError: If a number is negative or not finite, or `by_epoch` no bool.
+        ValueError: If a number is negative or not finite, or `by_epoch` is not a bool.
     """
 
     warmup: float = 1
@@ -134,13 +141,12 @@ class TrainingSchedule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingSchedule:
-        """A schedule from a config.
+        """A schedule from the argument `train` of a hook.
 
         Raises:
-            ValueError: If it is no dict, or a setting is unknown.
+            ValueError: If `data` is not a dict, or a setting is unknown.
         """
-        valid = [field.name for field in fields(cls)]
-        return cls(**checks.settings('train', data, valid, 'dict(warmup=1, heating=2)'))
+        return cls(**checks.settings('train', data, names(cls), 'dict(warmup=1, heating=2)'))
 
     def share(self, iteration: int, iterations_per_epoch: int) -> float:
         """The share (0..1) of the plan in iteration `iteration`, counted from 0 over the whole training."""
