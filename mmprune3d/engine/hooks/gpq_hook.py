@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, broadcast, is_main_process
@@ -67,9 +67,6 @@ class GPQHook(Hook):
             ``'probability'``, its sigmoid or softmax. Default: ``'logit'``.
         seed: Seed of ``criterion='random'``. Default: 0.
 
-    Attributes:
-        prunes: False: in a test the hook changes nothing, the checkpoint decides which queries there are.
-
     Raises:
         ValueError: For unknown, missing or invalid settings, a model without learned queries that an adapter knows, a
             schedule that does not fit the training, or a resumed checkpoint of another plan.
@@ -78,7 +75,6 @@ class GPQHook(Hook):
 
     # Before EMAHook copies or averages the model; before CheckpointHook.
     priority = 'HIGH'
-    prunes: ClassVar[bool] = False
 
     @takes_settings_of(GPQPlan)
     def __init__(

@@ -30,9 +30,6 @@ class KeyPruningHook(Hook):
         train: How pruning grows during training, as a dict of the settings of `TrainingSchedule`, for example
             ``dict(warmup=1, heating=2)``; None: training is not pruned.
 
-    Attributes:
-        prunes: The hook prunes the model while it is tested, so a baseline must be measured without it.
-
     Raises:
         ValueError: For a second hook that prunes keys, for a model without a decoder that an adapter knows, for
             settings that do not fit the decoder, and for a training that ends before pruning begins.
@@ -40,7 +37,8 @@ class KeyPruningHook(Hook):
     """
 
     priority = 'LOW'
-    prunes: ClassVar[bool] = True
+    prunes_tests: ClassVar[bool] = True
+    """A model that is tested with this hook is pruned; see `measure.baseline`."""
 
     def __init__(self, plan: KeyPlan, train: Mapping[str, Any] | None = None) -> None:
         self.plan = plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -34,24 +34,26 @@ class MaskHook(Hook):
         masks: File with masks (of ``tools/prune.py``, or a checkpoint that has them). None takes those of the
             checkpoint that is loaded or resumed, or those that the loop makes (AlterMOMALoop).
 
-    Attributes:
-        prunes: Whether the hook prunes the model while it is tested, which it does with masks of a file.
-
     Raises:
         ValueError: If there are no masks when training begins, or they do not fit the model, or the model is sharded.
     """
 
     # Before EMAHook averages and CheckpointHook saves the weights.
     priority = 'ABOVE_NORMAL'
-    prunes = False
+    holds_weights: ClassVar[bool] = True
+    """It holds a model to the masks of one checkpoint: comparisons of several models leave it out."""
 
     def __init__(self, masks: str | Path | None = None) -> None:
         what = "the name of a file with masks, such as 'masks.pth', or None"
         self.path = masks if masks is None else checks.text('MaskHook: masks', _as_text(masks), what)
-        self.prunes = self.path is not None
         self.masks: dict[str, Tensor] | None = None
         self.record: dict[str, Any] = {}
         self._handles: list[Any] = []
+
+    @property
+    def prunes_tests(self) -> bool:
+        """Whether a model that is tested with this hook is pruned: only if its masks come from a file."""
+        return self.path is not None
 
     def before_run(self, runner: Runner) -> None:
         """Loads the masks of the config."""
