@@ -32,7 +32,7 @@ def halting_detector(model: nn.Module) -> nn.Module:
     gates = 'no gates' if not len(getattr(backbone, 'halting', ())) else 'no record_listeners'
     raise ValueError(
         f'the model halts no tokens: found {type(model).__name__} with {parts}, and {gates}; valid is a '
-        'HaltingSSTDetector whose backbone has halting=[dict(block=..., module=..., threshold=..., bounds=...), ...]'
+        "HaltingSSTDetector whose backbone is dict(type='HaltingSST', halting=dict(sparsity=0.82), ...)"
     )
 
 

@@ -17,6 +17,7 @@ from mmprune3d.config_types import is_a
 from mmprune3d.layers import halting as _registered  # noqa: F401  (the modules that configs name)
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import (
+    HaltingPlan,
     HaltingRecord,
     HaltingStep,
     check_halting_rule,
@@ -31,6 +32,8 @@ from .input_layer import WindowedTokens
 PATHS = ('edf', 'sparse')
 SCORE_SCOPES = ('until_next', 'block', 'layer')
 GATE_KEYS = ('block', 'module', 'threshold', 'bounds', 'relative', 'fuse')
+PLAN_KEYS = ('sparsity', 'threshold', 'slack', 'in_channels')
+"""Settings of a ``HaltingPlan`` that are about gates; the others are about the loss, which is the detector's."""
 
 
 class HaltingGate(nn.Module):
@@ -111,13 +114,49 @@ def _check_width(name: str, width: int, embed_dims: int) -> None:
         raise ValueError(f'halting: {name}={width} of a module for tokens with {embed_dims} features; valid: {valid}')
 
 
+def gates_of(halting: Any, embed_dims: int, num_blocks: int) -> Sequence[Mapping[str, Any]]:
+    """The gates, as a list of configs, that the argument `halting` of :class:`HaltingSST` asks for.
+
+    Args:
+        halting: A dict of settings such as ``dict(sparsity=0.82)``, or a list of gates, which is returned as it is.
+        embed_dims: Width of the tokens of the backbone.
+        num_blocks: Number of its blocks.
+
+    Raises:
+        ValueError: If it is neither, or a setting is unknown or does not fit the backbone.
+    """
+    if isinstance(halting, (list, tuple)):
+        return halting
+    if not isinstance(halting, Mapping):
+        raise ValueError(
+            f'halting={checks.shown(halting)} must be a dict such as dict(sparsity=0.82), or a list of gates, a dict '
+            'for each'
+        )
+    if 'loss' in halting or 'loss_weight' in halting:
+        raise ValueError(
+            'halting: the loss is a setting of the detector: write '
+            "model=dict(type='HaltingSSTDetector', sparsity_loss=dict(kind='nonuniform', weight=0.5), ...); valid in "
+            f'halting are {", ".join(PLAN_KEYS)}'
+        )
+    settings = checks.settings('halting', halting, PLAN_KEYS, 'dict(sparsity=0.82)', ignored=('method',))
+    return HaltingPlan.from_dict(settings).gates(embed_dims, num_blocks)
+
+
 @MODELS.register_module()
 class HaltingSST(SSTBackbone):
     """SST with halting modules, weighted attention and token recycling (Dynamic Token Halting, ICCV 2023).
 
+    In a config, ``halting=dict(sparsity=0.82)`` is enough::
+
+        backbone=dict(type='HaltingSST', halting=dict(sparsity=0.82), ...)
+
     Args:
-        halting: One config per gate: ``block``, ``module`` and the other arguments of :class:`HaltingGate`. The paper
-            has a ``HaltingUNet`` before block 0 and a ``HaltingMLP`` before block 1.
+        halting: Either a dict with the share of tokens to halt, ``dict(sparsity=0.82)``, which makes the two gates of
+            the paper (section 6.1) for the width and the number of blocks of this backbone: a ``HaltingUNet`` before
+            block 0 and a ``HaltingMLP`` before block 1. Its settings are `sparsity` (share of halted tokens, averaged
+            over all attention layers; required), `threshold` (0.01), `slack` (0) and `in_channels` (32), see
+            :class:`~mmprune3d.pruning.halting.HaltingPlan`. Or the gates themselves, a list with a dict for each:
+            ``block``, ``module`` and the other arguments of :class:`HaltingGate`.
         recycle: Put halted tokens on the map with the features they had (section 4.4); False: they vanish.
         score_scope: How long the scores of a gate weigh the keys: ``'until_next'`` gate, for its ``'block'``, or for
             its first ``'layer'``. Halted tokens are gone in any case.
@@ -128,13 +167,14 @@ class HaltingSST(SSTBackbone):
             above those that are left, and the derivative is then 1e15 times that of anything else.
 
     Raises:
-        ValueError: If a gate has unknown keys or stands before no block, or two before the same, or tokens influence
-            each other outside of attention (``use_bn``), which would make the two paths differ.
+        ValueError: If a setting of `halting` is unknown or does not fit the backbone, a gate has unknown keys or stands
+            before no block, or two before the same, or tokens influence each other outside of attention (``use_bn``),
+            which would make the two paths differ.
     """
 
     def __init__(
         self,
-        halting: Sequence[Mapping[str, Any]],
+        halting: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         recycle: bool = True,
         score_scope: str = 'until_next',
         unet_to_bev: bool = False,
@@ -149,9 +189,8 @@ class HaltingSST(SSTBackbone):
         if layer_cfg.get('use_bn'):
             raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
         self.recycle, self.score_scope = checks.flag('recycle', recycle), score_scope
-        if not isinstance(halting, (list, tuple)):
-            raise ValueError(f'halting={checks.shown(halting)} must be a list of gates, a dict for each')
-        self.halting = nn.ModuleList(self._gate(config) for config in halting)
+        gates = gates_of(halting, self.embed_dims, num_blocks=len(self.block_list))
+        self.halting = nn.ModuleList(self._gate(config) for config in gates)
         blocks = [gate.block for gate in self.halting]
         valid = range(len(self.block_list))
         if not blocks or sorted(set(blocks)) != blocks or not set(blocks) <= set(valid):
