@@ -63,7 +63,7 @@ class QueryScorer:
         """
         heard = [cost_scores(self._costs[-self._samples :])] if self._costs else self._scores
         self._scores, self._costs = [], []
-        return torch.cat(heard) if heard else torch.zeros(0, self.queries.embedding.num_kept, dtype=torch.float64)
+        return torch.cat(heard) if heard else torch.zeros(0, self.queries.num_kept, dtype=torch.float64)
 
     @property
     def why_nothing(self) -> str:

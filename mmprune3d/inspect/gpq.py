@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from mmprune3d import files
-from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.adapters.learned_queries import LearnedQueries, find_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
@@ -88,13 +88,13 @@ def look_at(name: str, config: Config, samples: int | None, threshold: float) ->
         ValueError: If the detector has no learned queries, or has fewer samples.
     """
     runner = loaded_runner(config)
-    queries = learned_queries(runner.model)
+    queries = find_queries(runner.model)
     selection = count_selections(runner, queries, samples, threshold)
     points = points_in_metres(queries)
     return QueryUse(
         name=name,
-        kept=queries.embedding.kept.cpu(),
-        removal_rank=queries.embedding.removal_rank.cpu(),
+        kept=queries.kept.cpu(),
+        removal_rank=queries.removal_rank.cpu(),
         selection=selection,
         points=points,
         pc_range=None if points is None else range_of(queries),

@@ -21,7 +21,7 @@ def points_in_metres(queries: LearnedQueries) -> Tensor | None:
     Returns:
         [N, 3] x, y, z in metres, on the CPU; None if the queries of this detector are not places in a known range.
     """
-    rows = queries.embedding.all_rows.detach().cpu()
+    rows = queries.rows.detach().cpu()
     pc_range = range_of(queries)
     if queries.name != POINTS or rows.shape[1] != 3 or pc_range is None:
         return None

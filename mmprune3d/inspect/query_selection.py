@@ -112,11 +112,11 @@ class SelectionCounter:
     def __init__(self, queries: LearnedQueries, threshold: float) -> None:
         self.queries = queries
         self.threshold = threshold
-        self.selection = Selection.zeros(queries.embedding.num_kept)
+        self.selection = Selection.zeros(queries.num_kept)
         queries.announce()
         holder, name = queries.results
         found = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-        self.limit = queries.embedding.num_kept if found is None else found
+        self.limit = queries.num_kept if found is None else found
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -17,10 +17,11 @@ from mmprune3d.pruning.gpq import RANK, kept_ids
 
 
 class PrunableEmbedding(nn.Embedding):
-    """An ``nn.Embedding`` whose rows are learned queries; removing none, it is one bit for bit.
+    """An ``nn.Embedding`` whose rows are learned queries, and can be removed.
 
-    State dicts hold `removal_rank` once a row is gone; a state dict without it has all rows. So the keys of an unpruned
-    model are those of its original, and checkpoints of either kind load.
+    While no row is removed it behaves like ``nn.Embedding``, bit for bit. State dicts contain `removal_rank` only once
+    a row is removed; a state dict without it has all rows. So the keys of an unpruned model are those of its original,
+    and checkpoints of either kind can be loaded.
 
     Attributes:
         removal_rank: [N] int64 buffer: 0 for rows that are left, else their place in the order of removal, from 1.
@@ -46,8 +47,7 @@ class PrunableEmbedding(nn.Embedding):
         """
         if isinstance(embedding, cls):
             return embedding
-        if type(embedding) is not nn.Embedding:
-            raise TypeError(f'queries in a {type(embedding).__name__} cannot be pruned, only in an nn.Embedding')
+        check_prunable(embedding)
         embedding.__class__ = cls
         embedding._make_prunable()
         return embedding
@@ -62,7 +62,7 @@ class PrunableEmbedding(nn.Embedding):
 
     @property
     def all_rows(self) -> nn.Parameter:
-        """The parameter, [N, C], with rows that are gone."""
+        """The parameter, [N, C], with the rows that were removed."""
         return self._parameters['weight']
 
     @property
@@ -75,18 +75,18 @@ class PrunableEmbedding(nn.Embedding):
 
     @property
     def num_kept(self) -> int:
-        """Rows that are left, N_q."""
+        """Number N_q of rows that are left."""
         return len(self.removal_rank) if self._kept is None else len(self._kept)
 
     @torch.no_grad()
     def remove(self, rows: Tensor) -> None:
-        """Takes rows out of use.
+        """Removes rows: the detector no longer reads them.
 
         Args:
             rows: [n] ids, in the order of removal.
 
         Raises:
-            ValueError: If one is gone already, or none would be left.
+            ValueError: If a row was removed before, or no row would be left.
         """
         rows = rows.to(self.removal_rank.device)
         if self.removal_rank[rows].any() or len(rows.unique()) < len(rows) or len(rows) >= self.num_kept:
@@ -97,7 +97,7 @@ class PrunableEmbedding(nn.Embedding):
 
     @torch.no_grad()
     def follow(self, other: PrunableEmbedding) -> None:
-        """Takes the same rows out of use as `other`."""
+        """Removes the rows that `other` has removed, and no others."""
         self.removal_rank.copy_(other.removal_rank)
         self._refresh()
 
@@ -105,17 +105,17 @@ class PrunableEmbedding(nn.Embedding):
         self._kept = kept_ids(self.removal_rank) if self.removal_rank.any() else None
 
     def removed_rows(self) -> Tensor | None:
-        """A copy of the rows that are gone, or None if there are none; see `put_back`."""
+        """A copy of the rows that were removed, or None if there are none; see `put_back`."""
         if self._kept is None:
             return None
         return self.all_rows.detach()[self.removal_rank > 0].clone()
 
     @torch.no_grad()
     def put_back(self, rows: Tensor | None) -> None:
-        """Makes the rows that are gone what they were: momentum and weight decay move them although nothing uses them.
+        """Restores the removed rows: momentum and weight decay change them although no forward pass reads them.
 
         Args:
-            rows: What `removed_rows` gave.
+            rows: The result of `removed_rows`.
         """
         if rows is not None:
             self.all_rows[self.removal_rank > 0] = rows
@@ -135,10 +135,16 @@ class PrunableEmbedding(nn.Embedding):
         self._refresh()
 
     def extra_repr(self) -> str:
-        """Says how many rows are left."""
+        """Text for ``repr``: the number of rows that are left."""
         return f'{super().extra_repr()}, kept={self.num_kept}'
 
 
+def check_prunable(embedding: nn.Module) -> None:
+    """Raises TypeError unless `embedding` is a `PrunableEmbedding`, or a plain ``nn.Embedding`` that can become one."""
+    if type(embedding) is not nn.Embedding and not isinstance(embedding, PrunableEmbedding):
+        raise TypeError(f'queries in a {type(embedding).__name__} cannot be pruned, only in an nn.Embedding')
+
+
 def prunable_names(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Names of the embeddings that have lost rows in a state dict."""
+    """The names of the embeddings from which rows were removed, in a state dict."""
     return [key.removesuffix(f'.{RANK}') for key in state_dict if key.endswith(f'.{RANK}')]

@@ -17,7 +17,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
 from mmprune3d import files
-from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.adapters.learned_queries import LearnedQueries, make_prunable
 from mmprune3d.checkpoint.addresses import address_of, local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE, compact_checkpoint
 from mmprune3d.checkpoint.read import read_checkpoint
@@ -113,7 +113,7 @@ def compact(
     """
     weights = checkpoint.get('state_dict', checkpoint)
     model = build_model(config)
-    queries = learned_queries(model)
+    queries = make_prunable(model)
     load_state_dict(model, weights, strict=True)
     embedding = queries.embedding
     if embedding.num_kept == len(embedding.removal_rank):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d import adapters, files
-from mmprune3d.adapters.learned_queries import learned_queries
+from mmprune3d.adapters.learned_queries import find_queries
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.begun import fingerprint
 from mmprune3d.checkpoint.read import read_checkpoint
@@ -180,7 +180,7 @@ def run_upgrade(
         require_accuracy(runner, 'auto')
         require_limited(runner)
     if gpq is not None:
-        learned_queries(runner.model)
+        find_queries(runner.model)
         small = gpq.run(original, checkpoint, out)
         config, weights = small.config, out / 'upgraded.pth'
         forget_results(out)

@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
-from mmprune3d.adapters.learned_queries import learned_queries, restore
+from mmprune3d.adapters.learned_queries import find_queries, make_prunable, num_queries, restore
 from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.layers.gpq import PrunableEmbedding
 from mmprune3d.pruning.gpq import GPQPlan
@@ -59,7 +59,7 @@ def test_detr_with_fewer_queries_is_the_unmodified_detector_with_these_queries(d
     expected = small_detr.outputs(reference, data)
 
     before = small_detr.outputs(detr, data)
-    queries = learned_queries(detr)
+    queries = make_prunable(detr)
     assert queries.key == 'query_embedding' and queries.head is detr.bbox_head
     assert all(map(torch.equal, small_detr.outputs(detr, data), before))  # nothing removed: bit for bit the same
     queries.embedding.remove(GONE)
@@ -70,7 +70,7 @@ def test_detr_with_fewer_queries_is_the_unmodified_detector_with_these_queries(d
 
 def test_our_petr(tmp_path):
     model = build(detector_config())
-    queries = learned_queries(model)
+    queries = make_prunable(model)
     assert queries.key == 'pts_bbox_head.reference_points' and queries.activation == 'sigmoid'
     assert queries.config_changes(5) == {'pts_bbox_head.num_query': 5}
     # 20 results are asked for, four queries of four classes have 16
@@ -82,7 +82,7 @@ def test_detr3d_style():
     model = DETR3D()
     features = torch.randn(2, 8)
     before = model.pts_bbox_head(features)['all_cls_scores']
-    queries = learned_queries(model)
+    queries = make_prunable(model)
     queries.embedding.remove(GONE)
     kept = queries.embedding.kept
     assert torch.equal(model.pts_bbox_head(features)['all_cls_scores'], before[:, :, kept])
@@ -96,7 +96,7 @@ def test_detr3d_style():
 
 def test_results_are_limited_by_queries_with_a_softmax_and_by_pairs_with_a_sigmoid(detr):
     detr.bbox_head.test_cfg = ConfigDict(max_per_img=12)
-    queries = learned_queries(detr)
+    queries = make_prunable(detr)
     queries.embedding.remove(torch.arange(10))  # two are left
     queries.announce()
     softmax = type(detr).__name__ == 'DETR'
@@ -118,7 +118,7 @@ def with_scale(sample):
 def test_a_pruned_state_dict_loads_into_the_detector_of_the_original_config(detr):
     """What init_model does: no hook, no preparation but the import."""
     fresh, data = copy.deepcopy(detr), small_detr.batch(1)
-    learned_queries(detr).embedding.remove(GONE)
+    make_prunable(detr).embedding.remove(GONE)
     expected = small_detr.outputs(detr, data)
     load_state_dict(fresh, detr.state_dict(), strict=True)
     assert isinstance(fresh.query_embedding, PrunableEmbedding)
@@ -141,13 +141,73 @@ def test_detectors_that_cannot_be_pruned(change, message):
     model = DETR3D()
     change(model)
     with pytest.raises(ValueError, match=message):
-        learned_queries(model)
+        make_prunable(model)
+
+
+def everything(model: nn.Module) -> dict[str, object]:
+    """Classes, attributes and hooks of all modules, and copies of what is in the state dict."""
+    inside = {name: (type(module), list(vars(module)), list(module._buffers)) for name, module in model.named_modules()}
+    heads = {name: vars(module).get('num_query') for name, module in model.named_modules()}
+    return dict(inside=inside, heads=heads, state={name: value.clone() for name, value in model.state_dict().items()})
+
+
+def assert_unchanged(before: dict[str, object], model: nn.Module) -> None:
+    after = everything(model)
+    state, was = after.pop('state'), before['state']
+    assert after == {name: value for name, value in before.items() if name != 'state'}
+    assert list(state) == list(was) and all(torch.equal(state[name], was[name]) for name in was)
+
+
+MODELS = {**DETRS, 'PETR': build(detector_config()), 'DETR3D': DETR3D()}
+COUNTS = {'DETR': small_detr.QUERIES, 'ConditionalDETR': small_detr.QUERIES, 'PETR': 12, 'DETR3D': 12}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_finding_queries_changes_nothing(name):
+    model = copy.deepcopy(MODELS[name])
+    before, count = everything(model), COUNTS[name]
+    queries = find_queries(model)
+    assert (queries.num_kept, num_queries(model), len(queries.rows)) == (count, count, count)
+    assert torch.equal(queries.kept, torch.arange(count)) and not queries.removal_rank.any()
+    assert queries.rows is model.get_submodule(queries.key).weight and queries.head is not None
+    queries.config_changes(count - 1)
+    own = name == 'PETR'  # whose embedding is prunable from construction
+    assert type(queries.embedding) is (PrunableEmbedding if own else nn.Embedding)
+    assert_unchanged(before, model)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_what_was_found_knows_what_is_removed_later(name):
+    model = copy.deepcopy(MODELS[name])
+    found, queries = find_queries(model), make_prunable(model)
+    assert type(found) is type(queries) and queries.embedding is found.embedding is find_queries(model).embedding
+    assert isinstance(found.embedding, PrunableEmbedding)
+    queries.embedding.remove(GONE)
+    left = [i for i in range(COUNTS[name]) if i not in GONE]
+    for seen in (found, queries, find_queries(model)):
+        assert seen.kept.tolist() == left and seen.num_kept == num_queries(model) == len(left)
+        assert torch.equal(seen.removal_rank, queries.embedding.removal_rank) and len(seen.rows) == COUNTS[name]
+
+
+def test_queries_that_nobody_knows_have_no_number():
+    assert num_queries(nn.Linear(1, 1)) is None
+    model = DETR3D()
+    model.pts_bbox_head.num_propagated = 256
+    assert num_queries(model) is None
+
+
+def test_an_embedding_of_another_class_is_refused():
+    model, kind = DETR3D(), type('Other', (nn.Embedding,), {})
+    model.pts_bbox_head.query_embedding = kind(3, 16)
+    for ask in (find_queries, make_prunable):
+        with pytest.raises(ValueError, match='queries in a Other cannot be pruned, only in'):
+            ask(model)
 
 
 def test_two_stage_detectors_are_refused(detr):
     detr.as_two_stage = True
     with pytest.raises(ValueError, match='takes its queries from the encoder'):
-        learned_queries(detr)
+        make_prunable(detr)
 
 
 def train_step(model: nn.Module, num: int = 2) -> dict[str, Tensor]:
@@ -158,7 +218,7 @@ def train_step(model: nn.Module, num: int = 2) -> dict[str, Tensor]:
 def test_denoising_queries_have_no_score_and_only_training_counts():
     model = build(detector_config({'denoising': {'groups': 2}}))
     head, heard = model.pts_bbox_head, []
-    scorer = QueryScorer(learned_queries(model), GPQPlan(target=3))
+    scorer = QueryScorer(make_prunable(model), GPQPlan(target=3))
     scorer.start()
     handle = head.register_forward_hook(lambda _, __, outputs: heard.append(outputs['all_cls_scores'][-1]))
     model.train()
@@ -183,7 +243,7 @@ def test_costs_are_those_of_the_last_layer():
     model = build(detector_config()).train()
     assigner, heard = model.pts_bbox_head.set_loss.assigner, []
     original = assigner.costs
-    scorer = QueryScorer(learned_queries(model), GPQPlan(target=3, criterion='cost'))
+    scorer = QueryScorer(make_prunable(model), GPQPlan(target=3, criterion='cost'))
     assigner.costs = lambda *args: heard.append(original(*args)) or heard[-1]
     scorer.start()
     train_step(model)
@@ -206,7 +266,7 @@ def test_scores_and_costs_of_mmdet(name):
         )
     model.train()
     for criterion in ('lowest', 'cost'):
-        scorer = QueryScorer(learned_queries(model), GPQPlan(target=3, criterion=criterion))
+        scorer = QueryScorer(make_prunable(model), GPQPlan(target=3, criterion=criterion))
         outputs = []
         handle = model.bbox_head.register_forward_hook(lambda _, __, found, log=outputs: log.append(found))
         scorer.start()
@@ -246,4 +306,4 @@ def test_costs_of_an_unknown_assigner():
     model = DETR3D()
     model.pts_bbox_head.assigner = object()
     with pytest.raises(ValueError, match='valid here are lowest, highest and random'):
-        QueryScorer(learned_queries(model), GPQPlan(target=3, criterion='cost'))
+        QueryScorer(make_prunable(model), GPQPlan(target=3, criterion='cost'))

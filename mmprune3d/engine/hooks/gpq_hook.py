@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmprune3d import files
-from mmprune3d.adapters.learned_queries import LearnedQueries, learned_queries
+from mmprune3d.adapters.learned_queries import LearnedQueries, make_prunable
 from mmprune3d.adapters.query_scores import QueryScorer
 from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning.gpq import GPQPlan, RemovalSchedule, ScoreSums, choose_victims
@@ -96,7 +96,7 @@ class GPQHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Makes the queries prunable; nothing changes yet."""
         check_single(runner, GPQHook, 'prune queries')
-        self.queries: LearnedQueries = learned_queries(unwrap(runner.model))
+        self.queries: LearnedQueries = make_prunable(unwrap(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keeps the state of a run that is resumed.
@@ -198,7 +198,7 @@ class GPQHook(Hook):
         broadcast(victims)  # sums of floats may differ in the last digit between processes
         embedding.remove(victims)
         for copy in averaged_models(runner):
-            learned_queries(copy).embedding.follow(embedding)
+            make_prunable(copy).embedding.follow(embedding)
         self.queries.announce()
         self.sums = ScoreSums.zeros(embedding.num_kept)
         self.scorer.heard = 0
