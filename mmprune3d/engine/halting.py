@@ -1,4 +1,4 @@
-"""Where a detector halts tokens, and how to listen to it."""
+"""The detector that halts tokens: finding it, and listening to the records of its forward passes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from mmprune3d.pruning.halting_counts import HaltingSums
 from .unwrap import unwrap
 
 Listener = Callable[[HaltingRecord, list[Tensor] | None], None]
+"""Called with the record of a batch and the annotated boxes [G, 7 or more] of each sample, None if there are none."""
 
 
 def halting_detector(model: nn.Module) -> nn.Module:
-    """The part of `model` that halts tokens: it has listeners for records, and gates in its backbone.
+    """The module of `model` that halts tokens: it has ``record_listeners``, and gates in its backbone.
 
     Raises:
-        ValueError: If there is none; the message says what there is.
+        ValueError: If there is no such module; the message says what was found and what is valid.
     """
     model = unwrap(model)
     for module in model.modules():
@@ -37,10 +38,10 @@ def halting_detector(model: nn.Module) -> nn.Module:
 
 
 def grid_of(detector: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Size of a voxel (x, y, z) and range of the points (lower x, y, z, upper x, y, z), in metres.
+    """The size of a voxel (x, y, z) and the range of the points (lower x, y, z, upper x, y, z), in metres.
 
     Raises:
-        ValueError: If neither the preprocessor nor the voxel encoder knows them.
+        ValueError: If neither the preprocessor nor the voxel encoder of `detector` has them.
     """
     preprocessor = getattr(detector, 'data_preprocessor', None)
     for part in (getattr(preprocessor, 'voxel_layer', None), getattr(detector, 'voxel_encoder', None)):
@@ -54,7 +55,12 @@ def grid_of(detector: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
 
 @contextmanager
 def listening(detector: nn.Module, listener: Listener) -> Iterator[None]:
-    """Calls `listener` with every record of `detector` inside the block."""
+    """Calls `listener` after every loss and every prediction of `detector` inside the ``with`` block.
+
+    Args:
+        detector: A module with ``record_listeners``, see `halting_detector`.
+        listener: See `Listener`.
+    """
     detector.record_listeners.append(listener)
     try:
         yield
@@ -62,8 +68,23 @@ def listening(detector: nn.Module, listener: Listener) -> Iterator[None]:
         detector.record_listeners.remove(listener)
 
 
+def records_of(detector: nn.Module, call: Callable[[], object]) -> list[HaltingRecord]:
+    """The records of the forward passes that `call` makes, in their order.
+
+    Args:
+        detector: A detector; one without ``record_listeners`` halts no tokens and gives no records.
+        call: Runs the detector.
+    """
+    heard: list[HaltingRecord] = []
+    if not hasattr(detector, 'record_listeners'):
+        return heard
+    with listening(detector, lambda record, _: heard.append(record)):
+        call()
+    return heard
+
+
 def over_processes(sums: HaltingSums) -> HaltingSums:
-    """The sum over all processes, the same in all of them."""
+    """The counts added up over all processes of a training; every process gets the same result, on the CPU."""
     flat = torch.cat([sums.counts.flatten(), sums.gates.flatten()])
     all_reduce(flat)
     counts, gates = flat.cpu().split([sums.counts.numel(), sums.gates.numel()])

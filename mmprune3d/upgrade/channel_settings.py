@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from mmprune3d.adapters.fusion import MAP_SETTINGS, FusionMap, check_map_settings, fusion_map
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.pruning.settings import names
 
 MAP = MAP_SETTINGS
 """Settings of `fusion_map`."""
@@ -74,12 +75,10 @@ class ChannelSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ChannelSettings:
         """From plain settings, those of the plan and of the fusion map among them."""
-        own = [field.name for field in fields(cls) if field.name not in ('plan', 'map')]
-        valid = [*own, *MAP, *(field.name for field in fields(AlterMOMAPlan))]
-        data = checks.settings('pruning', data, valid, f'dict({AlterMOMAPlan.example})', ignored=('method',))
-        plan = AlterMOMAPlan.from_dict({n: value for n, value in data.items() if n not in own and n not in MAP})
-        given = {name: data[name] for name in MAP if name in data}
-        return cls(plan, **{name: data[name] for name in own if name in data}, map=given)
+        own = [name for name in names(cls) if name not in ('plan', 'map')]
+        plan, others = AlterMOMAPlan.beside('pruning', data, [*own, *MAP])
+        given = {name: others.pop(name) for name in MAP if name in others}
+        return cls(plan, **others, map=given)
 
     def fusion_map(self, model: nn.Module) -> FusionMap:
         """The map of `model`."""

@@ -20,6 +20,7 @@ from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import class_of, dotted, without
 from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.halting import records_of
 from mmprune3d.engine.hooks import HaltingHook
 from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.measure import report as reports
@@ -117,20 +118,7 @@ class HaltingComparison(SideBySide):
 
     def records(self, name: str, batch: dict[str, Any]) -> list[HaltingRecord]:
         """What halted while a model made its predictions; nothing for a model without halting."""
-        listeners = getattr(self.models[name], 'record_listeners', None)
-        if listeners is None:
-            return []
-        heard: list[HaltingRecord] = []
-
-        def listen(record: HaltingRecord, _: object) -> None:
-            heard.append(record)
-
-        listeners.append(listen)
-        try:
-            self.predict(name, batch)
-        finally:
-            listeners.remove(listen)
-        return heard
+        return records_of(self.models[name], lambda: self.predict(name, batch))
 
     def token_pictures(self, folder: Path, count: int) -> list[Path]:
         """Draws where the tokens of `count` samples halted, with the boxes that are there and those that are found."""

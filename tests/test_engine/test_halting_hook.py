@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmprune3d.engine.halting import grid_of, halting_detector, over_processes
+from mmprune3d.engine.halting import grid_of, halting_detector, over_processes, records_of
 from mmprune3d.engine.hooks.halting_hook import HaltingHook, pinned_side
 from mmprune3d.pruning.halting import HaltingRecord, HaltingStep, keep_by_rank
 from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, inside_boxes
@@ -466,6 +466,16 @@ def test_the_detector_is_found_inside_wrappers() -> None:
     detector = StandInHalting([dict(block=0)])
     assert halting_detector(nn.ModuleDict(dict(student=detector))) is detector
     assert grid_of(detector) == (VOXEL, RANGE)
+
+
+def test_records_are_those_of_the_call() -> None:
+    detector = StandInHalting([dict(block=0, threshold=0.5, bounds=(0.2, 0.6))])
+    found = records_of(detector, lambda: [detector([0]), detector([1, 2])])
+    assert [record.batch_size for record in found] == [1, 2] and detector.record_listeners == []
+    with pytest.raises(ZeroDivisionError):
+        records_of(detector, lambda: 1 / 0)
+    assert detector.record_listeners == []
+    assert records_of(nn.Linear(1, 1), lambda: 1 / 0) == []  # halts nothing, so it need not run
 
 
 def rank_main(rank: int, folder: Path, results: Any) -> None:

@@ -1,13 +1,15 @@
-"""What token halting does while a detector trains and is tested, as numbers in the log."""
+"""How many tokens are halted while a detector is trained and tested, as numbers in the log."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmprune3d.engine.halting import grid_of, halting_detector, over_processes
+from mmprune3d.engine.halting import grid_of, halting_detector, listening, over_processes
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, inside_boxes
@@ -15,44 +17,48 @@ from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, in
 from .single import check_single
 
 MOSTLY = 0.95
-"""A gate is pinned in an interval if it is in this share of the samples: one odd frame does not hide it."""
+"""A gate is pinned in an interval if it is pinned in this share of the samples: one unusual frame is not enough."""
 
 
 @HOOKS.register_module()
 class HaltingHook(Hook):
-    """Logs how many tokens are halted, and warns when bounds decide it alone and the threshold does not.
+    """Logs how many tokens are halted, and warns when the bounds of a gate decide it alone and its threshold does not.
 
-    Training: means over `interval` iterations and all processes. Validation and test: over the whole set. All are
-    scalars of the message hub, after ``train/``, ``val/`` or ``test/``, and so in the log and for every visualizer:
+    In training the figures are means over `interval` iterations and all processes, in validation and test over the
+    whole data set. They are scalars of the message hub, with the prefix ``train/``, ``val/`` or ``test/``, and so they
+    are in the log and in every visualizer:
 
-    - ``halting/layer3``: sparsity in an attention layer, the share of all tokens that takes no part in it;
+    - ``halting/layer3``: sparsity of an attention layer, the share of all tokens that take no part in it;
     - ``halting/mean``, ``halting/mean_foreground``, ``halting/mean_background``: mean over the layers (Table 5);
-    - ``halting/gate0``: share that a gate halts of the tokens that reach it;
+    - ``halting/gate0``: share of the tokens that reach a gate and are halted by it;
     - ``halting/gate0_foreground``, ``halting/gate0_background``: sparsity right after the gate (Figure 4).
 
-    Foreground are tokens whose cell has its centre in an annotated box, background all others. Shares are those of all
-    tokens of the samples together. A run that is resumed in the middle of an interval logs the rest of it.
+    Foreground tokens are those whose cell has its centre in an annotated box, background tokens are all others. Shares
+    are taken over the tokens of all samples together. A run that is resumed in the middle of an interval logs the rest
+    of it.
 
-    Works with every detector that calls its ``record_listeners``. Gates without a threshold are never warned about, nor
-    are gates with two equal bounds: there a fixed share is meant.
+    The hook works with every detector that calls its ``record_listeners``. It never warns about gates without a
+    threshold, nor about gates with two equal bounds, which ask for a fixed share.
 
     Args:
-        interval: Iterations between two entries.
-        patience: A gate whose threshold decided nothing in so many entries, one after the other, is warned about, once.
+        interval: Number of training iterations between two entries of the log, 1 or more. Default: 50.
+        patience: Number of consecutive entries in which the threshold of a gate decided nothing, after which there is
+            one warning about the gate, 1 or more. Default: 20.
 
     Raises:
-        ValueError: If a number is not a whole one from 1, or the model halts no tokens.
+        ValueError: If an argument is not a whole number from 1, or the model halts no tokens.
         RuntimeError: If an iteration or an epoch passes without a record.
     """
 
     def __init__(self, interval: int = 50, patience: int = 20) -> None:
         self.interval = checks.count('HaltingHook: interval', interval, 1)
         self.patience = checks.count('HaltingHook: patience', patience, 1)
+        self._listening = ExitStack()
         self._sums: HaltingSums | None = None
         self._last: HaltingRecord | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Finds the detector."""
+        """Finds the detector, its gates and its grid."""
         check_single(runner, HaltingHook, 'log the halting of tokens')
         self.detector = halting_detector(runner.model)
         self.gates = list(self.detector.backbone.halting)
@@ -61,13 +67,13 @@ class HaltingHook(Hook):
         self._warned: set[int] = set()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Listens for one iteration only: copies of the model made in between, as by EMAHook, have no listeners."""
+        """Begins to listen, for one iteration: copies made in between, such as those of EMAHook, have no listeners."""
         self._listen()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Logs what is due."""
+        """Stops listening; at the end of an interval logs its figures and checks the gates."""
         self._stop('an iteration of training')
         if self.every_n_train_iters(runner, self.interval):
             sums = self._report(runner, 'train')
@@ -76,28 +82,28 @@ class HaltingHook(Hook):
                     self._check_gate(runner, gate, sums.gates[gate])
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Listens; what training has counted so far waits."""
+        """Begins to listen; the counts of the training are put aside."""
         self._training, self._sums = self._sums, None
         self._listen()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Logs the figures of the set."""
+        """Logs the figures of the validation set and takes up the counts of the training."""
         self._stop('a validation')
         self._report(runner, 'val')
         self._sums = self._training
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Listens."""
+        """Begins to listen."""
         self._listen()
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Logs the figures of the set."""
+        """Logs the figures of the test set."""
         self._stop('a test')
         self._report(runner, 'test')
 
     def _listen(self) -> None:
         self._last = None
-        self.detector.record_listeners.append(self._add)
+        self._listening.enter_context(listening(self.detector, self._add))
 
     def _add(self, record: HaltingRecord, boxes: list[Tensor] | None) -> None:
         foreground = None if boxes is None else inside_boxes(record.coords, boxes, *self.grid)
@@ -106,7 +112,7 @@ class HaltingHook(Hook):
         self._last = record
 
     def _stop(self, what: str) -> None:
-        self.detector.record_listeners.remove(self._add)
+        self._listening.close()
         if self._last is None:
             raise RuntimeError(
                 f'HaltingHook: {what} passed without a record of halted tokens; {type(self.detector).__name__} has to '
@@ -145,10 +151,13 @@ class HaltingHook(Hook):
 
 
 def pinned_side(row: Tensor) -> str | None:
-    """'little' or 'much', if in nearly all samples the threshold alone halts too little or too much, else None.
+    """Whether the bounds of a gate, and not its threshold, decide in nearly all samples.
 
     Args:
         row: [6], a row of `HaltingSums.gates`.
+
+    Returns:
+        'little' if the threshold alone would halt too few tokens, 'much' if too many, else None.
     """
     samples, little, much = row[3:].tolist()
     for side, count in (('little', little), ('much', much)):
@@ -158,7 +167,15 @@ def pinned_side(row: Tensor) -> str | None:
 
 
 def pinned_message(threshold: float, bounds: tuple[float, float], row: Tensor, side: str, fitting: Tensor) -> str:
-    """What is wrong with a gate, and what to do."""
+    """The warning about a gate whose threshold decides nothing: what happens, and which threshold would decide.
+
+    Args:
+        threshold: The threshold of the gate.
+        bounds: Its bounds, shares of halted tokens.
+        row: [6], its row of `HaltingSums.gates`.
+        side: 'little' or 'much', see `pinned_side`.
+        fitting: [samples], see `fitting_thresholds`.
+    """
     reached, kept, above = row[:3].tolist()
     halted, alone = (1 - count / reached for count in (kept, above))
     extent = {0.0: ' (nothing)', 1.0: ' (everything)'}.get(alone, '')

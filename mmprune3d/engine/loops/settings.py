@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from mmprune3d.adapters.fusion import MAP_SETTINGS, FusionMap, check_map_setting
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.saliency import keep_ratio
+from mmprune3d.pruning.settings import names
 
 if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
@@ -73,11 +74,8 @@ class PruningSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Settings from a config, those of the plan among them."""
-        own = [field.name for field in fields(cls) if field.name != 'plan']
-        valid = [*own, *(field.name for field in fields(AlterMOMAPlan))]
-        data = checks.settings('pruning', data, valid, f'dict({AlterMOMAPlan.example})', ignored=('method',))
-        plan = AlterMOMAPlan.from_dict({name: value for name, value in data.items() if name not in own})
-        return cls(plan, **{name: data[name] for name in own if name in data})
+        plan, own = AlterMOMAPlan.beside('pruning', data, [name for name in names(cls) if name != 'plan'])
+        return cls(plan, **own)
 
     @property
     def rounds(self) -> int:
