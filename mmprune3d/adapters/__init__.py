@@ -1,4 +1,4 @@
-"""Where a plan goes in models written by others.
+"""Where a plan is attached in detectors written by others.
 
 An adapter knows one family of models (see `Family`); the functions here choose the family. Attaching twice is the same
 as attaching once, detaching leaves the model as it was.
@@ -24,8 +24,9 @@ class Family(Protocol):
     """What an adapter provides: a module with these functions, or a class with these class methods.
 
     Attributes:
-        LOOKS_FOR: What `find` looks for, in words.
-        STAGES: Stage -> attribute of the model that holds it, for tables of times; the decoder is known anyway.
+        LOOKS_FOR: The parts of a model that `find` looks for, in words.
+        STAGES: Name of a stage -> attribute of the model that holds it, for tables of times; without the decoder, which
+            `find` finds.
     """
 
     LOOKS_FOR: str
@@ -42,7 +43,7 @@ class Family(Protocol):
         """
 
     def detach(self, model: nn.Module) -> None:
-        """Makes the model what it was before `attach`, bit for bit; nothing where no plan is attached."""
+        """Makes the model what it was before `attach`, bit for bit; does nothing if no plan is attached."""
 
     def is_attached(self, model: nn.Module) -> bool:
         """Whether a plan is attached."""
@@ -58,7 +59,7 @@ FAMILIES: list[Family] = [petr, HookedDETR, HookedConditionalDETR, HookedPETR]
 
 
 def register(family: Family) -> None:
-    """Makes `attach` and the others know a family of models, before those that they know already."""
+    """Adds a family of models to those that `attach` and the other functions know; it is tried before the others."""
     FAMILIES.insert(0, family)
 
 
@@ -120,7 +121,7 @@ def check_in_passing(model: nn.Module, plan: KeyPlan) -> RemovableHandle | None:
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:
-    """Disjoint parts of `model` for time and FLOP tables: backbone, neck, encoder, decoder, as far as it has them."""
+    """The disjoint parts of `model` for tables of times and FLOPs: those of backbone, neck, encoder, decoder it has."""
     family = family_of(model)
     found = {name: getattr(model, attribute, None) for name, attribute in family.STAGES.items()}
     return {**{name: module for name, module in found.items() if module is not None}, 'decoder': family.find(model)}
@@ -137,5 +138,5 @@ def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
 
 
 def keys_per_layer(model: nn.Module, call: Callable[[], object]) -> list[int]:
-    """How many keys each decoder layer attends to during `call`."""
+    """The number of keys that each decoder layer attends to during `call`."""
     return [ids.shape[1] for ids in kept_keys(model, call)]

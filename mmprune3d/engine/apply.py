@@ -12,11 +12,11 @@ from mmprune3d.pruning.key_plan import KeyPlan
 
 
 def prune_as_configured(model: nn.Module) -> KeyPlan:
-    """Attaches the plan of the pruning hook in ``model.cfg.custom_hooks``.
+    """Attaches the plan of the pruning hook in ``model.cfg.custom_hooks`` to a model.
 
     Args:
-        model: With its config in ``cfg``, as mmdet's and mmdet3d's ``init_model`` and inferencers leave it
-            (``inferencer.model``).
+        model: A model that has its config in ``cfg``, as after ``init_model`` of mmdet or mmdet3d, or the attribute
+            ``model`` of an inferencer.
 
     Returns:
         The plan, now attached; ``adapters.detach(model)`` takes it off.

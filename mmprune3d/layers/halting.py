@@ -23,7 +23,7 @@ from .folding import folded, folds
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, norm, and ReLU6 where asked.
+    """A convolution without bias, a norm, and a ReLU6 if `activate` is set.
 
     A batch norm in evaluation mode is multiplied into the weights on the fly, which saves a pass over the map.
     """
@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
         return folded(self.conv.weight, self.norm) if self.folds else (self.conv.weight, None)
 
     def finish(self, x: Tensor) -> Tensor:
-        """What comes after a convolution with `weights`."""
+        """Applies the norm, unless it `folds`, and the activation to the result of a convolution with `weights`."""
         x = x if self.folds else self.norm(x)
         return F.relu6(x, inplace=True) if self.activate else x
 
@@ -60,12 +60,12 @@ class ConvNorm(nn.Module):
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1x1 convolution as a product of matrices, which in channels-last layout copies nothing."""
+    """A 1x1 convolution as a product of matrices, which needs no copy in channels-last layout."""
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: widen (1x1), depthwise 3x3, narrow (1x1) without activation; a shortcut if shapes agree.
+    """A block of MobileNetV2: widen (1x1), depthwise 3x3, narrow (1x1) without activation; a shortcut if shapes agree.
 
     An `expansion` of 1 leaves the first convolution out.
     """
@@ -87,7 +87,7 @@ class InvertedResidual(nn.Module):
 
 
 class Merge(nn.Module):
-    """A coarse map and the finer one of the encoder, concatenated and narrowed by a 1x1 convolution.
+    """Concatenates a coarse map with the finer one of the encoder and narrows both by a 1x1 convolution.
 
     The two parts of the convolution are applied one by one, that of the coarse map before it is enlarged: the same sum
     at a fraction of the cost.
@@ -106,13 +106,13 @@ class Merge(nn.Module):
 
 
 def enlarge(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """[B, C, ceil(H / 2), ceil(W / 2)] -> [B, C, H, W]: every cell becomes 2 x 2, what hangs over is cut off."""
+    """Enlarges a map [B, C, ceil(H / 2), ceil(W / 2)] to [B, C, H, W]: cells become 2 x 2, the rest is cut off."""
     return F.interpolate(x, scale_factor=2, mode='nearest')[..., : shape[0], : shape[1]]
 
 
 @MODELS.register_module()
 class HaltingUNet(BaseModule):
-    """Halting module with a view of the surroundings: a U-Net of MobileNetV2 blocks on the dense bird's-eye view.
+    """A halting module that sees the surroundings: a U-Net of MobileNetV2 blocks on the dense bird's-eye view.
 
     Level i of the U-Net has ``widths[i]`` channels at stride 2^i, and its last map, at stride 1, is the penultimate
     latent of the module, which section 6.1 fuses into the tokens and section A.2.3 adds to the BEV map. Blocks that
@@ -122,13 +122,13 @@ class HaltingUNet(BaseModule):
     still has them, and inference, which has not, would score differently.
 
     Args:
-        in_channels: How many features of a token are read, from the first.
-        token_channels: How many features a token has.
-        widths: Channels of each level, two levels or more.
-        expansion: How much wider the blocks are in the middle, below the finest level.
-        norm_cfg: Norm of the convolutions; None: batch norm with a momentum of 0.1, since statistics of a new module
-            must keep up with a short fine-tuning. Put it into evaluation mode to compare forward paths.
-        init_score: About what an untrained module says, between 0 and 1.
+        in_channels: Number of features of a token that are read, from the first.
+        token_channels: Number of features of a token.
+        widths: Number of channels of each level, for two levels or more.
+        expansion: Factor by which blocks are wider in the middle than outside, below the finest level.
+        norm_cfg: Config of the norm of the convolutions; None: batch norm with a momentum of 0.1, since statistics of a
+            new module must follow a short fine-tuning. Put it into evaluation mode to compare forward paths.
+        init_score: Approximate score that an untrained module gives, between 0 and 1.
 
     Raises:
         ValueError: If tokens are narrower than what is read, or a setting is out of its range.
@@ -210,11 +210,11 @@ class HaltingUNet(BaseModule):
 
 @MODELS.register_module()
 class HaltingMLP(BaseModule):
-    """Halting module that looks at each token alone: one linear layer and a sigmoid (section 6.1, second module).
+    """A halting module that sees each token alone: one linear layer and a sigmoid (section 6.1, second module).
 
     Args:
-        in_channels: How many features of a token are read, from the first.
-        init_score: About what an untrained module says, between 0 and 1.
+        in_channels: Number of features of a token that are read, from the first.
+        init_score: Approximate score that an untrained module gives, between 0 and 1.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -223,7 +223,7 @@ class HaltingMLP(BaseModule):
     token_wise = True
 
     latent_channels = 0
-    """Width of the latent features; there are none."""
+    """Width of the latent features, 0: the module has none."""
 
     def __init__(self, in_channels: int = 32, init_score: float = 0.5) -> None:
         super().__init__()
@@ -247,7 +247,11 @@ class HaltingMLP(BaseModule):
 
 
 def score_layer(in_channels: int, init_score: float) -> nn.Linear:
-    """Linear layer to one logit, whose bias alone would give `init_score`; a ValueError unless that is in (0, 1)."""
+    """A linear layer to one logit, whose bias alone gives the score `init_score`.
+
+    Raises:
+        ValueError: If `init_score` is not between 0 and 1.
+    """
     init_score = checks.number('init_score', init_score, above=0, most=1, below=True)
     layer = nn.Linear(in_channels, 1)
     nn.init.constant_(layer.bias, math.log(init_score / (1 - init_score)))

@@ -26,15 +26,15 @@ ScoreFunction = Callable[[int, Tensor], Tensor]
 
 
 Reduce = Callable[[Tensor], Tensor]
-"""From what belongs to all queries, [B, N_q, C], to the same of those that are left: chosen or merged ones."""
+"""From a tensor of all queries, [B, N_q, C], to that of the queries that are left, which are chosen or merged."""
 
 
 class Kept(NamedTuple):
-    """What the next layer works on.
+    """The keys that the next layer attends to, and the queries that it has.
 
     Attributes:
-        keys: Its keys.
-        reduce: What becomes of the queries, or None if all stay.
+        keys: The keys of the next layer.
+        reduce: The function that reduces tensors of the queries, or None if all queries stay.
     """
 
     keys: Keys
@@ -131,7 +131,12 @@ def register(method: str) -> Callable[[type[KeyPruner]], type[KeyPruner]]:
 
 
 def make_pruner(plan: KeyPlan, num_layers: int, record: bool = False) -> KeyPruner:
-    """The pruner of `plan` for a decoder of `num_layers`; see `KeyPruner`.
+    """The pruner of the plan's method, for a decoder of `num_layers`.
+
+    Args:
+        plan: The plan of a method that has a pruner.
+        num_layers: Number of decoder layers.
+        record: See `KeyPruner`.
 
     Raises:
         ValueError: If the plan does not fit the decoder.

@@ -17,13 +17,13 @@ from .key_pruning import Kept, KeyPruner, ScoreFunction, register
 
 @register(TgGBCPlan.method)
 class TgGBCKeyPruner(KeyPruner):
-    """Removes the keys that confident queries look at least, after each of the first n layers.
+    """Removes the keys that confident queries attend to least, after each of the first n layers.
 
     All tensors of `Keys` are gathered by the same per-sample indices.
 
     Args:
-        plan: How many keys, over how many layers, by how many queries.
-        num_layers: Layers of the decoder.
+        plan: The plan of tgGBC.
+        num_layers: Number of decoder layers.
         record: See `KeyPruner`.
     """
 
@@ -63,10 +63,11 @@ class TgGBCKeyPruner(KeyPruner):
         return Kept(keys, partial(gather_tokens, index=keep_highest(confidence, num - lost)) if lost else None)
 
     def _begin(self, keys: Keys) -> None:
-        """Numbers of keys to remove in this forward pass, per sample if samples are padded and the plan depends on it.
+        """Fixes the numbers of keys to remove in this forward pass, for each sample if they depend on its padding.
 
-        A plain count needs no look at the padding: padded keys are worth least and go first. Shares and thresholds are
-        about valid keys, whose number only the mask knows; a sample without any has none to remove.
+        A plan with a count need not read the padding mask: padded keys have the lowest importance and are removed
+        first. Shares and the threshold `t` refer to valid keys, whose number only the mask knows; from a sample without
+        valid keys nothing is removed.
         """
         num = keys.key.shape[1]
         if keys.padding_mask is not None and (self.plan.is_share or self.plan.t):
@@ -100,6 +101,6 @@ class TgGBCKeyPruner(KeyPruner):
 
 @cache  # a training makes a pruner per iteration
 def log_clamp(k: int, num_queries: int) -> None:
-    """Says once if there are fewer queries than should count."""
+    """Logs, once, that a decoder has fewer than `k` queries."""
     if k > num_queries:
         print_log(f'tgGBC: k={k} exceeds the {num_queries} queries; all of them count', logger='current')

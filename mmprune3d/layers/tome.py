@@ -14,15 +14,15 @@ from .key_pruning import Kept, KeyPruner, Reduce, ScoreFunction, register
 
 @register(ToMePlan.method)
 class ToMeKeyPruner(KeyPruner):
-    """Merges the keys that are most alike, by ToMe's matching, after each of the first n layers.
+    """Merges the keys that are most similar, by ToMe's matching, after each of the first n layers.
 
     Similarity is that of the projected keys, averaged over heads, as in ToMe. Keys and values are merged alike,
     weighted by the number of keys that each one stands for. Queries are merged in the same way, by their projections,
     with their positions and reference points.
 
     Args:
-        plan: How many keys and queries, over how many layers.
-        num_layers: Layers of the decoder.
+        plan: The plan of ToMe.
+        num_layers: Number of decoder layers.
         record: See `KeyPruner`; a merged key has the id of its destination.
     """
 
@@ -40,7 +40,10 @@ class ToMeKeyPruner(KeyPruner):
             ValueError: If a layer would lose more than half of its keys or queries, or if keys are masked.
         """
         if keys.padding_mask is not None or keys.attention_mask is not None:
-            raise ValueError('ToMe knows no masks: a padded key would be merged into one that carries an image')
+            raise ValueError(
+                'ToMe knows no masks: a padded key would be merged into a key of an image. Valid are models without '
+                'padding and attention masks; tgGBC takes both'
+            )
         if layer == 0:
             self._size = self._query_size = None
             self._removals = self.plan.removals(self.num_layers, keys.key.shape[1])

@@ -26,7 +26,7 @@ _TINY = 1e-30  # below any share that matters; the reciprocal is still a float32
 
 @dataclass(frozen=True, eq=False)
 class AViTRecord(HaltingRecord):
-    """A record with what A-ViT's losses need.
+    """A halting record with the scores that the losses of A-ViT need.
 
     The steps' `scores` are what is left of each token after the unit, ``max(1 - (h_1 + ... + h_l), 0)``: a token goes
     on while this is at least eps, so that high scores mean the same as in other records.
@@ -45,7 +45,7 @@ class AViTRecord(HaltingRecord):
 
 
 def check_eps(eps: float) -> None:
-    """Raises ValueError unless 0 < eps < 1: for whoever builds a module."""
+    """Raises ValueError unless 0 < eps < 1; for modules that take `eps` from a config."""
     if not checks.is_number(checks.plain(eps)) or not 0 < eps < 1:
         raise ValueError(
             f'eps={checks.shown(eps)} must be between 0 and 1; a token halts when its scores exceed 1 - eps in sum'
@@ -53,12 +53,12 @@ def check_eps(eps: float) -> None:
 
 
 def ponder_step(spent: Tensor, scores: Tensor | None, eps: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:
-    """One unit of computation of tokens that are still there.
+    """The decisions after one unit of computation about the tokens that have not halted yet.
 
     Args:
-        spent: [K], sum of their scores before this unit.
-        scores: [K], the scores h_l of this unit; None: it is the last one, where all halt.
-        eps: What may be missing from 1 when a token halts.
+        spent: [K], the sums of their scores before this unit.
+        scores: [K], the scores h_l of this unit; None for the last unit, after which all tokens halt.
+        eps: A token halts when the sum of its scores exceeds 1 - eps.
 
     Returns:
         Weights p_l [K] of this unit's features, `spent` [K] after it, and whether tokens go on [K] bool.
@@ -71,9 +71,10 @@ def ponder_step(spent: Tensor, scores: Tensor | None, eps: float = 0.01) -> tupl
 
 
 def ponder_cost(record: AViTRecord) -> Tensor:
-    """rho = N + r [N] of each token, float32 or better: how many units it went through, and its remainder.
+    """The ponder cost rho = N + r of each token: the number of units it went through, and its remainder.
 
-    In half precision a sum over units would be rounded at every step.
+    Returns:
+        [N], float32 or better: in half precision the sum over units would be rounded at every step.
     """
     dtype = torch.promote_types(record.halting_scores[0].dtype, torch.float32)
     cost = torch.full((len(record.coords),), 2.0, dtype=dtype, device=record.coords.device)  # N = 1, r = 1
@@ -83,21 +84,21 @@ def ponder_cost(record: AViTRecord) -> Tensor:
 
 
 def ponder_loss(record: AViTRecord) -> Tensor:
-    """Mean ponder cost of all tokens of the batch, a scalar; 0 without tokens."""
+    """The mean ponder cost of all tokens of the batch, a scalar; 0 without tokens."""
     return ponder_cost(record).sum() / max(len(record.coords), 1)
 
 
 def depth_prior_loss(record: AViTRecord, depth: float, width: float = 1.0) -> Tensor:
-    """KL(q || g), a scalar: pulls halting towards a depth, however much is halted.
+    """The loss KL(q || g), a scalar: it moves halting towards a depth, independent of how much is halted.
 
     q is the mean halting score of each unit that ends with a decision, normalised over these units. Tokens that are
     gone count as 0, as they do in A-ViT, which blanks their features. g is a Gaussian at l = 1, 2, ..., normalised too.
     A-ViT's code clamps q to 0.01; here it is not, since units in which nothing halts would be left without a gradient.
 
     Args:
-        record: Of a forward pass.
-        depth: Centre of g, in units.
-        width: Its standard deviation, in units.
+        record: The record of a forward pass.
+        depth: Mean of g, in units of computation.
+        width: Standard deviation of g, in units of computation.
     """
     dtype = torch.promote_types(record.halting_scores[0].dtype, torch.float32)
     mean = torch.stack([scores.sum(dtype=dtype) for scores in record.halting_scores]) / max(len(record.coords), 1)

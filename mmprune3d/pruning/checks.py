@@ -1,4 +1,4 @@
-"""What a setting may be, whoever reads it: hooks, plans, loops and models of a config, or a command line.
+"""Checks of single settings, for all that reads settings: hooks, plans, loops and models of a config, command lines.
 
 Every function takes the setting's name with what it belongs to, such as ``'tgGBC: n'``, and its value. It returns the
 value as a plain Python type, or raises one ValueError that names the setting, shows the value and says what is valid.
@@ -48,7 +48,7 @@ def is_number(value: Any) -> bool:
 
 
 def count(where: str, value: Any, least: int = 0, most: int = MOST) -> int:
-    """A whole number from `least` to `most`."""
+    """Checks that a setting is a whole number from `least` to `most`, and returns it."""
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f'{where}={shown(value)} must be a whole number, {least} or more')
@@ -65,15 +65,15 @@ def seed(where: str, value: Any) -> int:
 def number(
     where: str, value: Any, least: float = 0, most: float = math.inf, above: float | None = None, below: bool = False
 ) -> float:
-    """A finite number.
+    """Checks that a setting is a finite number within limits, and returns it.
 
     Args:
-        where: See the module.
-        value: What was given.
-        least: The smallest that is valid.
-        most: The largest that is valid.
-        above: If given, the number must be larger than this; `least` does not count then.
-        below: Whether it must be smaller than `most`.
+        where: Name of the setting with what it belongs to, such as ``'tgGBC: n'``.
+        value: Value of the setting.
+        least: Smallest valid number.
+        most: Largest valid number.
+        above: If given, the number must be larger than this, and `least` is ignored.
+        below: Whether the number must be smaller than `most`.
     """
     value = plain(value)
     if is_number(value):
@@ -84,7 +84,7 @@ def number(
 
 
 def _interval(least: float, most: float, above: float | None, below: bool) -> str:
-    """What `number` takes, in words."""
+    """The numbers that `number` takes with these limits, in words."""
     end = f'{"below " if below else ""}{most:g}'
     if above is not None:
         return f'a number above {above:g}' + ('' if most == math.inf else f' and {end if below else f"up to {end}"}')
@@ -110,14 +110,21 @@ def flag(where: str, value: Any) -> bool:
 
 
 def text(where: str, value: Any, what: str) -> str:
-    """A string that is not empty; `what` says what it stands for."""
+    """Checks that a setting is a string that is not empty, and returns it; `what` describes it in the message."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{where}={shown(value)} must be {what}')
     return str(value)
 
 
 def texts(where: str, value: Any, what: str, least: int = 1) -> tuple[str, ...]:
-    """A list or tuple of strings that are not empty, `least` or more of them; `what` describes the list."""
+    """Checks that a setting is a list of `least` or more strings that are not empty, and returns it as a tuple.
+
+    Args:
+        where: Name of the setting with what it belongs to.
+        value: Value of the setting, a list or tuple.
+        what: Description of a valid list, for the message.
+        least: Smallest valid number of strings.
+    """
     value = plain(value)
     good = isinstance(value, (list, tuple)) and all(isinstance(item, str) and item.strip() for item in value)
     if not good or len(value) < least:
@@ -126,14 +133,22 @@ def texts(where: str, value: Any, what: str, least: int = 1) -> tuple[str, ...]:
 
 
 def mapping(where: str, value: Any, example: str) -> dict[Any, Any]:
-    """A dict of settings, such as `example`; which ones are valid is not checked here."""
+    """Checks that a value is a dict of settings, such as `example`, and returns a copy; names are not checked."""
     if not isinstance(value, Mapping):
         raise ValueError(f'{where}: {shown(value)} must be a dict of settings, such as {example}')
     return dict(value)
 
 
 def settings(where: str, value: Any, valid: Sequence[str], example: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """A dict whose keys are among `valid` or `ignored`, of which messages do not speak; `example` is one."""
+    """Checks that a value is a dict of settings with valid names, and returns a copy.
+
+    Args:
+        where: What the dict is called, such as ``'tgGBC'`` or ``'train'``.
+        value: The dict.
+        valid: Names of the valid settings, which the message about an unknown one lists.
+        example: A valid dict, as one would write it.
+        ignored: Names that are valid too, but that the message does not list.
+    """
     value = mapping(where, value, example)
     known = {*valid, *ignored}
     unknown = sorted(key if isinstance(key, str) else shown(key) for key in value if key not in known)

@@ -31,21 +31,23 @@ RANK = 'removal_rank'
 
 @dataclass(frozen=True)
 class GPQPlan(Plan):
-    """How many queries stay, when the others go, and which.
+    """How many queries stay, when the others are removed, and which ones (section 3.2).
 
     Attributes:
-        target: Queries that are left in the end.
-        interval: Iterations between two removals. None means as many as it takes to reach `target` within `epochs`.
+        target: Number of queries that are left in the end.
+        interval: Number of iterations from one removal to the next. None means as many as it takes to reach `target`
+            within `epochs`.
         epochs: Length of the pruning in epochs, or parts of one, if `interval` is None: 6, as in the paper, where
             training takes 24.
-        per_step: Queries removed at a time, or 'all' to remove them all after one interval (the ablation "prune in one
-            iteration" of Table 5). With `epochs`, more are removed at a time if there are more queries than iterations.
-        begin: Iterations before the first interval.
+        per_step: Number of queries removed at a time, or 'all' to remove all of them after one interval (the ablation
+            "prune in one iteration" of Table 5). With `epochs`, more are removed at a time if there are more queries
+            than iterations.
+        begin: Number of iterations before the first interval.
         criterion: 'lowest' removes the queries with the lowest class scores. 'highest', 'cost' (of the assigner: the
             queries whose best match with any object is worst) and 'random' are there to compare with (Table 5).
         score: 'logit' averages the highest class logit of a query, as the authors' code does; 'probability' its
             sigmoid or softmax.
-        seed: Of 'random'.
+        seed: Seed of the criterion 'random'.
     """
 
     method: ClassVar[str] = 'gpq'
@@ -90,10 +92,14 @@ class GPQPlan(Plan):
             raise ValueError(f'{self.title}: interval={self.interval}, epochs={self.epochs}: give one of the two')
 
     def schedule(self, num_queries: int, iterations_per_epoch: int) -> RemovalSchedule:
-        """When queries go in a training that starts with `num_queries`.
+        """The schedule of removals in a training that starts with `num_queries`.
 
         With `epochs`, the interval is rounded down, as in the authors' configs (6 x 3516 iterations for 600 queries:
         one every 35 iterations), so that the last removal comes a little before the end.
+
+        Args:
+            num_queries: Number of queries at the start.
+            iterations_per_epoch: Number of training iterations per epoch.
 
         Raises:
             ValueError: If there is nothing to remove, or no iteration to remove it in.
@@ -118,13 +124,13 @@ class GPQPlan(Plan):
 
 @dataclass(frozen=True)
 class RemovalSchedule:
-    """When queries go; a function of the iteration alone, so that a resumed run goes on where it stopped.
+    """When queries are removed; a function of the iteration alone, so that a resumed run goes on where it stopped.
 
     Attributes:
-        total: Queries to remove.
-        begin: Iterations before the first interval.
-        interval: Iterations from one removal to the next.
-        per_step: Queries removed at a time.
+        total: Number of queries to remove.
+        begin: Number of iterations before the first interval.
+        interval: Number of iterations from one removal to the next.
+        per_step: Number of queries removed at a time.
     """
 
     total: int
@@ -133,19 +139,19 @@ class RemovalSchedule:
     per_step: int
 
     def removed_after(self, iterations: int) -> int:
-        """How many queries are gone when `iterations` iterations are done."""
+        """The number of queries that are removed by the time `iterations` iterations are done."""
         steps = max(0, iterations - self.begin) // self.interval
         return min(self.total, steps * self.per_step)
 
     @property
     def end(self) -> int:
-        """Iterations that are done when the last query goes."""
+        """The number of iterations that are done when the last query is removed."""
         return self.begin + self.interval * -(-self.total // self.per_step)
 
 
 @torch.no_grad()
 def query_scores(logits: Tensor, score: str = 'logit', activation: str = 'sigmoid') -> Tensor:
-    """What a query is worth in one forward pass.
+    """The score of each query in one forward pass.
 
     Args:
         logits: [B, N_q, classes] of the last decoder layer, without denoising queries.
@@ -167,10 +173,10 @@ def query_scores(logits: Tensor, score: str = 'logit', activation: str = 'sigmoi
 
 @torch.no_grad()
 def cost_scores(costs: Sequence[Tensor]) -> Tensor:
-    """Worth of the queries by the costs of matching them with the objects of each sample (ablation of Table 5).
+    """The scores of the queries by the costs of matching them with the objects of each sample (ablation of Table 5).
 
     Args:
-        costs: Per sample [N_q, objects].
+        costs: Matching costs [N_q, objects] of each sample.
 
     Returns:
         [samples with objects, N_q] float64: the negative of every query's lowest cost.
@@ -187,7 +193,7 @@ class ScoreSums:
 
     Attributes:
         total: [N_q] float64.
-        count: Samples.
+        count: Number of samples.
     """
 
     total: Tensor
@@ -195,11 +201,11 @@ class ScoreSums:
 
     @classmethod
     def zeros(cls, num_queries: int) -> ScoreSums:
-        """Before the first sample."""
+        """Sums of `num_queries` queries over no sample."""
         return cls(torch.zeros(num_queries, dtype=torch.float64), 0)
 
     def add(self, scores: Tensor) -> ScoreSums:
-        """With the scores [B, N_q] of more samples.
+        """The sums with the scores [B, N_q] of more samples added.
 
         Samples with a score that is not finite, which half precision sometimes brings, do not count.
         """
@@ -207,18 +213,18 @@ class ScoreSums:
         return ScoreSums(self.total + usable.sum(0), self.count + len(usable))
 
     def plus(self, packed: Tensor) -> ScoreSums:
-        """With the sums of other samples, packed."""
+        """The sums with those of other samples added, which are packed as by `packed`."""
         return ScoreSums(self.total + packed[:-1], self.count + round(float(packed[-1])))
 
     def packed(self) -> Tensor:
-        """Sums and count in one tensor [N_q + 1] float64, to be added over processes or stored."""
+        """The sums and the count in one tensor [N_q + 1] float64, to be added over processes or stored."""
         return torch.cat((self.total, self.total.new_tensor([self.count])))
 
     def mean(self) -> Tensor:
         """Mean score of every query, [N_q].
 
         Raises:
-            RuntimeError: If there was no sample.
+            RuntimeError: If no sample was added.
         """
         if not self.count:
             raise RuntimeError('GPQ: no query has a score: there was no sample with scores that are all finite')
@@ -226,17 +232,17 @@ class ScoreSums:
 
 
 def choose_victims(scores: Tensor, count: int, criterion: str = 'lowest', seed: int = 0) -> Tensor:
-    """The queries to remove.
+    """The queries that are removed next.
 
     Args:
         scores: [N_q], the mean score of every query that is left.
-        count: How many to remove, 1 <= count < N_q.
-        criterion: 'lowest' and 'cost' (whose scores are negative costs) remove the lowest scores, 'highest' the
-            highest, 'random' any.
-        seed: Of 'random'; the same seed and number of queries give the same choice.
+        count: Number of queries to remove, 1 <= count < N_q.
+        criterion: 'lowest' and 'cost' (whose scores are negative costs) remove the queries with the lowest scores,
+            'highest' those with the highest, 'random' any.
+        seed: Seed of 'random'; the same seed and number of queries give the same choice.
 
     Returns:
-        [count] int64, indices into `scores`, in the order of removal. Among equal scores the first goes first.
+        [count] int64, indices into `scores`, in the order of removal; the lower index first among equal scores.
 
     Raises:
         ValueError: If `count` is out of range.
@@ -263,10 +269,10 @@ def kept_at(removal_rank: Tensor, num_queries: int) -> Tensor:
 
     Args:
         removal_rank: See `kept_ids`.
-        num_queries: As many as are left now, or more.
+        num_queries: A number of queries from the number that are left now to the number at the start.
 
     Raises:
-        ValueError: If there were never so many, or there are more now.
+        ValueError: If `num_queries` is outside of this range.
     """
     total, gone = len(removal_rank), int(removal_rank.max())
     if not total - gone <= num_queries <= total:

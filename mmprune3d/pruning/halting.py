@@ -17,7 +17,7 @@ from . import checks
 from .settings import Plan
 
 SECOND_GATE = 0.4
-"""Of the tokens that pass the first gate, the share that passes the second: of 20 %, 8 %, for a sparsity of 0.89."""
+"""Share of the tokens that pass the first gate which also pass the second: 8 % of 20 %, for a sparsity of 0.89."""
 
 # What decimal bounds such as 0.8 lose in binary: 10 * (1 - 0.8) is a little less than 2 and must still count as 2.
 _ROUNDING = 1e-6
@@ -25,16 +25,17 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class HaltingPlan(Plan):
-    """Two gates, before the first and the second block (section 6.1), and the mean sparsity that they bring.
+    """How much of an SST is halted: two gates, before the first and the second block (section 6.1), and their loss.
 
     Attributes:
-        sparsity: Share of tokens halted, averaged over all attention layers: the number of the paper's Table 5.
-        threshold: Score from which tokens go on, within the bounds.
-        slack: How far the share of halted tokens may be from what `sparsity` asks of a gate, to either side; 0: the
-            score decides which tokens halt and not how many.
-        in_channels: First features of a token that the modules read.
+        sparsity: Share of halted tokens, averaged over all attention layers, from 0 to below 1: the number of the
+            paper's Table 5.
+        threshold: Score from which tokens go on, as far as the bounds of the gate allow it, from 0 to below 1.
+        slack: How far the share of tokens that a gate halts may lie below or above the share that `sparsity` asks for;
+            with 0 the scores decide which tokens halt, but not how many.
+        in_channels: Number of features of a token, from the first, that the halting modules read.
         loss: ``'nonuniform'`` (section 4.6) or ``'uniform'``.
-        loss_weight: Of the sparsity loss.
+        loss_weight: Weight of the sparsity loss.
     """
 
     method: ClassVar[str] = 'halting'
@@ -59,16 +60,19 @@ class HaltingPlan(Plan):
         self.check_number('loss_weight')
 
     def bounds(self, num_blocks: int) -> list[tuple[float, float]]:
-        """Least and largest share of halted tokens at each of the two gates, of all tokens.
+        """The bounds of the two gates: least and largest share of all tokens that have halted after the gate.
 
-        The first gate passes a share p on, the second 0.4 p, which makes a mean of p (1 + 0.4 (blocks - 1)) / blocks.
-        Where p would exceed 1, the first gate halts nothing.
+        A share p of the tokens passes the first gate and 0.4 p the second, so that p (1 + 0.4 (blocks - 1)) / blocks of
+        them are computed on average. Where p would exceed 1, the first gate halts nothing.
 
         Args:
-            num_blocks: Blocks of the backbone, 2 or more.
+            num_blocks: Number of blocks of the backbone, 2 or more.
+
+        Returns:
+            A pair (lower, upper) for each gate.
 
         Raises:
-            ValueError: If there are fewer.
+            ValueError: If the backbone has fewer than 2 blocks.
         """
         if num_blocks < 2:
             raise ValueError(f'{self.title}: the backbone has {num_blocks} block; gates stand before two')
@@ -78,7 +82,11 @@ class HaltingPlan(Plan):
         return [(max(0.0, 1 - share - self.slack), min(1.0, 1 - share + self.slack)) for share in (first, second)]
 
     def gates(self, embed_dims: int, num_blocks: int) -> list[dict[str, Any]]:
-        """The argument ``halting`` of ``HaltingSST`` for a backbone of that width and number of blocks.
+        """The gates for a backbone, as the list of configs that ``HaltingSST`` takes as its argument ``halting``.
+
+        Args:
+            embed_dims: Number of features of a token.
+            num_blocks: Number of blocks of the backbone.
 
         Raises:
             ValueError: If the modules would read more features than tokens have, or there are too few blocks.
@@ -103,14 +111,14 @@ class HaltingPlan(Plan):
 
 
 def _neat(bound: float) -> float:
-    """With four digits, unless that made nearly all tokens, or nearly none, into all or none."""
+    """The bound rounded to four digits, unless it would become 0 or 1."""
     rounded = round(bound, 4)
     return bound if rounded in (0, 1) else rounded
 
 
 @dataclass(frozen=True, eq=False)
 class HaltingStep:
-    """What one halting module decided.
+    """The decision of one halting module.
 
     Attributes:
         layer: First attention layer the decision holds for.
@@ -134,13 +142,13 @@ class HaltingStep:
 
 @dataclass(frozen=True, eq=False)
 class HaltingRecord:
-    """All decisions of one forward pass.
+    """All halting decisions of one forward pass.
 
     Attributes:
-        steps: In the order of their layers.
+        steps: The decisions, in the order of their layers.
         coords: [N, 4] int64 rows (b, z, y, x) of all tokens.
-        batch_size: Samples, with or without tokens.
-        num_layers: Attention layers of the transformer.
+        batch_size: Number of samples, with or without tokens.
+        num_layers: Number of attention layers of the transformer.
     """
 
     steps: tuple[HaltingStep, ...]
@@ -167,10 +175,11 @@ class HaltingRecord:
         return self.halted_at() > torch.arange(self.num_layers, device=self.coords.device)[:, None]
 
     def sparsity(self, among: Tensor | None = None) -> Tensor:
-        """Share of tokens [num_layers] float32 that no longer take part in each attention layer.
+        """The sparsity of each attention layer, the share of tokens that take no part in it: [num_layers] float32.
 
         Args:
-            among: [N] bool, the tokens to count (foreground, one sample); all if None. Without any, nothing is halted.
+            among: [N] bool, the tokens to count, for example foreground, or those of one sample; None counts all. Where
+                no token is counted, the sparsity is 0.
         """
         halted = ~self.live()
         if among is None:
@@ -178,12 +187,12 @@ class HaltingRecord:
         return (halted & among).sum(1) / among.sum().clamp(min=1)
 
     def mean_sparsity(self) -> float:
-        """Mean of `sparsity` over the attention layers, the number of the paper's Table 5."""
+        """The mean of `sparsity` over the attention layers, the number of the paper's Table 5."""
         return float(self.sparsity().double().mean())
 
 
 def check_halting_rule(threshold: object, bounds: object) -> tuple[float, tuple[float, float]]:
-    """Threshold and bounds as plain numbers, for whoever builds a module.
+    """Checks the threshold and the bounds of a gate, and returns them as plain numbers.
 
     Raises:
         ValueError: Unless 0 <= threshold <= 1 and 0 <= lower <= upper <= 1.
@@ -204,7 +213,7 @@ def check_halting_rule(threshold: object, bounds: object) -> tuple[float, tuple[
 def keep_by_rank(
     scores: Tensor, sample: Tensor, totals: Tensor, threshold: float, bounds: tuple[float, float]
 ) -> Tensor:
-    """Tokens whose score reaches the threshold, within bounds on how many of each sample are halted (section A.2.1).
+    """Which tokens go on: those whose score reaches a threshold, within bounds on the share that halts (section A.2.1).
 
     The paper clamps the threshold u to two quantiles of the scores. Here the number of tokens is clamped instead: of
     `totals` = N tokens, ``clamp(#(s >= u), ceil(N (1 - upper)), floor(N (1 - lower)))`` are kept, best scores first.
@@ -219,12 +228,13 @@ def keep_by_rank(
     Args:
         scores: [K], of the tokens not halted before, in the order in which ties are settled.
         sample: [K] int64, the sample of each token, 0 to B - 1, in any order.
-        totals: [B] integers, what the bounds are shares of: all tokens of a sample if sparsity is cumulative.
-        threshold: u.
+        totals: [B] integers, the numbers of tokens that the bounds are shares of: all tokens of a sample if sparsity is
+            cumulative.
+        threshold: The threshold u of the score.
         bounds: Least and largest share of halted tokens, (lower, upper).
 
     Returns:
-        [K] bool.
+        [K] bool, True for tokens that go on.
 
     Raises:
         ValueError: If threshold or bounds are invalid.
@@ -239,7 +249,7 @@ def keep_by_rank(
 
 
 def rank_in_sample(scores: Tensor, sample: Tensor, batch_size: int) -> Tensor:
-    """Place [K] int64 of each score [K] among those of its sample [K], 0 for the largest; equal ones in their order."""
+    """The rank [K] int64 of each score [K] within its sample [K]: 0 for the largest, equal scores in their order."""
     lowest_last = torch.where(scores.isnan(), float('-inf'), scores)
     order = lowest_last.argsort(stable=True, descending=True)
     if batch_size > 1:
@@ -250,7 +260,7 @@ def rank_in_sample(scores: Tensor, sample: Tensor, batch_size: int) -> Tensor:
 
 
 def straight_through(keep: Tensor, scores: Tensor) -> Tensor:
-    """The decision [K] as a number that scores [K] can be trained through: 0 or 1, with the gradient of the score.
+    """The decision [K] as a differentiable number: its value is 0 or 1, its gradient that of the score [K].
 
     The straight-through estimator with the identity (Eq. 11). The value is exact to the bit, which
     ``keep + scores - scores.detach()``, summed from the left, is not.
@@ -260,16 +270,16 @@ def straight_through(keep: Tensor, scores: Tensor) -> Tensor:
 
 @torch.no_grad()
 def would_be_kept(scores: Tensor, sample: Tensor, kept: Tensor, batch_size: int) -> Tensor:
-    """A decision about some tokens, extended to tokens halted before by the least score that was kept in their sample.
+    """Extends a decision to tokens that were halted before: they would go on if they score above the least kept score.
 
-    Training needs it: how a decision matters to a token that was halted earlier depends on what would happen to it now
+    Training needs it: the gradient of an earlier decision about a token depends on whether the token would go on now
     (the product k_{0:l} of Eq. 9).
 
     Args:
-        scores: [N] of all tokens.
-        sample: [N] int64.
+        scores: [N], the scores of all tokens.
+        sample: [N] int64, the sample of each token.
         kept: [N] bool, the decision; False for tokens halted before.
-        batch_size: Samples.
+        batch_size: Number of samples.
 
     Returns:
         [N] bool; equal to `kept` for the tokens that the decision was about, up to ties.

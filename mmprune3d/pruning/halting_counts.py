@@ -1,4 +1,4 @@
-"""Halted tokens, counted by layer, gate and kind of token."""
+"""Counts of halted tokens by attention layer, gate and kind of token."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .halting import HaltingRecord, HaltingStep, rank_in_sample
 from .halting_loss import pairs_inside
 
 KINDS = ('foreground', 'background', 'unlabelled')
-"""Tokens in an annotated box, in none, and of batches without annotations."""
+"""Kinds of tokens: inside an annotated box, outside of all boxes, and those of batches without annotations."""
 
 
 def inside_boxes(
     coords: Tensor, boxes: Sequence[Tensor], voxel_size: Sequence[float], point_cloud_range: Sequence[float]
 ) -> Tensor:
-    """Which tokens have their cell's centre in an annotated box, seen from above.
+    """Which tokens have the centre of their cell inside an annotated box, in bird's-eye view.
 
     Args:
         coords: [N, 4] int64 rows (sample, z, y, x).
-        boxes: Per sample [G, 7 or more] x, y, z, length, width, height, yaw in metres and radians.
+        boxes: Boxes [G, 7 or more] of each sample: x, y, z, length, width, height, yaw in metres and radians.
         voxel_size: x, y, z in metres.
         point_cloud_range: Lower x, y, z and upper x, y, z in metres.
 
@@ -41,15 +41,15 @@ def inside_boxes(
 
 
 def layer_counts(record: HaltingRecord, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """How many tokens of each group there are, and how many of them take part in each attention layer.
+    """The number of tokens of each group, and the number of them that take part in each attention layer.
 
     Args:
-        record: Of a batch.
+        record: The record of a batch.
         groups: [N] int64, the group of each token, 0 to num_groups - 1.
-        num_groups: How many there are.
+        num_groups: Number of groups.
 
     Returns:
-        Tokens [num_groups] and live tokens [num_layers, num_groups], float64.
+        Numbers of tokens [num_groups] and of live tokens [num_layers, num_groups], float64.
     """
     member = one_hot(groups, num_groups).double()
     return member.sum(0), record.live().double() @ member
@@ -57,14 +57,14 @@ def layer_counts(record: HaltingRecord, groups: Tensor, num_groups: int) -> tupl
 
 @dataclass(frozen=True)
 class HaltingSums:
-    """Counts over batches that can be added up, over iterations and over processes.
+    """Counts of halted tokens that can be added up over batches, iterations and processes.
 
     Attributes:
         counts: [1 + num_layers, 3] float64: all tokens, then the live ones of each attention layer; columns as `KINDS`.
         gates: [G, 6] float64, a row per gate: tokens that reached it; tokens it kept; tokens with a score of the
             threshold or more; samples with tokens; samples in which the threshold alone halts too little for the bounds
             or nothing at all; samples in which it halts too much or everything.
-        layers: First attention layer that each gate decides for.
+        layers: The first attention layer that each gate decides for.
     """
 
     counts: Tensor
@@ -74,12 +74,12 @@ class HaltingSums:
     @classmethod
     @torch.no_grad()
     def of(cls, record: HaltingRecord, foreground: Tensor | None, thresholds: Sequence[float | None]) -> HaltingSums:
-        """Counts of one batch.
+        """The counts of one batch.
 
         Args:
-            record: Of the batch.
-            foreground: [N] bool, or None where there are no annotations.
-            thresholds: Of each gate; None for gates without one.
+            record: The record of the batch.
+            foreground: [N] bool, True for tokens inside a box, or None where there are no annotations.
+            thresholds: The threshold of each gate; None for gates without one.
         """
         tokens = record.coords[:, 0]
         kinds = torch.full_like(tokens, 2) if foreground is None else (~foreground).long()
@@ -88,22 +88,22 @@ class HaltingSums:
         return cls(torch.cat([total[None], live]), torch.stack(gates), tuple(step.layer for step in record.steps))
 
     def plus(self, other: HaltingSums) -> HaltingSums:
-        """Both together.
+        """The counts of both together.
 
         Raises:
-            ValueError: If they are of other gates.
+            ValueError: If `other` has gates before other layers.
         """
         if self.layers != other.layers:
             raise ValueError(f'records of gates before layers {self.layers} and {other.layers} cannot be added up')
         return HaltingSums(self.counts + other.counts, self.gates + other.gates, self.layers)
 
     def sparsity(self, kind: str | None = None) -> Tensor:
-        """Share of tokens that are halted in each attention layer, [num_layers]; of all, or of a kind. NaN if none."""
+        """The share of tokens (all, or of one of `KINDS`) that are halted in each layer, [num_layers]; NaN if none."""
         counts = self.counts.sum(1) if kind is None else self.counts[:, KINDS.index(kind)]
         return 1 - counts[1:] / counts[0]
 
     def scalars(self) -> dict[str, float]:
-        """Figures by name; those of kinds without tokens are left out."""
+        """The figures that are logged, by name; those of kinds without tokens are left out."""
         sparsity = {'': self.sparsity(), **{f'_{kind}': self.sparsity(kind) for kind in KINDS[:2]}}
         found = {f'layer{layer}': value for layer, value in enumerate(sparsity[''].tolist())}
         found.update({f'mean{kind}': float(values.mean()) for kind, values in sparsity.items()})
@@ -129,16 +129,16 @@ def _gate_row(record: HaltingRecord, step: HaltingStep, threshold: float | None)
 
 @torch.no_grad()
 def fitting_thresholds(record: HaltingRecord, gate: int, bounds: tuple[float, float], relative: bool = False) -> Tensor:
-    """Thresholds that alone would halt a share in the middle of the bounds, one per sample that has tokens at the gate.
+    """The thresholds that would halt a share in the middle of the bounds, one per sample that has tokens at the gate.
 
     Args:
-        record: Of a batch.
-        gate: Which of its steps.
+        record: The record of a batch.
+        gate: Number of the gate, an index into the steps of the record.
         bounds: Least and largest share of halted tokens.
-        relative: They are shares of the tokens that reach the gate, not of all.
+        relative: Whether the bounds are shares of the tokens that reach the gate rather than of all tokens.
 
     Returns:
-        [samples], ascending: each is a score of that sample.
+        [samples], ascending; each threshold is the score of a token of its sample.
     """
     step, tokens = record.steps[gate], record.coords[:, 0]
     sample, scores = tokens[step.rows], step.scores.float()

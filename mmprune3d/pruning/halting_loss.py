@@ -1,4 +1,4 @@
-"""What the scores of dynamic token halting are trained towards: one at objects, zero elsewhere (section 4.6).
+"""The sparsity losses of dynamic token halting: scores are trained towards 1 at objects and 0 elsewhere (section 4.6).
 
 Boxes are (x, y, z, l, w, h, yaw, ...) in metres and radians, l along x at yaw 0; tokens are rows (b, z, y, x).
 """
@@ -97,7 +97,15 @@ def pairs_inside(places: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def inside_footprint(offset: Tensor, boxes: Tensor) -> Tensor:
-    """Whether places, [G, N, 2] metres from the centre of each box [G, 7+], lie in it in bird's-eye view: [G, N]."""
+    """Whether places lie in the footprints of boxes, in bird's-eye view.
+
+    Args:
+        offset: [G, N, 2] metres from the centre of each box.
+        boxes: [G, 7 or more].
+
+    Returns:
+        [G, N] bool.
+    """
     sin, cos = boxes[:, 6, None].sin(), boxes[:, 6, None].cos()
     x, y = offset.unbind(2)
     along, across = x * cos + y * sin, y * cos - x * sin
@@ -105,7 +113,7 @@ def inside_footprint(offset: Tensor, boxes: Tensor) -> Tensor:
 
 
 def gaussian_radius(size: Tensor, overlap: float) -> Tensor:
-    """Radii [G] in cells of CenterNet's Gaussians for footprints [G, 2] in cells.
+    """The radii [G] in cells of CenterNet's Gaussians for footprints [G, 2] in cells.
 
     The published code takes the least of three radii. With its denominators that is always the one of a box around the
     other: it is at most a quarter of length plus width, where the other two are at least half of that sum.
@@ -115,18 +123,18 @@ def gaussian_radius(size: Tensor, overlap: float) -> Tensor:
 
 
 def sparsity_loss(scores: Tensor, heatmap: Tensor, alpha: float = 2.0, gamma: float = 4.0) -> Tensor:
-    """Non-uniform sparsity loss of one halting module (Eq. 19): pushes scores down, the less the nearer to an object.
+    """The non-uniform sparsity loss of one halting module (Eq. 19): it lowers scores, the less the nearer to an object.
 
     The focal loss of CenterPoint's heatmap, averaged over tokens. Scores in half precision are taken to float32.
 
     Args:
-        scores: [K], of the tokens of all samples not halted before.
-        heatmap: [K], their rows of `token_heatmap`.
-        alpha: Exponent that makes light of what is learned already.
-        gamma: Exponent that spares surroundings of objects.
+        scores: [K], the scores of the tokens of all samples that were not halted before.
+        heatmap: [K], the values of `token_heatmap` for these tokens.
+        alpha: Exponent that lowers the weight of tokens whose scores are right already.
+        gamma: Exponent that lowers the weight of tokens near objects.
 
     Returns:
-        A number; 0, with gradients of 0, if there are no tokens.
+        A scalar; 0, with gradients of 0, if there are no tokens.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     positive = (1 - scores).pow(alpha) * (scores + _EPS).log()

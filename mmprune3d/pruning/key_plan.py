@@ -1,4 +1,4 @@
-"""Pruning decisions as data: parsed from a command line, stored in a checkpoint, replayed later."""
+"""Plans of key pruning as data: how many cross-attention keys are removed after which decoder layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
 
 Amount = int | float | Sequence[int] | Sequence[float]
-"""Tokens to remove: a count, or a share below 1; in total, or one per layer."""
+"""Keys to remove: a count or a share below 1, in total or one per layer."""
 
 
 @dataclass(frozen=True)
 class KeyPlan(Plan):
-    """What all methods that remove cross-attention keys between decoder layers have in common.
+    """The settings that all methods have in common which remove cross-attention keys between decoder layers.
 
     Attributes:
-        r: Keys removed: a count, or a share (a float between 0 and 1) of the valid keys of each forward pass. One
-            number is the total, split over `n` layers; a list is the amount after each layer from the first.
-        n: Number of decoder layers that prune, counted from the first; None means 2, or the length of `r`.
+        r: Number of keys to remove (an int), or the share of the valid keys of each forward pass (a float from 0.0 to
+            below 1.0). One number is the total, split over `n` layers; a list has the amount after each layer, from
+            the first.
+        n: Number of decoder layers that are followed by pruning, counted from the first; None means 2, or the length of
+            a list `r`.
     """
 
     purpose: ClassVar[str] = 'what to remove'
@@ -61,12 +63,12 @@ class KeyPlan(Plan):
 
     @property
     def is_share(self) -> bool:
-        """Whether `r` depends on the number of keys."""
+        """Whether `r` is a share of the keys rather than a count."""
         return isinstance(self.r[0] if isinstance(self.r, tuple) else self.r, float)
 
     @property
     def removes(self) -> bool:
-        """Whether the plan removes anything."""
+        """Whether the plan removes any key."""
         amounts = self.r if isinstance(self.r, tuple) else (self.r if self.n else 0,)
         return any(amounts)
 
@@ -76,7 +78,7 @@ class KeyPlan(Plan):
             check_layers(self.n, num_layers)
 
     def scaled(self, share: float) -> Self:
-        """The plan with `share` (0..1) of its removals."""
+        """A plan that removes `share` (0..1) of the keys that this plan removes, after the same layers."""
         amounts = self.r if isinstance(self.r, tuple) else (self.r,)
         scaled = tuple(amount * share if self.is_share else int(amount * share) for amount in amounts)
         if isinstance(self.r, tuple):
@@ -84,10 +86,17 @@ class KeyPlan(Plan):
         return replace(self, r=scaled[0])
 
     def removals(self, num_layers: int, num_keys: int) -> tuple[int, ...]:
-        """Keys removed after each of `num_layers` decoder layers of `num_keys` valid keys.
+        """The number of keys that are removed after each decoder layer.
 
-        Shares are of `num_keys`, not of what earlier layers left, and are rounded down; one number is split by
-        `split_over_layers`.
+        Shares are shares of `num_keys`, not of the keys that earlier layers left, and are rounded down. One number `r`
+        is split by `split_over_layers`.
+
+        Args:
+            num_layers: Number of decoder layers.
+            num_keys: Number of valid keys that the first layer attends to.
+
+        Returns:
+            `num_layers` counts.
 
         Raises:
             ValueError: If no key would be left, or `n` does not fit.
@@ -102,7 +111,13 @@ class KeyPlan(Plan):
         return self.limited(counts, num_keys)
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
-        """`counts`, checked against `num_keys`."""
+        """The counts [`num_layers`] of removed keys, checked against `num_keys`, the number of keys at the start.
+
+        Methods with limits of their own override this.
+
+        Raises:
+            ValueError: If no key would be left.
+        """
         if any(counts) and sum(counts) >= num_keys:
             raise ValueError(
                 f'{self.title}: r={self.r!r} of {num_keys} keys leaves none; valid are 0 to {num_keys - 1}, '
@@ -111,7 +126,7 @@ class KeyPlan(Plan):
         return counts
 
     def keys_per_layer(self, num_keys: int, num_layers: int) -> tuple[int, ...]:
-        """Keys that each layer attends to, starting from `num_keys`.
+        """The number of keys that each decoder layer attends to, `num_keys` of them in the first layer.
 
         Raises:
             ValueError: If `r` leaves no key.
@@ -123,22 +138,25 @@ class KeyPlan(Plan):
 
 
 def without_trailing_zeros(amounts: Sequence[int | float]) -> tuple[int | float, ...]:
-    """The amounts up to the last layer that prunes; at least one."""
+    """The amounts per layer up to the last one that is not 0; at least one amount is returned."""
     used = max((i for i, amount in enumerate(amounts) if amount != 0), default=0)
     return tuple(amounts[: used + 1])
 
 
 def share_of(share: float, num_keys: int) -> int:
-    """`share` (below 1) of `num_keys`, rounded down, never all; 0.29 of 100 is 29, whatever binary fractions say."""
+    """The number of keys in a share (below 1) of `num_keys`, rounded down and never all of them.
+
+    A small tolerance corrects binary fractions, so that 0.29 of 100 keys are 29.
+    """
     return min(int(share * num_keys + 1e-9), max(num_keys - 1, 0))
 
 
 @dataclass(frozen=True)
 class KeyAndQueryPlan(KeyPlan):
-    """Plans that can also remove queries between decoder layers.
+    """The settings of methods that can also remove queries between decoder layers.
 
     Attributes:
-        q: Queries removed in total over the `n` layers.
+        q: Number of queries to remove in total over the `n` layers.
     """
 
     q: int = 0
@@ -153,5 +171,5 @@ class KeyAndQueryPlan(KeyPlan):
         return super().removes or bool(self.q and self.n)
 
     def query_removals(self, num_layers: int) -> tuple[int, ...]:
-        """Queries removed after each of `num_layers` decoder layers."""
+        """The number of queries that are removed after each of `num_layers` decoder layers."""
         return split_over_layers(self.q, self.n, num_layers)

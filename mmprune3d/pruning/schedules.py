@@ -1,19 +1,19 @@
-"""How removals are spread over layers and over training."""
+"""How the removal of keys is spread over decoder layers and over a training."""
 
 from __future__ import annotations
 
 
 def split_over_layers(r: int, n: int, num_layers: int) -> tuple[int, ...]:
-    """Keys removed after each decoder layer: `r` in total, over the first `n` layers.
+    """The number of keys that are removed after each decoder layer: `r` in total, over the first `n` layers.
 
-    Rounded as the official tgGBC code does it: `r // n` rounded down to an even number, the remainder on the n-th layer
-    (the paper's section 3.3 has plain floor(r / n)).
+    Numbers are rounded as in the official tgGBC code: `r // n` is rounded down to an even number, and the n-th layer
+    gets the remainder (section 3.3 of the paper has plain floor(r / n)).
 
     Args:
-        r: Keys to remove in total; 0 removes nothing.
-        n: Number of pruning layers; 0 removes nothing. A removal after the last layer would change nothing, hence n <
-            num_layers.
-        num_layers: Decoder layers L.
+        r: Number of keys to remove in total; 0 removes nothing.
+        n: Number of layers that are followed by pruning; 0 removes nothing. A removal after the last layer would change
+            nothing, hence n < num_layers.
+        num_layers: Number L of decoder layers.
 
     Returns:
         L counts that sum to `r` (to 0 where n is 0).
@@ -40,18 +40,18 @@ def check_layers(n: int, num_layers: int) -> None:
 
 
 def heated(iteration: int, warmup: int, heating: int) -> float:
-    """The share of `r` that is pruned in a training iteration: none, then linearly more, then all of it.
+    """The share of a plan that is applied in a training iteration: 0 during warm-up, then linearly more, then 1.
 
     A function of the iteration alone, so that a resumed run goes on where it stopped (with the official hook, a run
     that is resumed during warm-up prunes everything at once).
 
     Args:
         iteration: Number of the iteration, from 0.
-        warmup: Iterations without pruning.
-        heating: Iterations in which the share grows from 0 to 1.
+        warmup: Number of iterations without pruning.
+        heating: Number of iterations in which the share grows from 0 to 1.
 
     Returns:
-        0..1.
+        The share, 0 to 1.
     """
     done = iteration + 1 - warmup
     if done <= 0:

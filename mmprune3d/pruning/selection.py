@@ -23,7 +23,7 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
 
     Args:
         scores: [..., N].
-        k: How many, 0 <= k <= N.
+        k: Number of scores, 0 <= k <= N.
 
     Returns:
         [..., k] int64.
@@ -50,7 +50,7 @@ def top_indices(scores: Tensor, k: int) -> Tensor:
 
 
 def _first_of_equals(scores: Tensor, least: Tensor, k: int) -> Tensor:
-    """`top_indices` of [N] scores, the `k`-th highest of which is `least`: sorts only those that may count."""
+    """The `top_indices` of [N] scores whose `k`-th highest is `least`; only scores from `least` on are sorted."""
     candidates = (~(scores < least)).nonzero().squeeze(1)
     return candidates[scores[candidates].argsort(descending=True, stable=True)[:k]]
 
@@ -60,7 +60,7 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
 
     Args:
         scores: [B, N], any float dtype.
-        keep: How many to keep, 1 <= keep <= N.
+        keep: Number of scores to keep, 1 <= keep <= N.
 
     Returns:
         [B, keep] int64, best first (see `top_indices`). With keep == N this is 0..N-1 in order, so that keeping
@@ -78,7 +78,7 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, K] of `tokens` [B, N, ...], per sample: [B, K, ...].
+    """The rows `index` [B, K] of `tokens` [B, N, ...] in every sample: [B, K, ...].
 
     Copies whole rows, which is several times faster on CPUs than ``Tensor.gather`` with an expanded index.
     """
@@ -90,9 +90,9 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], Tensor | None]:
-    """`change`, applied once to tensors that are passed several times, and never to None.
+    """A version of `change` that changes a tensor once even if it is passed several times, and returns None for None.
 
-    Decoders pass one tensor as key and value; this keeps it one, and gathers it once.
+    Decoders pass the same tensor as key and value; with this it is gathered once and stays the same tensor.
     """
     done: dict[int, Tensor] = {}
 
@@ -107,5 +107,10 @@ def once_per_tensor(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor | No
 
 
 def compose(ids: Tensor, index: Tensor) -> Tensor:
-    """Original ids [B, K] of a choice among survivors: `ids` [B, N] of the survivors, `index` [B, K] into them."""
+    """The original ids [B, K] of tokens that are chosen from those left by an earlier choice.
+
+    Args:
+        ids: [B, N], the original ids of the tokens that are left.
+        index: [B, K], the choice, indices into these tokens.
+    """
     return ids.gather(1, index)

@@ -1,4 +1,4 @@
-"""What all pruning plans have in common: settings that are checked, parsed from text and stored as plain types."""
+"""The base class of all pruning plans: settings that are checked, parsed from text and stored as plain types."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Plan:
     NumPy's, see `checks.plain`.
 
     Attributes:
-        method: Stem of the method.
-        title: Its name, which begins every message.
-        example: Settings as one would type them.
-        purpose: What the one setting without a default says.
-        lists: Settings that may be a list, written with ``+`` in text.
+        method: Name of the method in commands, configs and checkpoints, such as ``'tggbc'``.
+        title: Name of the method with which every message begins, such as ``'tgGBC'``.
+        example: Settings as one would type them, such as ``'r=12000,n=2'``.
+        purpose: The meaning of the one setting without a default, in words, for the message that it is missing.
+        lists: Names of the settings that may be a list, written with ``+`` in text.
     """
 
     method: ClassVar[str]
@@ -46,7 +46,7 @@ class Plan:
         checks.count(f'{self.title}: {name}', getattr(self, name), least)
 
     def check_seed(self, name: str) -> None:
-        """Raises ValueError if the setting `name` is no seed."""
+        """Raises ValueError if the setting `name` is not a seed that Python, NumPy and torch all take."""
         checks.seed(f'{self.title}: {name}', getattr(self, name))
 
     def check_number(self, name: str, **limits: Any) -> None:
@@ -58,7 +58,7 @@ class Plan:
         checks.choice(f'{self.title}: {name}', getattr(self, name), valid)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, with the method's name: what goes into `checkpoint['meta']['mmprune3d']`."""
+        """The settings as plain Python types, with the name of the method: the form that is stored in checkpoints."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {'method': self.method, **values}
 

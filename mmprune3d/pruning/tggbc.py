@@ -7,8 +7,8 @@ attention that confident queries pay to it:
     S_j = sum over the k most confident queries q of C_q * A[q, j]                Eq. 7-9
 
 where A is the cross-attention of one decoder layer, averaged over heads. The keys with the lowest S are removed before
-the next layer. Only k rows of A enter the sum, so the full map is never needed, and the attention itself can stay
-fused.
+the next layer. `choose_keys` is this algorithm as it is written. Only k rows of A enter the sum, so a decoder never
+needs the full map, and its attention can stay fused: see `attention_rows` and `fused_key_importance`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class TgGBCPlan(KeyAndQueryPlan):
     """How many cross-attention keys tgGBC removes, when, and by which queries (paper section 3.3).
 
     Attributes:
-        k: Queries whose scores count, the most confident ones; 0 means all of them (as in the official command line).
-            None means 175, or all with `score='none'`.
+        k: Number of queries whose scores count, the most confident ones; 0 means all of them (as in the official
+            command line). None means 175, or all with `score='none'`.
         activation: 'sigmoid' for focal-loss heads, 'softmax' for heads with a background column (the last one, left
             out).
         score: 'max', 'mean' or 'min' over classes (Table 5), or 'none': all queries count alike (Eq. 10).
         t: A layer that attends to `t` valid keys or fewer is not followed by pruning (the threshold of appendix D.5).
-        q: The least confident queries go first (appendix D.2).
+        q: Number of queries to remove in total over the `n` layers, the least confident ones (appendix D.2).
     """
 
     method: ClassVar[str] = 'tggbc'
@@ -70,7 +70,7 @@ class TgGBCPlan(KeyAndQueryPlan):
             raise ValueError("tgGBC: score='none' has no confident queries (Eq. 10 sums over all): k and q must be 0")
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
-        """`counts` without those after layers that attend to `t` keys or fewer."""
+        """The counts of removed keys, set to 0 after layers that attend to `t` keys or fewer; see `KeyPlan.limited`."""
         left, kept = num_keys, []
         for count in counts:
             kept.append(count if left > self.t else 0)
@@ -117,7 +117,7 @@ def choose_keys(
 
 
 def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = 'max') -> Tensor:
-    """How sure each query is of being an object (Eq. 5).
+    """The confidence of each query, its score of being an object (Eq. 5).
 
     Args:
         logits: [B, N_q, classes], raw classification outputs.
@@ -127,7 +127,7 @@ def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = '
             official code.
 
     Returns:
-        [B, N_q] in 0..1, float32 or better: in half precision many queries would be equally sure.
+        [B, N_q] in 0..1, float32 or better: in half precision many queries would have the same confidence.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if score == 'none':
@@ -143,7 +143,7 @@ def confident_queries(confidence: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         confidence: [B, N_q].
-        k: How many; 0, or more than there are, means all.
+        k: Number of queries; 0, or more than there are, means all.
 
     Returns:
         Their confidence [B, k] and indices [B, k].
@@ -195,16 +195,16 @@ def key_importance(confidence: Tensor, attention: Tensor, padding_mask: Tensor |
 def fused_key_importance(
     confidence: Tensor, query: Tensor, key: Tensor, log_sum: Tensor, padding_mask: Tensor | None = None
 ) -> Tensor:
-    """The same in one pass over the keys, block by block, without any row of the map in memory.
+    """Importance of every key (Eq. 7 and 9) in one pass over the keys, without any row of the attention map in memory.
 
-    A weight of the map is exp(q k_j / sqrt(D) - log_sum_q), and the fused kernel knows log_sum_q already. So a block of
-    keys can be weighed without having seen the others.
+    An attention weight is exp(q k_j / sqrt(D) - log_sum_q), and the fused kernel has computed log_sum_q already. So the
+    weights of a block of keys can be computed without the other keys.
 
     Args:
         confidence: [B, k] of the chosen queries.
         query: [B, heads, k, D], projected.
         key: [B, heads, N_k, D], projected.
-        log_sum: [B, heads, k] float32, see `ops.attention.fused_attention`.
+        log_sum: [B, heads, k] float32, logarithms of the softmax' denominators, see `ops.attention.fused_attention`.
         padding_mask: [B, N_k] bool, True for padding, or None.
 
     Returns:

@@ -27,7 +27,8 @@ class ToMePlan(KeyAndQueryPlan):
     Bipartite matching can merge half of a layer's keys, or queries, at most.
 
     Attributes:
-        q: Queries are merged like keys: the comparison of the GPQ paper (its section 4.3.3).
+        q: Number of queries to merge away in total over the `n` layers, as keys are merged: the comparison of the GPQ
+            paper (its section 4.3.3).
     """
 
     method: ClassVar[str] = 'tome'
@@ -35,7 +36,7 @@ class ToMePlan(KeyAndQueryPlan):
     example: ClassVar[str] = 'r=3000,n=2'
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
-        """`counts`, checked: no layer can lose more than half of its keys."""
+        """The counts of merged keys, checked: no layer can lose more than half of its keys; see `KeyPlan.limited`."""
         left = num_keys
         for count in counts:
             if count > left // 2:
@@ -45,10 +46,10 @@ class ToMePlan(KeyAndQueryPlan):
 
 
 class Matching(NamedTuple):
-    """Who merges with whom.
+    """The pairs of tokens that are merged, by their numbers among sources and destinations.
 
     Attributes:
-        stay: [B, ceil(N / 2) - r], sources (numbers among the sources) that stay alone, most similar first.
+        stay: [B, ceil(N / 2) - r], sources (numbers among the sources) that are not merged, most similar first.
         merge: [B, r], sources that merge.
         into: [B, r], the destinations (numbers among the destinations) they merge into.
     """
@@ -59,11 +60,11 @@ class Matching(NamedTuple):
 
 
 def bipartite_matching(metric: Tensor, r: int) -> Matching:
-    """Finds the r pairs to merge; of equally similar ones those with the lowest numbers.
+    """Finds the r most similar pairs of a source and a destination; of equally similar ones those with lower numbers.
 
     Args:
-        metric: [B, N, D], what similarity (the cosine) is computed from.
-        r: Pairs to merge, 0 <= r <= N // 2.
+        metric: [B, N, D], features whose cosine similarity is compared.
+        r: Number of pairs to merge, 0 <= r <= N // 2.
 
     Raises:
         ValueError: If `r` is out of range.
@@ -82,16 +83,16 @@ def bipartite_matching(metric: Tensor, r: int) -> Matching:
 
 
 def merge_tokens(tokens: Tensor, matching: Matching, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Applies a matching.
+    """Merges tokens as a matching says.
 
     Args:
         tokens: [B, N, C].
-        matching: Of tokens at the same positions.
-        size: [B, N, 1], how many original tokens each one stands for; None means one each.
+        matching: The matching of tokens at the same positions.
+        size: [B, N, 1], the number of original tokens that each token stands for; None means one each.
 
     Returns:
-        Merged tokens [B, N - r, C], means weighted by size: first the sources that stay, then all destinations. And
-        their sizes [B, N - r, 1], float32: bfloat16 cannot count beyond 256.
+        Merged tokens [B, N - r, C], means weighted by size: first the sources that were not merged, then all
+        destinations. And their sizes [B, N - r, 1], float32: bfloat16 cannot count beyond 256.
     """
     if size is None:
         size = tokens.new_ones(*tokens.shape[:2], 1, dtype=torch.float32)

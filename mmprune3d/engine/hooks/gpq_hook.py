@@ -1,4 +1,4 @@
-"""Gradual query pruning as three lines in a config."""
+"""GPQ as three lines in a config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .plan_arguments import takes_settings_of
 from .single import check_single
 
 STATE = 'gpq'
-"""Key of a checkpoint under which the hook keeps what it needs to go on."""
+"""Key of a checkpoint under which the hook stores what a resumed run needs."""
 HISTORY = 'gpq_history.jsonl'
 """File in the work folder with a line per removal."""
 
@@ -33,18 +33,20 @@ HISTORY = 'gpq_history.jsonl'
 class GPQHook(Hook):
     """GPQ: removes queries one after the other while the detector is trained or fine-tuned (paper section 3.2).
 
-    Lifecycle: `before_run` makes the embedding of the queries prunable, before EMAHook copies the model; `before_train`
-    fixes the schedule; after every iteration the scores of the queries are added up over all processes, and when the
-    schedule says so, the worst queries go. The forward pass works on those that are left, in training, validation and
-    test, with or without this hook. `tools/compact.py` makes a small checkpoint for the unmodified detector.
+    `before_run` makes the embedding of the queries prunable, before EMAHook copies the model, and `before_train` fixes
+    the schedule. After every iteration the scores of the queries are added up over all processes, and when the schedule
+    says so, the queries with the worst scores are removed. The forward pass uses the queries that are left, in
+    training, validation and test, with or without this hook. ``mmprune3d compact`` makes a small checkpoint for the
+    unmodified detector.
 
-    A removal that is due while there are no scores (frames without objects for ``criterion='cost'``, logits that are
-    not finite) waits for the first iteration that brings some; the log says so, and the schedule stays what it was.
-    Where fewer queries than planned are gone in the end, the log ends with an error that says how many are left.
+    If no query has a score when a removal is due (frames without objects for ``criterion='cost'``, logits that are not
+    finite), the removal waits for the first iteration with scores; the log says so, and the schedule does not change.
+    If fewer queries than planned are removed in the end, the log ends with an error that says how many are left.
 
-    The state of the scores is part of every checkpoint: a run that was killed goes on as if it had not been. The work
-    folder gets ``gpq_history.jsonl``, with a line per removal: ``iter`` (done by then), ``removed`` (ids in order) and
-    ``scores`` (mean of the interval by id; of the queries that were left before).
+    The sums of the scores are stored in every checkpoint, so that a resumed run makes the same decisions as an
+    uninterrupted one. The work folder gets ``gpq_history.jsonl`` with a line per removal: ``iter`` (number of
+    iterations done), ``removed`` (ids in the order of removal) and ``scores`` (id -> mean score over the interval, of
+    the queries that were left before the removal).
 
     In a config::
 
@@ -94,15 +96,15 @@ class GPQHook(Hook):
         self._waits = False
 
     def before_run(self, runner: Runner) -> None:
-        """Makes the queries prunable; nothing changes yet."""
+        """Makes the queries prunable; the outputs of the detector do not change."""
         check_single(runner, GPQHook, 'prune queries')
         self.queries: LearnedQueries = make_prunable(unwrap(runner.model))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps the state of a run that is resumed.
+        """Takes the state of the hook out of a checkpoint from which the run is resumed.
 
         Raises:
-            ValueError: If that run had no or another plan.
+            ValueError: If the run that is resumed had no GPQHook, or one with another plan.
         """
         if not runner._resume:
             return
@@ -142,13 +144,13 @@ class GPQHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Remembers the rows that are gone."""
+        """Copies the rows of removed queries, which momentum and weight decay are about to change."""
         self._removed_rows = self.queries.embedding.removed_rows()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Adds up the scores; removes what is due."""
+        """Restores the rows of removed queries, adds up the scores, and removes the queries that are due."""
         embedding = self.queries.embedding
         embedding.put_back(self._removed_rows)
         scores = self.scorer.take()
@@ -164,14 +166,14 @@ class GPQHook(Hook):
 
     @property
     def _missing(self) -> int:
-        """Queries that are still to be removed."""
+        """The number of queries that are still to be removed."""
         return self.queries.embedding.num_kept - (self.first_count - self.schedule.total)
 
     def _can_remove(self, runner: Runner, due: int) -> bool:
-        """Whether there are scores to choose by; if not, the removal waits, which is said once.
+        """Whether there are scores to choose by; if not, the removal waits, and a warning says so once.
 
         Raises:
-            RuntimeError: If there is nothing to wait for: the head has not run in any process.
+            RuntimeError: If waiting is useless, because the head has not run in any process.
         """
         if self.sums.count:
             self._waits = False
@@ -215,10 +217,10 @@ class GPQHook(Hook):
             self.scorer.stop()
 
     def after_train(self, runner: Runner) -> None:
-        """Stops listening, and says if queries are left that should be gone.
+        """Stops listening to the head, and logs an error if queries are left that should have been removed.
 
         Raises:
-            RuntimeError: If none was removed.
+            RuntimeError: If no query was removed.
         """
         self.scorer.stop()
         if not self._missing:
@@ -240,11 +242,11 @@ class GPQHook(Hook):
         self.queries.announce()
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """The same."""
+        """Tells the detector how many queries it has."""
         self.queries.announce()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The plan, and what a resumed run needs."""
+        """Stores the plan and what a resumed run needs in the checkpoint."""
         checkpoint['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
         checkpoint[STATE] = {
             'first_count': self.first_count,
@@ -254,7 +256,7 @@ class GPQHook(Hook):
 
 
 def _keep_lines_until(path: Path, iteration: int) -> None:
-    """Drops what a run wrote after the checkpoint from which it is resumed; an incomplete last line too."""
+    """Drops the lines that a run wrote after the checkpoint from which it is resumed, and an incomplete last line."""
     if not path.is_file():
         return
     kept = []

@@ -87,7 +87,7 @@ class KeyPruningHook(Hook):
         self.after_val_epoch(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Attaches the share of the plan that this iteration prunes; in the first one its keys are counted as well."""
+        """Attaches the share of the plan that this iteration prunes; the first iteration also checks its counts."""
         if self._checking is None:
             self._checking = adapters.check_in_passing(unwrap(runner.model), self.plan) or False
         if self.train is None:

@@ -1,4 +1,4 @@
-"""Weights that were pruned stay pruned, whatever the training does to them."""
+"""Weights that were pruned stay exactly zero during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .single import check_single
 
 @HOOKS.register_module()
 class MaskHook(Hook):
-    """Keeps weights that masks remove at exactly zero, through everything that would move them.
+    """Keeps the weights that masks remove at exactly zero, in training, validation and test.
 
     Gradients are masked as they arrive, so that clipping by norm, momentum and Adam's moments see masked gradients; the
     weights are masked again after every optimizer step, against weight decay and states from before. The averaged
@@ -31,8 +31,9 @@ class MaskHook(Hook):
     The masks travel bit-packed in ``checkpoint['mmprune3d']`` and are taken up again when a run is resumed.
 
     Args:
-        masks: File with masks (of ``tools/prune.py``, or a checkpoint that has them). None takes those of the
-            checkpoint that is loaded or resumed, or those that the loop makes (AlterMOMALoop).
+        masks: Name of a file with masks, written by ``mmprune3d prune``, or of a checkpoint that has masks. None: the
+            masks of the checkpoint that is loaded or resumed, or those that the training loop makes (``PruningLoop``).
+            Default: None.
 
     Raises:
         ValueError: If there are no masks when training begins, or they do not fit the model, or the model is sharded.
@@ -56,7 +57,7 @@ class MaskHook(Hook):
         return self.path is not None
 
     def before_run(self, runner: Runner) -> None:
-        """Loads the masks of the config."""
+        """Loads the masks of the file, if one is given."""
         check_single(runner, MaskHook, 'mask weights')
         if 'FullyShardedDataParallel' in type(runner.model).__name__:
             raise ValueError(
@@ -66,7 +67,7 @@ class MaskHook(Hook):
             self.masks = load_masks(self.path)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes the masks of the checkpoint; those of the config go first, unless a run is resumed."""
+        """Takes the masks of the checkpoint; those of the file have priority, unless a run is resumed."""
         state = checkpoint.get(STATE, {})
         if 'masks' in state and (runner._resume or self.path is None):
             self.masks = unpack(state['masks'])
@@ -88,7 +89,7 @@ class MaskHook(Hook):
             )
 
     def set_masks(self, runner: Runner, masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Masks the model by `masks` from now on; earlier ones are replaced.
+        """Masks the model by `masks` from now on; earlier masks are replaced.
 
         Args:
             runner: With the model.
@@ -109,29 +110,29 @@ class MaskHook(Hook):
         self.enforce(runner)
 
     def enforce(self, runner: Runner) -> None:
-        """Sets the weights that are removed to zero, averaged ones too."""
+        """Sets the weights that the masks remove to zero, in the model and in averaged copies of it."""
         for model in (unwrap(runner.model), *averaged_models(runner)):
             apply_masks_(dict(model.named_parameters()), self.masks or {})
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Masks the weights again; EMAHook comes later."""
+        """Masks the weights again, before EMAHook averages them."""
         if self.masks is not None:
             apply_masks_(dict(unwrap(runner.model).named_parameters()), self.masks)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Masks weights that were loaded for this validation alone."""
+        """Masks the weights, which may have been loaded just for this validation."""
         self.before_test_epoch(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """The same."""
+        """Masks the weights, which may have been loaded just for this test."""
         if self.masks is not None:
             check_masks(self.masks, dict(unwrap(runner.model).named_parameters()))
             self.enforce(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The masks, packed, and their record."""
+        """Stores the masks, bit-packed, with their record and their plan in the checkpoint."""
         if self.masks is None:
             return
         checkpoint[STATE] = packed_state(self.masks, self.record)
@@ -140,11 +141,11 @@ class MaskHook(Hook):
             checkpoint['meta'].setdefault('mmprune3d', {})[plan['method']] = plan
 
     def after_train(self, runner: Runner) -> None:
-        """Gradients are left alone again."""
+        """Stops masking gradients."""
         self.stop()
 
     def stop(self) -> None:
-        """Takes the hooks off the gradients."""
+        """Removes the hooks that mask gradients."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,4 +1,4 @@
-"""Hooks of which a runner can have one only."""
+"""A check for hooks of which a runner can have only one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def check_single(runner: Runner, kind: type[Hook], what: str) -> None:
     """Refuses a second hook of a kind before the first batch; two would undo each other's work.
 
     Args:
-        runner: With all of its hooks.
-        kind: The class that they have in common.
-        what: What each of them does, for the message.
+        runner: The runner, with all of its hooks.
+        kind: The class that the hooks have in common.
+        what: What each of the hooks does, in words, for the message.
 
     Raises:
-        ValueError: If there are several; they are named.
+        ValueError: If there are several; the message names them.
     """
     found = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, kind)]
     if len(found) > 1:
