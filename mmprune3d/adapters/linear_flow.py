@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mmprune3d.pruning.gradients import call_with
+from mmprune3d.layers.preserved import call_with
 
 GEOMETRY = ('frustum', 'dx', 'bx', 'nx')
 """Parameters of lift-splat view transforms that are coordinates, not weights."""

@@ -14,12 +14,13 @@ from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.criteria import BY_GRADIENT, Scores, altermoma_scores, batches_needed
 from mmprune3d.engine.flow_scores import flow_scores
+from mmprune3d.engine.gradients import mean_gradients, train_steps
+from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import PerChannel, contribution
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.channel_selection import Costs, Selection, select_channels
 from mmprune3d.pruning.channels import ChannelGroup, channel_masks, group_terms
-from mmprune3d.pruning.gradients import mean_gradients, preserved, train_steps
 
 MAKING = ('out', 'through')
 """Roles of the tensors whose terms count for a channel, see `group_terms`."""

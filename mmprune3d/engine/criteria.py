@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from mmprune3d.adapters.fusion import FusionMap, frozen, modalities, parameter_groups, prunable
 from mmprune3d.adapters.modality_masking import ModalityMasker
+from mmprune3d.engine.altermoma import alter_moma_gradients
 from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.flow_scores import flow_scores
+from mmprune3d.engine.gradients import mean_gradients
+from mmprune3d.engine.prospr import prospr
+from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import AlterGradients, Measure, per_weight
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
-from mmprune3d.pruning.gradients import mean_gradients, preserved
+from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.masks import keep_rates
 from mmprune3d.pruning.thresholds import keep_masks
 
@@ -171,7 +174,7 @@ def _altermoma(scoring: _Scoring) -> Scores:
 def _prospr(scoring: _Scoring) -> Scores:
     plan = scoring.plan
     return Scores(
-        saliency.prospr(
+        prospr(
             scoring.weights,
             scoring.model,
             scoring.loss,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from mmprune3d.adapters.flow_inputs import flow_outputs
 from mmprune3d.adapters.fusion import FusionMap, prunable
 from mmprune3d.adapters.linear_flow import flow_through, linear_flow
-from mmprune3d.pruning.saliency import synflow
+from mmprune3d.pruning.saliency import keep_ratio
 from mmprune3d.pruning.thresholds import keep_masks
+
+from .gradients import gradients_or_zeros
 
 Choose = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
 
@@ -84,3 +87,51 @@ def _to_cpu(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_to_cpu, value))
     return value.cpu() if hasattr(value, 'cpu') else value
+
+
+def synflow(
+    weights: Mapping[str, Tensor],
+    flow: Callable[[Mapping[str, Tensor]], Tensor],
+    sparsity: float = 0.0,
+    rounds: int = 1,
+    choose: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] = keep_masks,
+) -> dict[str, Tensor]:
+    """SynFlow: ``|w| x dR/d|w|`` of a network that only adds and multiplies positive numbers (Tanaka et al., Eq. 2).
+
+    Before the last round the weights are pruned to `keep_ratio` again and again. What went in an earlier round has the
+    score -inf, so that masks of the last scores at `sparsity` are those of the whole procedure.
+
+    Args:
+        weights: Name -> weights that are scored; float64 for deep networks, whose flow overflows.
+        flow: R, the sum of the outputs for an input of ones, as a function of the absolute values that are given to it
+            (all other parameters: `adapters.linear_flow`).
+        sparsity: Share that goes in the end; for `rounds` of 2 or more.
+        rounds: 100 in the paper; 1 scores once.
+        choose: From scores and a sparsity to masks: `keep_masks`, or a partial of it.
+
+    Raises:
+        FloatingPointError: If the flow is not finite.
+        RuntimeError: If nothing flows, because a cut of the network is all zeros.
+    """
+    masks: Mapping[str, Tensor] = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    scores: dict[str, Tensor] = {}
+    for done in range(rounds):
+        if done:
+            masks = choose(scores, 1 - keep_ratio(sparsity, done, rounds))
+        scores = _flow_scores({name: w.detach().abs() * masks[name] for name, w in weights.items()}, flow)
+        scores = {name: score.masked_fill(~masks[name], -torch.inf) for name, score in scores.items()}
+    return scores
+
+
+def _flow_scores(weights: Mapping[str, Tensor], flow: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+    for weight in weights.values():
+        weight.requires_grad_()
+    with torch.enable_grad():
+        total = flow(weights)
+    value = float(total.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(f'SynFlow: the flow is {value}; score in float64')
+    if not value > 0:
+        raise RuntimeError(f'SynFlow: the flow is {value}: nothing reaches the outputs, or they are not made linear')
+    gradients = gradients_or_zeros(total, list(weights.values()))
+    return {name: (w.detach() * gradient).abs() for (name, w), gradient in zip(weights.items(), gradients)}

@@ -1,38 +1,23 @@
-"""Gradients over several batches, some steps of training, and a model that is afterwards what it was before."""
+"""Gradients of the mean loss over several batches and processes, and some steps of training."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
+
+from mmprune3d.layers.preserved import clear_gradients
+from mmprune3d.pruning.alter_eva import MeanGradients
+from mmprune3d.pruning.checks import shortened
 
 Reduce = Callable[[list[Tensor]], None]
 """Averages tensors over all processes, in place; every process calls it with the same shapes in the same order."""
 
 BatchLoss = Callable[[Any], Tensor]
 """From a batch to the training loss, a scalar."""
-
-
-@dataclass(frozen=True)
-class MeanGradients:
-    """The gradient of a mean loss.
-
-    Attributes:
-        values: Parameter name -> gradient in float32 or better; zero where there is none.
-        missing: Names of the parameters that had no gradient in any batch: frozen ones, and those of skipped branches.
-        loss: The mean loss of this process.
-    """
-
-    values: dict[str, Tensor]
-    missing: tuple[str, ...]
-    loss: float
 
 
 def mean_gradients(
@@ -60,7 +45,7 @@ def mean_gradients(
     }
     seen, losses = dict.fromkeys(parameters, 0.0), []
     for batch in batches:
-        _clear(parameters.values())
+        clear_gradients(parameters.values())
         value = loss(batch)
         value.backward()
         losses.append(value.detach())
@@ -70,7 +55,7 @@ def mean_gradients(
                 seen[name] = 1.0
     if not losses:
         raise ValueError(f'{where}: there is no batch to compute gradients with')
-    _clear(parameters.values())
+    clear_gradients(parameters.values())
     for total in sums.values():
         total /= len(losses)
     _average(sums, seen, reduce_gradients)
@@ -105,7 +90,7 @@ def train_steps(
     """
     losses, batch = [], None
     for batch in batches:
-        _clear(parameters.values())
+        clear_gradients(parameters.values())
         value = loss(batch)
         value.backward()
         losses.append(value.detach())
@@ -117,17 +102,12 @@ def train_steps(
                 parameter.grad = full[name] if seen[name] else None
         check_finite({name: parameters[name].grad for name, share in seen.items() if share}, where)
         optimizer.step()
-    _clear(parameters.values())
+    clear_gradients(parameters.values())
     return [float(value) for value in losses], batch
 
 
 def _data(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]]:
     return ((name, parameter.detach()) for name, parameter in parameters.items())
-
-
-def _clear(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _average(tensors: Mapping[str, Tensor], seen: dict[str, float], reduce_gradients: Reduce | None) -> None:
@@ -155,103 +135,3 @@ def check_finite(gradients: Mapping[str, Tensor], where: str) -> None:
         raise FloatingPointError(
             f'{where}: the gradients of {len(bad)} of {len(gradients)} parameters are not finite: {shortened(bad)}'
         )
-
-
-def shortened(names: Iterable[str], most: int = 8) -> str:
-    """The first names of a list, and how many more there are."""
-    names = list(names)
-    rest = len(names) - most
-    return ', '.join(names[:most]) + (f' and {rest} more' if rest > 0 else '')
-
-
-class _Closure(nn.Module):
-    def __init__(self, module: nn.Module, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, *args: Any) -> Tensor:
-        return self.call(*args)
-
-
-def call_with(module: nn.Module, tensors: Mapping[str, Tensor], call: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``call(*args)``, during which `module` has `tensors` (name -> tensor) instead of its parameters and buffers.
-
-    Unlike `torch.func.functional_call`, `call` may be any function that uses `module`.
-    """
-    return functional_call(_Closure(module, call), {f'module.{name}': value for name, value in tensors.items()}, args)
-
-
-class Snapshot:
-    """What training changes in a model, and the random numbers.
-
-    Parameters, all buffers, the flags `training` and `requires_grad`, the generators of torch (on the CPU and the GPUs
-    of the model) and of `random`. Other attributes of modules, and numpy's generator, are not part of it.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._parts = list(module.named_modules())
-        self._training = [part.training for _, part in self._parts]
-        self._stores = [(store, dict(store)) for _, part in self._parts for store in (part._parameters, part._buffers)]
-        tensors = [t for _, saved in self._stores for t in saved.values() if t is not None]
-        self._copies = {id(tensor): (tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors}
-        self._devices = sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)
-        self._generators = (torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self._devices])
-        self._python = random.getstate()
-
-    def restore_random(self) -> None:
-        """Puts the random generators back."""
-        torch.set_rng_state(self._generators[0])
-        for device, state in zip(self._devices, self._generators[1]):
-            torch.cuda.set_rng_state(state, device)
-        random.setstate(self._python)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Puts everything back, bit for bit, in the same tensors.
-
-        Raises:
-            RuntimeError: If a tensor still differs, such as one whose memory another one shares.
-        """
-        for store, saved in self._stores:
-            store.clear()
-            store.update(saved)
-        for tensor, copy, requires_grad in self._copies.values():
-            tensor.copy_(copy)
-            if tensor.is_leaf:
-                tensor.requires_grad_(requires_grad)
-        for (_, part), training in zip(self._parts, self._training):
-            part.training = training
-        self.restore_random()
-        self.check()
-
-    def check(self) -> None:
-        """Raises RuntimeError, with the names, if a parameter or a buffer is not what it was."""
-        names = [prefix for prefix, _ in self._parts for _ in range(2)]
-        changed = [
-            f'{prefix}.{name}'.lstrip('.')
-            for prefix, (store, saved) in zip(names, self._stores)
-            for name, tensor in saved.items()
-            if store.get(name) is not tensor
-            or (tensor is not None and not _same_bits(tensor, self._copies[id(tensor)][1]))
-        ]
-        if changed:
-            raise RuntimeError(f'the model is not what it was before: {shortened(changed)}')
-
-
-def _same_bits(first: Tensor, second: Tensor) -> bool:
-    first, second = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (first, second))
-    return torch.equal(first, second)
-
-
-@contextmanager
-def preserved(module: nn.Module) -> Iterator[Snapshot]:
-    """A model that may be trained inside, without gradients at first, and is put back at the end with its gradients."""
-    snapshot = Snapshot(module)
-    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    _clear(module.parameters())
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-        for parameter, gradient in gradients:
-            parameter.grad = gradient

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .channels import ChannelGroup, group_terms
-from .gradients import MeanGradients, shortened
+from .checks import shortened
 
 REDUCTIONS = ('dot', 'abs_sum', 'abs_mean')
 Terms = Mapping[str, Tensor]
@@ -143,6 +143,21 @@ def check_groups(names: Iterable[str], groups: Mapping[str, str]) -> None:
     if unknown:
         valid = ', '.join(sorted(set(groups.values())))
         raise ValueError(f'no group ({valid}) is given for {shortened(unknown)}')
+
+
+@dataclass(frozen=True)
+class MeanGradients:
+    """The gradient of a mean loss.
+
+    Attributes:
+        values: Parameter name -> gradient in float32 or better; zero where there is none.
+        missing: Names of the parameters that had no gradient in any batch: frozen ones, and those of skipped branches.
+        loss: The mean loss of this process.
+    """
+
+    values: dict[str, Tensor]
+    missing: tuple[str, ...]
+    loss: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients import shortened
+from .checks import shortened
 
 _BIT = 2 ** torch.arange(8, dtype=torch.uint8)
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from .gradients import shortened
+from .checks import shortened
 
 SCOPES = ('global', 'per_group', 'per_layer')
 ROUNDINGS = ('nearest', 'down')

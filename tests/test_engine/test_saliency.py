@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from mmprune3d.pruning.gradients import mean_gradients
-from mmprune3d.pruning.saliency import keep_ratio, magnitude, prospr, random_scores, snip, synflow
+from mmprune3d.engine.flow_scores import synflow
+from mmprune3d.engine.gradients import mean_gradients
+from mmprune3d.engine.prospr import prospr
+from mmprune3d.pruning.saliency import keep_ratio, magnitude, random_scores, snip
 from mmprune3d.pruning.thresholds import keep_masks
 from tests.reference import load, reference_files
 
