@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mmprune3d.layers.preserved import evaluating
 
 from .fusion import FusionMap, has, resolve
 
@@ -23,7 +23,7 @@ class ModalityMasker:
     would still tell which places are occupied. All parameters times 0, norm layers included, is what this equals.
 
     The shape of the output is learned from earlier passes that were not masked, or else from one pass of the stream
-    without gradients in evaluation mode, after which buffers, random states and modes are what they were.
+    without gradients in evaluation mode, after which the model and the random states are what they were.
 
     Args:
         model: The detector, not wrapped.
@@ -89,7 +89,7 @@ class ModalityMasker:
         def forward(*args: Any, **kwargs: Any) -> Any:
             signature = (key, _signature((args, kwargs)))
             if signature not in self._shapes:
-                with untouched(self.model), torch.no_grad():
+                with evaluating(self.model), torch.no_grad():
                     recorded(*args, **kwargs)
             return _map_blueprint(self._shapes[signature])
 
@@ -103,27 +103,6 @@ def masked(
     """A context in which `modality` is off; see :class:`ModalityMasker`, which is faster when used again and again."""
     with ModalityMasker(model, fusion, mask_cross_modal_inputs).masked(modality):
         yield
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; buffers, modes and all random states are then what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a copy of the same would still end an ongoing autograd graph
-                    buffer.copy_(value)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _calls(model: nn.Module, path: str) -> list[tuple[object, str]]:

@@ -19,6 +19,8 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmprune3d.layers.preserved import random_states
+
 
 class CachedBatches(Sequence):
     """What a data loader gave once, preprocessed anew, but always alike, whenever a batch is read.
@@ -109,13 +111,10 @@ def warn_without_objects(batches: Sequence[Any], purpose: str) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Random numbers of Python, NumPy and torch that depend on `seed` inside, and are not consumed outside."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+    if torch.cuda.is_available():
+        torch.cuda.init()  # a seed for GPUs that are not in use yet would wait for them, and outlive the context
+    with random_states():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        yield

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,7 +186,7 @@ class Sensors(nn.Module):
 
     def loss(self, batch, masked=None):
         self.calls = self.calls + 1  # a new tensor under the old name, as some modules do
-        self.drawn.append((float(torch.rand(())), random.random()))
+        self.drawn.append((float(torch.rand(())), random.random(), float(np.random.rand())))
         streams = [
             torch.zeros(len(batch[0]), 4) if name == masked else getattr(self, name)(batch[0][:, 3 * i : 3 * i + 3])
             for i, name in enumerate(self.modalities)
@@ -333,7 +334,7 @@ def prepared():
 @pytest.mark.parametrize('failing', [None, 1, 4, 7])
 def test_everything_is_put_back(failing):
     net = prepared()
-    before, state, python = everything(net), torch.get_rng_state(), random.getstate()
+    before, state, python, numbers = everything(net), torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
 
     def loss(batch, masked):
         if len(net.drawn) + 1 == failing:
@@ -350,6 +351,7 @@ def test_everything_is_put_back(failing):
             run(net, loss=loss)
     assert_untouched(net, before)
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
+    assert np.array_equal(np.random.get_state()[1], numbers)
 
 
 def test_buffers_differ_while_it_runs():
