@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmprune3d.layers.preserved import evaluating
 
@@ -78,7 +80,7 @@ class ModalityMasker:
             # before the call, which may change the inputs in place
             signature = (key, _signature((args, kwargs)))
             outputs = original(*args, **kwargs)
-            self._shapes[signature] = _map_tensors(outputs, lambda tensor: (tensor.shape, tensor.dtype, tensor.device))
+            self._shapes[signature] = _map_stream(outputs, _Blueprint.of)
             return outputs
 
         return forward
@@ -91,7 +93,9 @@ class ModalityMasker:
             if signature not in self._shapes:
                 with evaluating(self.model), torch.no_grad():
                     recorded(*args, **kwargs)
-            return _map_blueprint(self._shapes[signature])
+            return tree_map(
+                lambda leaf: leaf.zeros() if isinstance(leaf, _Blueprint) else leaf, self._shapes[signature]
+            )
 
         return forward
 
@@ -130,7 +134,7 @@ def _patched(owner: object, attribute: str, value: object) -> Iterator[None]:
 
 
 def _scaled(original: Callable, scale: float) -> Callable:
-    return lambda *args, **kwargs: _map_tensors(original(*args, **kwargs), lambda tensor: tensor * scale)
+    return lambda *args, **kwargs: _map_stream(original(*args, **kwargs), lambda tensor: tensor * scale)
 
 
 def _signature(value: Any) -> Hashable:
@@ -150,35 +154,36 @@ def _signature(value: Any) -> Hashable:
     return None
 
 
-class _Blueprint(tuple):
-    """Shape, dtype and device of a tensor, told apart from tuples of tensors."""
+@dataclass(frozen=True)
+class _Blueprint:
+    """What zeros are made of."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Blueprint:
+        return cls(tensor.shape, tensor.dtype, tensor.device)
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with its tensors replaced.
+def _map_stream(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """What the end of a stream gave, with its tensors replaced.
 
     Raises:
         TypeError: If it holds something else, such as a sparse tensor.
     """
-    if isinstance(value, Tensor):
-        made = function(value)
-        return _Blueprint(made) if isinstance(made, tuple) else made
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    if value is None:
-        return None
-    raise TypeError(
-        f'the end of a stream gave a {type(value).__name__}; it must give tensors, lists, tuples or dicts of them: '
-        'name a later method or module in interfaces'
-    )
 
+    # not map_tensors, which passes on what it does not know: features of the masked modality must not get through
+    def changed(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, Tensor):
+            return leaf if leaf is None else change(leaf)
+        raise TypeError(
+            f'the end of a stream gave a {type(leaf).__name__}; it must give tensors, lists, tuples or dicts of them: '
+            'name a later method or module in interfaces'
+        )
 
-def _map_blueprint(value: Any) -> Any:
-    if isinstance(value, _Blueprint):
-        shape, dtype, device = value
-        return torch.zeros(shape, dtype=dtype, device=device)
-    if isinstance(value, dict):
-        return {key: _map_blueprint(item) for key, item in value.items()}
-    return type(value)(map(_map_blueprint, value)) if isinstance(value, (list, tuple)) else value
+    return tree_map(changed, value)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune3d.layers.nested import tensors_in
 from mmprune3d.layers.preserved import evaluating
 from mmprune3d.layers.slim import slim_model_, weight_layout
 from mmprune3d.pruning.channels import ChannelGroup, Member, mask_tensors, slice_tensors
 
-from .probe import ChannelProbe, Forward, Seen, tensors_in
+from .probe import ChannelProbe, Forward, Seen
 
 
 @dataclass(frozen=True)

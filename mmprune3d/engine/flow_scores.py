@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmprune3d.adapters.flow_inputs import flow_outputs
 from mmprune3d.adapters.fusion import FusionMap, prunable
@@ -81,12 +82,9 @@ class _Apart:
         return settled
 
 
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_to_cpu, value))
-    return value.cpu() if hasattr(value, 'cpu') else value
+def _to_cpu(batch: Any) -> Any:
+    # not map_tensors: data samples, too, have to move, and have a method for it
+    return tree_map(lambda leaf: leaf.cpu() if hasattr(leaf, 'cpu') else leaf, batch)
 
 
 def synflow(
