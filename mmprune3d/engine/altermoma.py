@@ -11,11 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmprune3d.adapters.fusion import FusionMap, modalities, parameter_groups
+from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning.alter_eva import AlterGradients, MeanGradients, Stage, check_groups
+from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.checks import shortened
 
-from .gradients import Reduce, mean_gradients, train_steps
+from .gradients import Reduce, average, mean_gradients, train_steps
 
 FUSION = 'fusion'
 """The group that is never masked, unless modalities are given by name."""
@@ -128,3 +131,52 @@ def _check_inputs(
 def _check_batches(*batches: Iterable[Any]) -> None:
     if any(isinstance(several, Iterator) for several in batches):
         raise ValueError('batches are read several times: give lists, or loaders, not iterators')
+
+
+def modality_gradients(
+    model: nn.Module,
+    plan: AlterMOMAPlan,
+    batches: Sequence[Any],
+    fusion: FusionMap,
+    parameters: Mapping[str, nn.Parameter],
+    on_stage: Callable[[str, str | None], None] | None = None,
+) -> AlterGradients:
+    """`alter_moma_gradients` of a detector: each of its modalities is masked in turn; averaged over all processes.
+
+    Args:
+        model: Not wrapped, in training mode.
+        plan: Of AlterMOMA.
+        batches: Those that gradients are taken on, `eval_batches` of the plan, then those of the reactivation.
+        fusion: The model's map.
+        parameters: What is scored.
+        on_stage: See `alter_moma_gradients`.
+
+    Raises:
+        ValueError: If fewer than two modalities have weights.
+        FloatingPointError: If a gradient is not finite.
+    """
+    masker, present = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs), modalities(model, fusion)
+    if len(present) < 2:
+        raise ValueError(
+            f'AlterMOMA masks modalities in turn, but {type(model).__name__} has weights of {present or "none"} only; '
+            f'the map has {", ".join(fusion.interfaces) or "no interfaces"}: see groups and interfaces, or use '
+            "another criterion, such as 'snip'"
+        )
+
+    def loss(batch: Any, masked: str | None) -> Tensor:
+        with masker.masked(masked):
+            return model.parse_losses(model(**batch, mode='loss'))[0]
+
+    return alter_moma_gradients(
+        parameters,
+        model,
+        loss,
+        batches[: plan.eval_batches],
+        batches[plan.eval_batches : plan.eval_batches + plan.reactivation_steps],
+        parameter_groups(model, fusion),
+        plan.make_optimizer,
+        reduce_gradients=average,
+        same_eval_batches=plan.same_eval_batches,
+        modalities=present,
+        on_stage=on_stage,
+    )

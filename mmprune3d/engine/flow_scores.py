@@ -17,13 +17,19 @@ from mmprune3d.adapters.linear_flow import flow_through, linear_flow
 from mmprune3d.pruning.saliency import keep_ratio
 from mmprune3d.pruning.thresholds import keep_masks
 
-from .gradients import gradients_or_zeros
+from .gradients import Reduce, gradients_or_zeros
 
 Choose = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
 
 
 def flow_scores(
-    model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap, sparsity: float, rounds: int, choose: Choose
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    fusion: FusionMap,
+    sparsity: float,
+    rounds: int,
+    choose: Choose,
+    reduce_gradients: Reduce | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """SynFlow's scores, in float64, and how many weights no flow reaches.
 
@@ -38,6 +44,8 @@ def flow_scores(
         sparsity: Share that goes in the end.
         rounds: In which it goes.
         choose: From scores and a sparsity to masks.
+        reduce_gradients: Averages over processes, whose batches differ in places of voxels and calibration. The flow of
+            a batch is the sum of those of its samples, so that the average ranks weights as the batch of all does.
 
     Returns:
         Parameter -> scores, and parameter -> number of its weights that no flow reaches, where there are any.
@@ -52,7 +60,12 @@ def flow_scores(
     with linear_flow(model, double=True):
         flow = flow_through(model, lambda: flow_outputs(model, batch, fusion))
         found = synflow(
-            weights, flow, sparsity, rounds, lambda scores, share: choose(apart.settled(scores, share), share)
+            weights,
+            flow,
+            sparsity,
+            rounds,
+            lambda scores, share: choose(apart.settled(scores, share), share),
+            reduce_gradients,
         )
     scores = apart.settled(found, sparsity)
     return {name: score.to(device) for name, score in scores.items()}, apart.counts
@@ -92,7 +105,8 @@ def synflow(
     flow: Callable[[Mapping[str, Tensor]], Tensor],
     sparsity: float = 0.0,
     rounds: int = 1,
-    choose: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] = keep_masks,
+    choose: Choose = keep_masks,
+    reduce_gradients: Reduce | None = None,
 ) -> dict[str, Tensor]:
     """SynFlow: ``|w| x dR/d|w|`` of a network that only adds and multiplies positive numbers (Tanaka et al., Eq. 2).
 
@@ -106,6 +120,7 @@ def synflow(
         sparsity: Share that goes in the end; for `rounds` of 2 or more.
         rounds: 100 in the paper; 1 scores once.
         choose: From scores and a sparsity to masks: `keep_masks`, or a partial of it.
+        reduce_gradients: Averages over processes.
 
     Raises:
         FloatingPointError: If the flow is not finite.
@@ -116,20 +131,31 @@ def synflow(
     for done in range(rounds):
         if done:
             masks = choose(scores, 1 - keep_ratio(sparsity, done, rounds))
-        scores = _flow_scores({name: w.detach().abs() * masks[name] for name, w in weights.items()}, flow)
+        left = {name: w.detach().abs() * masks[name] for name, w in weights.items()}
+        scores = _flow_scores(left, flow, reduce_gradients)
         scores = {name: score.masked_fill(~masks[name], -torch.inf) for name, score in scores.items()}
     return scores
 
 
-def _flow_scores(weights: Mapping[str, Tensor], flow: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+def _flow_scores(
+    weights: Mapping[str, Tensor],
+    flow: Callable[[Mapping[str, Tensor]], Tensor],
+    reduce_gradients: Reduce | None,
+) -> dict[str, Tensor]:
     for weight in weights.values():
         weight.requires_grad_()
     with torch.enable_grad():
         total = flow(weights)
-    value = float(total.detach())
+    gradients = gradients_or_zeros(total, list(weights.values()))
+    total = total.detach()
+    if reduce_gradients is not None:
+        # copies: a gradient may be one number in the memory of many. The flow is averaged with them, so that all
+        # processes raise the error below, or none; otherwise the others would wait for one that is gone.
+        total, *gradients = (one.clone(memory_format=torch.contiguous_format) for one in (total, *gradients))
+        reduce_gradients([total, *gradients])
+    value = float(total)
     if not math.isfinite(value):
         raise FloatingPointError(f'SynFlow: the flow is {value}; score in float64')
     if not value > 0:
         raise RuntimeError(f'SynFlow: the flow is {value}: nothing reaches the outputs, or they are not made linear')
-    gradients = gradients_or_zeros(total, list(weights.values()))
     return {name: (w.detach() * gradient).abs() for (name, w), gradient in zip(weights.items(), gradients)}

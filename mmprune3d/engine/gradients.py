@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +19,13 @@ Reduce = Callable[[list[Tensor]], None]
 
 BatchLoss = Callable[[Any], Tensor]
 """From a batch to the training loss, a scalar."""
+
+
+def average(tensors: list[Tensor]) -> None:
+    """The `Reduce` of a training that mmengine started in several processes; with one it does nothing."""
+    if get_world_size() > 1:
+        for tensor in tensors:
+            all_reduce(tensor, 'mean')
 
 
 def mean_gradients(

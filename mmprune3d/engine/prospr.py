@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune3d.layers.preserved import call_with, preserved
-from mmprune3d.pruning.alter_eva import contribution
+from mmprune3d.pruning.alter_eva import Measure, contribution, per_weight
 
 from .gradients import BatchLoss, Reduce, gradients_or_zeros, mean_gradients, train_steps
 
@@ -28,8 +28,9 @@ def prospr(
     new_data: bool = True,
     order: str = 'first',
     reduce_gradients: Reduce | None = None,
+    measure: Measure = per_weight,
 ) -> dict[str, Tensor]:
-    """ProsPr ("Prospect Pruning"): the absolute derivative of the loss after some SGD steps for a mask on the weights.
+    """The absolute derivative of the loss after some SGD steps for a mask on the initial weights.
 
     Args:
         parameters: Name in `modules` -> parameter that is scored.
@@ -44,6 +45,7 @@ def prospr(
             (with momentum all but those of the first gradient, as the authors' code); it holds the graphs of all steps,
             and needs operators that can be differentiated twice.
         reduce_gradients: Averages over processes; only for 'first'.
+        measure: `per_weight` or a `PerChannel`.
 
     Raises:
         ValueError: If there are too few batches, or a setting is invalid.
@@ -60,18 +62,21 @@ def prospr(
     trained = {name: parameter for name, parameter in modules.named_parameters() if parameter.requires_grad}
     with preserved(modules):
         if order == 'full':
-            return _full_prospr(parameters, trained, partial(_loss_at, modules, loss), inner, outer, lr, momentum)
+            return measure(
+                _full_terms(parameters, trained, partial(_loss_at, modules, loss), inner, outer, lr, momentum)
+            )
         initial = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         optimizer = torch.optim.SGD(trained.values(), lr=lr, momentum=momentum)
         train_steps(trained, loss, inner, optimizer, reduce_gradients, 'ProsPr')
-        return contribution(initial, mean_gradients(parameters, loss, [outer], reduce_gradients, 'ProsPr').values)
+        found = mean_gradients(parameters, loss, [outer], reduce_gradients, 'ProsPr')
+        return contribution(initial, found.values, measure)
 
 
 def _loss_at(modules: nn.Module, loss: BatchLoss, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
     return call_with(modules, weights, loss, batch)
 
 
-def _full_prospr(
+def _full_terms(
     parameters: Mapping[str, nn.Parameter],
     trained: Mapping[str, nn.Parameter],
     loss_at: Callable[[Mapping[str, Tensor], Any], Tensor],
@@ -80,6 +85,7 @@ def _full_prospr(
     lr: float,
     momentum: float,
 ) -> dict[str, Tensor]:
+    """The signed derivatives for masks on the initial weights: at first order they would be ``weight x gradient``."""
     masks = {name: torch.ones_like(parameter, requires_grad=True) for name, parameter in parameters.items()}
     weights = {name: p.detach() * masks[name] if name in masks else p for name, p in trained.items()}
     velocity: dict[str, Tensor] = {}
@@ -93,5 +99,4 @@ def _full_prospr(
         else:
             velocity = {name: momentum * velocity[name] + gradient for name, gradient in gradients.items()}
         weights = {name: weight - lr * velocity[name] for name, weight in weights.items()}
-    found = gradients_or_zeros(loss_at(weights, outer), list(masks.values()))
-    return {name: gradient.abs() for name, gradient in zip(masks, found)}
+    return dict(zip(masks, gradients_or_zeros(loss_at(weights, outer), list(masks.values()))))

@@ -6,12 +6,12 @@ All return name -> scores shaped like the weights; `keep_masks` makes masks of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .alter_eva import contribution
+from .alter_eva import Measure, contribution, per_weight
 
 
 def keep_ratio(sparsity: float, done: int, rounds: int) -> float:
@@ -35,22 +35,33 @@ def magnitude(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def snip(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def snip(
+    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], measure: Measure = per_weight
+) -> dict[str, Tensor]:
     """SNIP: ``|weight x gradient|``, divided by the sum over all weights (Lee et al., Eq. 6).
 
-    DeCI without groups.
+    This is AlterMOMA's DeCI without groups.
 
     Args:
         weights: Name -> weights.
-        gradients: Name -> gradient of the loss, mean or sum over batches; see `mean_gradients`.
+        gradients: Name -> gradient of the loss, mean or sum over batches.
+        measure: `per_weight` or a `PerChannel`.
+
+    Returns:
+        Name -> scores shaped like the weights; or group name -> [C].
     """
-    scores = contribution(weights, gradients)
+    scores = contribution(weights, gradients, measure)
     total = sum(float(score.sum(dtype=torch.float64)) for score in scores.values())
     return {name: score / (total or 1.0) for name, score in scores.items()}
 
 
-def random_scores(weights: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Uniform scores on the CPU that depend on the seed, names and shapes only."""
+def random_scores(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Uniform scores on the CPU that depend on the seed and on names and shapes only.
+
+    Args:
+        shapes: Name -> shape of its scores.
+        seed: The seed.
+    """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.rand(weights[name].shape, generator=generator) for name in sorted(weights)}
-    return {name: drawn[name] for name in weights}
+    drawn = {name: torch.rand(*shapes[name], generator=generator) for name in sorted(shapes)}
+    return {name: drawn[name] for name in shapes}
