@@ -15,7 +15,7 @@ from mmprune3d.adapters.fusion import FusionMap, modalities, parameter_groups
 from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning.alter_eva import AlterGradients, MeanGradients, Stage, check_groups
-from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.pruning.altermoma import WeightPlan
 from mmprune3d.pruning.checks import shortened
 
 from .gradients import Reduce, average, mean_gradients, train_steps
@@ -39,23 +39,22 @@ def alter_moma_gradients(
 ) -> AlterGradients:
     """Lines 2 to 7 of algorithm 1: masking, reactivation and gradients, for each modality in turn.
 
-    The model is put back between the stages and at the end, also after an error: parameters, all buffers, gradients,
-    random generators, the flags `training` and `requires_grad`. A and Z are made with the same random numbers, so that
-    dropout does not differ. Modes are the caller's: `train()`, unless batch norm should use statistics that do not fit
-    a masked model.
+    The model is put back between the stages and at the end, also after an error (see `preserved`). A and Z are made
+    with the same random numbers, so that dropout does not differ. The caller chooses the mode: training, unless batch
+    norm should use running statistics, which do not fit a masked model.
 
     Args:
         parameters: Name in `modules` -> parameter that is scored.
         modules: The model, not wrapped.
         loss: ``loss(batch, masked)``, the training loss with zeros instead of what the modality `masked` gives to the
             fusion (None: all modalities).
-        eval_batches: The data D; the loss over D is the mean over its batches. Read several times.
-        reactivation_batches: D_1 to D_B, one step each. Read once per modality.
+        eval_batches: The data D; the loss over D is the mean over its batches. They are read several times.
+        reactivation_batches: D_1 to D_B, one step each; they are read once per modality.
         groups: Name -> group, for all parameters of `modules` that are scored or trained.
-        make_optimizer: From parameters to an optimizer, one per stage; those of the masked modality are not in it.
-        reduce_gradients: Averages over processes.
-        same_eval_batches: Z is taken over D, as A is; otherwise on D_B alone (the letter of Eq. 10; ReRI then also has
-            the difference between the data).
+        make_optimizer: Makes an optimizer of parameters, one per stage; it does not get those of the masked modality.
+        reduce_gradients: Averages over processes; None if there is only one.
+        same_eval_batches: Whether Z is taken over D, as A is. Otherwise it is taken on D_B alone, which is the letter
+            of Eq. 10; the difference between the data is then part of ReRI.
         modalities: Groups that are masked, in this order; None means all but 'fusion', in the order of `groups`.
         on_stage: Called with ``('original', None)``, then with ``('reactivated', masked)`` while the reactivated
             weights are in place, to look at features; what it changes in the model is undone.
@@ -71,6 +70,8 @@ def alter_moma_gradients(
     with preserved(modules) as snapshot:
 
         def gradients(scored: Mapping[str, nn.Parameter], batches: Iterable[Any], masked: str | None) -> MeanGradients:
+            # Otherwise A and Z would differ by their dropout masks and augmentations, and ReRI, which is what they
+            # differ by, would be mostly noise for weights that reactivation hardly moved.
             snapshot.restore_random()
             return mean_gradients(scored, lambda batch: loss(batch, masked), batches, reduce_gradients, _where(masked))
 
@@ -104,7 +105,7 @@ def _where(masked: str | None) -> str:
 
 
 def _train_others(modules: nn.Module, groups: Mapping[str, str], masked: str) -> dict[str, nn.Parameter]:
-    """Freezes the masked modality: optimizers would decay it, and it needs no gradients. The others are returned."""
+    """Freezes the masked modality, which needs no gradients and would be decayed; returns what is trained."""
     trained = {name: parameter for name, parameter in modules.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         parameter.requires_grad_(groups[name] != masked)
@@ -135,7 +136,7 @@ def _check_batches(*batches: Iterable[Any]) -> None:
 
 def modality_gradients(
     model: nn.Module,
-    plan: AlterMOMAPlan,
+    plan: WeightPlan,
     batches: Sequence[Any],
     fusion: FusionMap,
     parameters: Mapping[str, nn.Parameter],
@@ -144,11 +145,12 @@ def modality_gradients(
     """`alter_moma_gradients` of a detector: each of its modalities is masked in turn; averaged over all processes.
 
     Args:
-        model: Not wrapped, in training mode.
-        plan: Of AlterMOMA.
-        batches: Those that gradients are taken on, `eval_batches` of the plan, then those of the reactivation.
+        model: The detector, not wrapped, in training mode.
+        plan: The settings of AlterMOMA.
+        batches: The first `eval_batches` of the plan are those that gradients are taken on; those of the reactivation
+            follow.
         fusion: The model's map.
-        parameters: What is scored.
+        parameters: Name -> parameter that is scored.
         on_stage: See `alter_moma_gradients`.
 
     Raises:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.engine.criteria import Measured, Scores, score
 from mmprune3d.pruning.alter_eva import PerChannel
-from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.pruning.altermoma import WeightPlan
 from mmprune3d.pruning.channel_selection import Costs, Selection, select_channels
 from mmprune3d.pruning.channels import ChannelGroup, channel_masks, group_terms
 
 MAKING = ('out', 'through')
 """Roles of the tensors whose terms count for a channel, see `group_terms`."""
 Choose = Callable[[Mapping[str, Tensor], float], Selection]
-"""From scores and the share that goes to the channels that stay."""
+"""From scores and the share to remove to the channels that stay."""
 
 
 def trained_groups(model: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], list[str]]:
@@ -34,7 +34,7 @@ def trained_groups(model: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[li
 
 def score_channels(
     model: nn.Module,
-    plan: AlterMOMAPlan,
+    plan: WeightPlan,
     batches: Sequence[Any],
     fusion: FusionMap,
     groups: Sequence[ChannelGroup],
@@ -69,23 +69,23 @@ def score_channels(
 def choose_channels(
     scores: Mapping[str, Tensor],
     groups: Sequence[ChannelGroup],
-    plan: AlterMOMAPlan,
+    plan: WeightPlan,
     share: float,
     costs: Costs | None = None,
     max_ratio: float = 0.9,
     round_to: int = 1,
     tolerance: float = 0.01,
 ) -> Selection:
-    """The channels that stay, when `share` of what the plan's target counts goes.
+    """The channels that stay when `share` of what the plan's target counts is removed.
 
     Of several processes, the first one decides for all: costs are counted on samples, of which each has others.
 
     Args:
-        scores: Group name -> [C].
-        groups: The groups.
-        plan: Which target, and `min_keep`: channels per group, or their share.
-        share: How much goes.
-        costs: For targets in FLOPs and parameters.
+        scores: Group name -> [C] scores.
+        groups: The groups of coupled channels.
+        plan: The plan, for the kind of its target and for `min_keep`: channels per group, or their share.
+        share: Share to remove.
+        costs: The costs, for targets in FLOPs and parameters.
         max_ratio: No group loses more than this share.
         round_to: Kept channels are a multiple of this.
         tolerance: How far the reached share may be from `share`.
@@ -113,8 +113,8 @@ class Channels(Measured):
     """Whole channels.
 
     Attributes:
-        coupled: The channels, coupled ones in one group; see `trained_groups`.
-        choose: What SynFlow removes between its rounds.
+        coupled: The groups of coupled channels, see `trained_groups`.
+        choose: Chooses what SynFlow removes between its rounds.
     """
 
     coupled: Sequence[ChannelGroup]

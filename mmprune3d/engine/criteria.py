@@ -28,7 +28,7 @@ from mmprune3d.engine.prospr import prospr
 from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning import saliency
 from mmprune3d.pruning.alter_eva import Measure, per_weight
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
+from mmprune3d.pruning.altermoma import WeightPlan, alter_moma_scores
 from mmprune3d.pruning.masks import keep_rates
 from mmprune3d.pruning.thresholds import keep_masks
 
@@ -60,7 +60,7 @@ class Measured(ABC):
     """
 
     model: nn.Module
-    plan: AlterMOMAPlan
+    plan: WeightPlan
     fusion: FusionMap
 
     @property
@@ -136,7 +136,7 @@ class Weights(Measured):
         return choose_masks(scores, share, self.plan, self.groups)
 
 
-def batches_needed(plan: AlterMOMAPlan) -> int:
+def batches_needed(plan: WeightPlan) -> int:
     """How many batches `score` reads."""
     needed = {
         'altermoma': plan.eval_batches + plan.reactivation_steps,
@@ -177,7 +177,7 @@ def score(measured: Measured, batches: Sequence[Any]) -> Scores:
     return Scores(_of_first_process(found.values), found.notes)
 
 
-def score_model(model: nn.Module, plan: AlterMOMAPlan, batches: Sequence[Any], fusion: FusionMap) -> Scores:
+def score_model(model: nn.Module, plan: WeightPlan, batches: Sequence[Any], fusion: FusionMap) -> Scores:
     """`score` of all prunable weights: parameter -> scores of its shape.
 
     Args:
@@ -239,24 +239,34 @@ _CRITERIA: dict[str, Callable[[Measured, Sequence[Any]], Scores]] = {
 
 
 def _of_first_process(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The scores of the first process, in all of them.
+    """The scores of the first process, given to all of them.
 
-    They are the same but for rounding, which differs with the order of additions on the device. Between two scores that
-    differ by no more lies the threshold sooner or later, and processes that prune different weights train different
-    models from then on.
+    Averaged scores are equal but for rounding, where the order of additions differs from device to device. With
+    millions of them the threshold may lie between two that differ by no more, and processes that prune different
+    weights would train different models from then on.
     """
     if get_world_size() == 1:
         return scores
-    made = {name: score.detach().contiguous().clone() for name, score in scores.items()}
-    for score in made.values():
-        broadcast(score)
+    made = {name: values.detach().contiguous().clone() for name, values in scores.items()}
+    for values in made.values():
+        broadcast(values)
     return made
 
 
 def choose_masks(
-    scores: Mapping[str, Tensor], sparsity: float, plan: AlterMOMAPlan, groups: Mapping[str, str]
+    scores: Mapping[str, Tensor], sparsity: float, plan: WeightPlan, groups: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Masks at `sparsity`, with the other settings of the plan, on the device of the scores."""
+    """Masks of weights at `sparsity`, with the scope, protected parts and `min_keep` of the plan.
+
+    Args:
+        scores: Parameter -> scores.
+        sparsity: Share to remove.
+        plan: The plan.
+        groups: Parameter -> group.
+
+    Returns:
+        Parameter -> bool mask, True = keep, on the device of the scores.
+    """
     return keep_masks(
         scores, sparsity, groups=groups, scope=plan.scope, protected=plan.protected, min_keep=plan.min_keep
     )
@@ -264,7 +274,7 @@ def choose_masks(
 
 def make_masks(
     scores: Scores,
-    plan: AlterMOMAPlan,
+    plan: WeightPlan,
     groups: Mapping[str, str],
     sparsity: float | None = None,
     earlier: Mapping[str, Tensor] | None = None,
@@ -272,11 +282,11 @@ def make_masks(
     """Masks of weights; with scores of `score_model` they are the same in all processes.
 
     Args:
-        scores: Of `score_model`.
-        plan: Scope, protected parts and so on.
+        scores: The scores of `score_model`.
+        plan: The plan, for its scope, protected parts and `min_keep`.
         groups: Parameter -> group.
-        sparsity: If another than that of the plan, as between the rounds of IMP.
-        earlier: Masks in force; what they remove is removed first.
+        sparsity: Share to remove; None means that of the plan. It is smaller between the rounds of IMP.
+        earlier: Masks that are applied already; the weights that they remove are removed first.
     """
     earlier = earlier or {}
     values = {
@@ -287,9 +297,16 @@ def make_masks(
 
 
 def keep_report(
-    model: nn.Module, plan: AlterMOMAPlan, fusion: FusionMap, scores: Scores, masks: Mapping[str, Tensor]
+    model: nn.Module, plan: WeightPlan, fusion: FusionMap, scores: Scores, masks: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What stays of the model, as plain data.
+    """How many weights are kept, as plain data.
+
+    Args:
+        model: The detector, not wrapped.
+        plan: The plan.
+        fusion: The model's map.
+        scores: The scores, for their notes.
+        masks: Parameter -> mask.
 
     Returns:
         ``plan``, and from `keep_rates` ``total``, ``groups`` and ``layers``, rows of ``kept``, ``total`` and ``rate``

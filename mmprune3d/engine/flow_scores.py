@@ -1,4 +1,4 @@
-"""SynFlow's scores of a detector."""
+"""SynFlow: the procedure ("Pruning neural networks without any data", Tanaka et al.), and its scores of a detector."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def flow_scores(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """SynFlow's scores, in float64, and how many weights no flow reaches.
 
-    Nothing flows through queries, keys and the logits of depths, where softmax is replaced by equal shares. Instead of
-    removing all of these weights first, they are ranked among themselves: in every layer, `sparsity` of those that no
-    flow reaches go, the smallest ones; their scores are infinite.
+    Nothing flows through queries, keys and the logits of depths, where softmax is replaced by equal shares. These
+    weights would all be removed first. Instead they are ranked among themselves: in every layer, `sparsity` of those
+    that no flow reaches are removed, the smallest ones. Their scores are therefore infinite, of either sign.
 
     Args:
         model: The detector, not wrapped. Sparse convolutions on a GPU have no float64: they are scored on the CPU.
-        batch: Its arguments; only shapes, places of voxels and calibration matter.
-        fusion: Its map.
-        sparsity: Share that goes in the end.
-        rounds: In which it goes.
+        batch: Arguments of the model; only shapes, places of voxels and calibration matter.
+        fusion: The model's map.
+        sparsity: Share that is removed in the end.
+        rounds: Number of rounds in which it is removed.
         choose: From scores and a sparsity to masks.
         reduce_gradients: Averages over processes, whose batches differ in places of voxels and calibration. The flow of
             a batch is the sum of those of its samples, so that the average ranks weights as the batch of all does.
@@ -72,7 +72,7 @@ def flow_scores(
 
 
 class _Apart:
-    """Weights that no flow reaches: what scores exactly zero the first time."""
+    """Weights that no flow reaches: those whose first scores are exactly zero, although they are not."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
@@ -83,7 +83,7 @@ class _Apart:
         return {name: int(apart.sum()) for name, apart in (self.unreached or {}).items()}
 
     def settled(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-        """`scores`, where these weights have infinity, or minus infinity for `sparsity` of them."""
+        """`scores`, in which these weights have infinity, or minus infinity for `sparsity` of them."""
         if self.unreached is None:
             found = {name: (score == 0) & (self.weights[name] != 0) for name, score in scores.items()}
             self.unreached = {name: apart for name, apart in found.items() if apart.any()}
@@ -110,15 +110,15 @@ def synflow(
 ) -> dict[str, Tensor]:
     """SynFlow: ``|w| x dR/d|w|`` of a network that only adds and multiplies positive numbers (Tanaka et al., Eq. 2).
 
-    Before the last round the weights are pruned to `keep_ratio` again and again. What went in an earlier round has the
-    score -inf, so that masks of the last scores at `sparsity` are those of the whole procedure.
+    Before each round but the first the weights are pruned to `keep_ratio`. What an earlier round removed has the score
+    -inf, so that masks of the last scores at `sparsity` are those of the whole procedure.
 
     Args:
         weights: Name -> weights that are scored; float64 for deep networks, whose flow overflows.
-        flow: R, the sum of the outputs for an input of ones, as a function of the absolute values that are given to it
-            (all other parameters: `adapters.linear_flow`).
-        sparsity: Share that goes in the end; for `rounds` of 2 or more.
-        rounds: 100 in the paper; 1 scores once.
+        flow: R, the sum of the outputs for an input of ones, as a function of the absolute values of these weights
+            (`adapters.linear_flow` prepares the rest of the network).
+        sparsity: Share that is removed in the end; needed for `rounds` of 2 or more.
+        rounds: Number of rounds, 100 in the paper; 1 scores once.
         choose: From scores and a sparsity to masks: `keep_masks`, or a partial of it.
         reduce_gradients: Averages over processes.
 

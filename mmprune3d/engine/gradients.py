@@ -35,22 +35,26 @@ def mean_gradients(
     reduce_gradients: Reduce | None = None,
     where: str = 'scoring',
 ) -> MeanGradients:
-    """The gradient of the mean of `loss` over `batches`, neither clipped nor scaled.
+    """The gradient of the mean of `loss` over `batches` and processes, neither clipped nor scaled.
 
     Args:
         parameters: Name -> parameter; their `grad` is None afterwards.
-        loss: See `BatchLoss`.
-        batches: One or more.
-        reduce_gradients: Averages over processes.
-        where: What is going on, for messages.
+        loss: The training loss of a batch.
+        batches: One batch or more.
+        reduce_gradients: Averages over processes; None if there is only one.
+        where: The step that this is part of, with which messages begin.
 
     Raises:
         ValueError: If there is no batch.
         FloatingPointError: If a gradient is not finite; the message names the parameters.
     """
+    # In float32 at least: in half precision a sum loses what is added late.
     sums = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in _data(parameters)
     }
+    # 1 for a parameter that had a gradient in any batch, 0 for the others. With several processes `_average` turns it
+    # into the share of the processes in which the parameter had one; it is missing only if that share is 0. A loss may
+    # leave out a branch in one process and not in another, as that of boxes does where there is no object.
     seen, losses = dict.fromkeys(parameters, 0.0), []
     for batch in batches:
         clear_gradients(parameters.values())
@@ -67,7 +71,7 @@ def mean_gradients(
     for total in sums.values():
         total /= len(losses)
     _average(sums, seen, reduce_gradients)
-    check_finite(sums, where)
+    check_finite(sums, where)  # after averaging: all processes stop, instead of waiting for the one with the bad batch
     missing = tuple(name for name, share in seen.items() if share == 0)
     return MeanGradients(sums, missing, float(sum(losses) / len(losses)))
 
@@ -84,11 +88,11 @@ def train_steps(
 
     Args:
         parameters: Name -> parameter, all that the optimizer has.
-        loss: See `BatchLoss`.
-        batches: Any number.
-        optimizer: Steps after each batch.
-        reduce_gradients: Averages over processes before each step.
-        where: What is going on, for messages.
+        loss: The training loss of a batch.
+        batches: Any number of batches.
+        optimizer: The optimizer.
+        reduce_gradients: Averages over processes before each step; None if there is only one.
+        where: The step that this is part of, with which messages begin.
 
     Returns:
         The loss of each batch before its step, and the last batch (None if there was none).
@@ -104,6 +108,8 @@ def train_steps(
         losses.append(value.detach())
         seen = {name: float(p.grad is not None) for name, p in parameters.items()}
         if reduce_gradients is not None:
+            # A parameter that any process used takes the averaged step in all of them, or their weights would drift
+            # apart. One that none used keeps no gradient: with zeros, AdamW would still decay it.
             full = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
             _average(full, seen, reduce_gradients)
             for name, parameter in parameters.items():
@@ -119,7 +125,7 @@ def _data(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor]
 
 
 def _average(tensors: Mapping[str, Tensor], seen: dict[str, float], reduce_gradients: Reduce | None) -> None:
-    """Averages over processes; which parameters have a gradient is shared too, so that all processes do the same."""
+    """Averages `tensors` over processes, and in `seen` the flags of the parameters that have a gradient."""
     if reduce_gradients is None or not tensors:
         return
     flags = next(iter(tensors.values())).new_tensor([seen[name] for name in tensors])

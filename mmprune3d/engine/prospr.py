@@ -34,18 +34,21 @@ def prospr(
 
     Args:
         parameters: Name in `modules` -> parameter that is scored.
-        modules: The model, in the mode to train in; put back at the end.
+        modules: The model, in the mode to train in; it is put back at the end.
         loss: From a batch to the training loss, computed with `modules`.
-        batches: One per step and one for the outer loss; with `new_data=False` the first serves for all of them.
-        steps: Inner steps M, of all parameters that require gradients.
-        lr: Of the inner SGD.
-        momentum: Of the inner SGD.
+        batches: One batch per step and one for the outer loss; with `new_data=False` the first is used for all.
+        steps: Number M of inner steps, which train all parameters that require gradients.
+        lr: Learning rate of the inner SGD.
+        momentum: Momentum of the inner SGD.
         new_data: Whether every step has a batch of its own.
         order: 'first' drops second derivatives: ``|theta0 x dL/dtheta_M|``, AlterMOMA's unmasked Z. 'full' has them
             (with momentum all but those of the first gradient, as the authors' code); it holds the graphs of all steps,
             and needs operators that can be differentiated twice.
         reduce_gradients: Averages over processes; only for 'first'.
         measure: `per_weight` or a `PerChannel`.
+
+    Returns:
+        Name -> scores shaped like the parameter; or group name -> [C].
 
     Raises:
         ValueError: If there are too few batches, or a setting is invalid.

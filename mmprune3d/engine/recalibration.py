@@ -1,4 +1,4 @@
-"""Statistics of batch norm, estimated anew for weights that changed at once."""
+"""Running statistics of batch norm, estimated anew after weights were changed by other means than training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether there is anything to recalibrate."""
+    """Whether the model has a batch norm with running statistics."""
     return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Sequence[Any]) -> int:
-    """Replaces running means and variances by their averages over `batches`, in which the model computes its losses.
+    """Replaces running means and variances by their averages over `batches`, on which the model computes its losses.
 
     A freshly pruned model has activations of another scale; without this, any evaluation before fine-tuning judges the
     statistics rather than the weights. Norms that the model keeps in evaluation mode while it trains stay as they are.
@@ -34,10 +34,10 @@ def recalibrate(model: nn.Module, batches: Sequence[Any]) -> int:
         batches: As arguments of the model, at least one.
 
     Returns:
-        How many norms were recalibrated.
+        The number of norms that were recalibrated.
 
     Raises:
-        ValueError: If the model has none, or there are no batches.
+        ValueError: If the model has no batch norm that trains, or there are no batches.
     """
     with preserved(model):
         model.train()

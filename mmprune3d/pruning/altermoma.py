@@ -1,12 +1,14 @@
 """AlterMOMA: pruning fusion models by alternative modality masking (section 3, appendices A to D, algorithm 1).
 
-What one sensor's stream does again once the other sensor is gone was redundant while both were there. So each modality
-is masked in turn, the rest is trained for some steps, and weights are scored by what they contribute to the whole model
-(DeCI) minus what they do when they are needed as a substitute (ReRI)::
+What the stream of one sensor takes over once the other sensor is gone was redundant while both were there. So each
+modality is masked in turn, the rest is trained for some steps, and weights are scored by what they contribute to the
+whole model (DeCI) minus what they do when they are needed as a substitute (ReRI)::
 
     gradients = alter_moma_gradients(parameters, model, loss, eval_batches, batches, groups, plan.make_optimizer)
     scores = alter_moma_scores(parameters, gradients, groups, alpha=plan.alpha, beta=plan.beta)
     masks = keep_masks(scores, plan.sparsity)
+
+The first line trains, and is part of `mmprune3d.engine.altermoma`; the others are pure functions.
 
 Readings of the paper where it errs or is silent: masks are reset between the stages; the highest (1 - sparsity) N
 scores stay (Eq. 2; algorithm 1 has the percentile the other way round); DeCI is taken without any mask; all gradients
@@ -42,6 +44,7 @@ __all__ = [
     'AlterMOMAPlan',
     'PerChannel',
     'Stage',
+    'WeightPlan',
     'alter_eva',
     'alter_moma_scores',
     'contribution',
@@ -51,38 +54,42 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class AlterMOMAPlan(Plan):
-    """How much of a fusion model goes, and by which scores.
+class WeightPlan(Plan):
+    """Which share of a model's weights or channels is removed, and by which scores.
 
-    Exactly one of `sparsity`, `flops` and `params` is given; all are shares that go, 0 <= share < 1.
+    Exactly one of `sparsity`, `flops` and `params` is given. All three are shares that are removed, 0 <= share < 1.
 
     Attributes:
         sparsity: Share of the prunable weights, or with `mode='channels'` of the channels.
         flops: Share of the FLOPs, by removing channels.
         params: Share of the parameters, by removing channels.
-        mode: 'unstructured' (single weights) or 'channels'; None means what the target needs.
-        criterion: What ranks: 'altermoma', or one to compare with. 'magnitude' with `rounds` is IMP.
-        scope: Ranking over all weights together (section 3.2), or in each group or layer; see `keep_masks`.
-        min_keep: What stays in every layer at least, a number or a share; None means 0 weights, or 1 channel.
+        mode: 'unstructured' removes single weights, 'channels' whole channels. None chooses what the target needs.
+        criterion: What ranks the weights: 'altermoma', which needs a detector that fuses sensors, or one of those that
+            it is compared with: 'prospr', 'snip', 'synflow', 'magnitude' (with `rounds` it is IMP), 'random'.
+        scope: Whether all weights are ranked together, 'global' (section 3.2), or those of each group, 'per_group', or
+            of each layer, 'per_layer'; see `keep_masks`.
+        min_keep: What every layer keeps at least: a number, or a share below 1. None means 0 weights, or 1 channel.
         protected: Parts that lose nothing, as beginnings of parameter names.
-        alpha: Weight of DeCI (Eq. 11).
-        beta: Weight of ReRI.
-        reduce: How the terms of a channel are combined, see `PerChannel`.
-        dead_lowest: Whether what contributes exactly nothing goes first; None means for channels only.
-        reactivation_steps: B, training steps per masked modality; ProsPr's inner steps. None means 100; 3 for ProsPr.
-        optimizer: Of the reactivation: 'adamw' (without weight decay) or 'sgd'. ProsPr always has SGD.
-        lr: Its learning rate.
-        eval_batches: K, batches that each gradient is averaged over.
-        same_eval_batches: Whether the gradients before and after reactivation are from the same batches.
-        mask_cross_modal_inputs: Whether a masked modality's raw data are hidden from the other streams too.
+        alpha: Factor of DeCI (Eq. 11).
+        beta: Factor of ReRI (Eq. 11).
+        reduce: How the terms of a channel are combined; see `PerChannel`.
+        dead_lowest: Whether weights that contribute exactly nothing are removed first. None means yes for channels, no
+            for single weights.
+        reactivation_steps: B, the training steps while a modality is masked; the inner steps of ProsPr. None means 100,
+            or 3 for ProsPr.
+        optimizer: The optimizer of the reactivation: 'adamw' (without weight decay) or 'sgd'. ProsPr always uses SGD.
+        lr: The learning rate of these steps.
+        eval_batches: K, the number of batches that each gradient is averaged over.
+        same_eval_batches: Whether the gradients before and after the reactivation are taken on the same batches.
+        mask_cross_modal_inputs: Whether the raw data of a masked modality are hidden from the other streams too.
         rounds: Steps in which the target is reached. None means 100 for SynFlow, 1 for the others.
-        seed: Of 'random', and of the batches.
+        seed: The seed of 'random', and of the batches.
     """
 
     method: ClassVar[str] = 'altermoma'
-    title: ClassVar[str] = 'AlterMOMA'
+    title: ClassVar[str] = 'Weight pruning'
     example: ClassVar[str] = 'sparsity=0.8'
-    purpose: ClassVar[str] = 'how much goes'
+    purpose: ClassVar[str] = 'how much is removed'
     lists: ClassVar[tuple[str, ...]] = ('protected',)
     targets: ClassVar[tuple[str, ...]] = ('sparsity', 'flops', 'params')
     modes: ClassVar[tuple[str, ...]] = ('unstructured', 'channels')
@@ -136,6 +143,7 @@ class AlterMOMAPlan(Plan):
             self.check_number('min_keep', most=1, below=True)
         else:
             self.check_count('min_keep')
+        # The letter of Eq. 10 takes Z on D_B, the last batch of the reactivation.
         if not self.reactivation_steps and not self.same_eval_batches:
             raise ValueError(f'{self.title}: reactivation_steps=0 leaves no batch for same_eval_batches=False')
 
@@ -148,7 +156,7 @@ class AlterMOMAPlan(Plan):
             )
         kind, share = self.target
         if not checks.is_number(share) or not 0 <= share < 1:
-            raise ValueError(f'{self.title}: {kind}={checks.shown(share)} must be a share that goes, from 0 to below 1')
+            raise ValueError(f'{self.title}: {kind}={checks.shown(share)} must be a share to remove, from 0 to below 1')
         self._default('mode', 'unstructured' if kind == 'sparsity' else 'channels')
         self.check_choice('mode', self.modes)
         if self.mode == 'unstructured' and kind != 'sparsity':
@@ -159,7 +167,7 @@ class AlterMOMAPlan(Plan):
             self.set(name, value)
 
     def _make_bool(self, name: str) -> None:
-        """Text has no booleans."""
+        """Takes 'true' and 'false' for what they say: plans are also parsed from text, which has no booleans."""
         value = getattr(self, name)
         word = value.lower() if isinstance(value, str) else value
         if isinstance(word, float) or word not in ('true', '1', 1, 'false', '0', 0):
@@ -168,11 +176,19 @@ class AlterMOMAPlan(Plan):
 
     @property
     def target(self) -> tuple[str, float]:
-        """Which of `targets` is given, and the share that goes."""
+        """Which of `targets` is given, and the share that is removed."""
         return next((name, getattr(self, name)) for name in self.targets if getattr(self, name) is not None)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimizer of the reactivation, without weight decay and momentum of SGD."""
+        """The optimizer of the reactivation.
+
+        It has neither momentum (SGD) nor weight decay: a step is then the gradient of the masked loss alone, which is
+        what the derivation of ReRI assumes (appendix A).
+        """
         if self.optimizer == 'sgd':
             return torch.optim.SGD(parameters, lr=self.lr)
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0)
+
+
+AlterMOMAPlan = WeightPlan
+"""The same plan by the name of its default criterion, which checkpoints and older code use."""

@@ -94,9 +94,9 @@ def test_plans():
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (dict(), 'give exactly one of sparsity, flops, params, how much goes .example: sparsity=0.8.$'),
+        (dict(), 'give exactly one of sparsity, flops, params, how much is removed .example: sparsity=0.8.$'),
         (dict(sparsity=0.8, flops=0.5), 'not sparsity and flops'),
-        (dict(sparsity=1), 'sparsity=1 must be a share that goes'),
+        (dict(sparsity=1), 'Weight pruning: sparsity=1 must be a share to remove, from 0 to below 1'),
         (dict(sparsity='much'), "sparsity='much' must be a share"),
         (dict(flops=0.5, mode='unstructured'), "flops=0.5 needs mode='channels'"),
         (dict(sparsity=0.5, mode='rows'), 'valid are unstructured, channels'),

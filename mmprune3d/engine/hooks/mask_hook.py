@@ -32,7 +32,7 @@ class MaskHook(Hook):
 
     Args:
         masks: File with masks (of ``tools/prune.py``, or a checkpoint that has them). None takes those of the
-            checkpoint that is loaded or resumed, or those that the loop makes (AlterMOMALoop).
+            checkpoint that is loaded or resumed, or those that the loop makes (PruningLoop).
 
     Raises:
         ValueError: If there are no masks when training begins, or they do not fit the model, or the model is sharded.
@@ -77,7 +77,7 @@ class MaskHook(Hook):
             raise ValueError(
                 'MaskHook: no masks. Give the file that tools/prune.py wrote, '
                 "dict(type='MaskHook', masks='masks.pth'), load a checkpoint that has them, or make them with "
-                "train_cfg=dict(type='AlterMOMALoop', ...)"
+                "train_cfg=dict(type='PruningLoop', ...)"
             )
 
     def set_masks(self, runner: Runner, masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
