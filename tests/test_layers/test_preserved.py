@@ -159,3 +159,14 @@ def test_call_with_other_tensors():
         model, {'0.weight': weight, '0.bias': torch.zeros(1)}, lambda x: model[0](x).sum(), torch.ones(3, 2)
     ).backward()
     assert weight.grad.tolist() == [[3, 3]] and model[0].weight.grad is None
+
+
+def test_gpus_in_use(monkeypatch):
+    """Played by a list: there need be no GPU here."""
+    states = [1, 2]
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_rng_state_all', lambda: list(states))
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', lambda saved: states.__setitem__(slice(None), saved))
+    with random_states():
+        states[1] = 3
+    assert states == [1, 2]
