@@ -33,7 +33,7 @@ from mmprune3d.pruning.masks import keep_rates
 from mmprune3d.pruning.thresholds import keep_masks
 
 BY_GRADIENT = ('altermoma', 'prospr', 'snip')
-"""Criteria that read gradients of the training loss."""
+"""Criteria that use gradients of the training loss, to which batches without objects contribute little."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,10 @@ def score(measured: Measured, batches: Sequence[Any]) -> Scores:
         raise ValueError(f'{plan.criterion} needs {batches_needed(plan)} batches, got {len(batches)}')
     if plan.criterion in BY_GRADIENT:
         warn_without_objects(batches[: batches_needed(plan)], plan.criterion)
+    # Seeded first, so that going back to a snapshot of the model is going back to the seed as well: scores depend on
+    # weights, batches and seed only, and a training that was killed while it scored finds the same ones again.
     with seeded(plan.seed), preserved(measured.model):
-        measured.model.train()
+        measured.model.train()  # running statistics of batch norm do not fit a model without one of its streams
         found = _CRITERIA[plan.criterion](measured, batches)
     return Scores(_of_first_process(found.values), found.notes)
 
@@ -214,6 +216,7 @@ def _snip(measured: Measured, batches: Sequence[Any]) -> Scores:
 
 def _synflow(measured: Measured, batches: Sequence[Any]) -> Scores:
     plan, (_, share) = measured.plan, measured.plan.target
+    # One batch is enough: its features are replaced by ones, and only the places of voxels are left of it.
     values, without_flow = flow_scores(
         measured.model, batches[0], measured.fusion, share, plan.rounds, measured.flow_masks, average
     )

@@ -124,8 +124,11 @@ class WeightPlan(Plan):
         self.set('protected', checks.texts(f'{self.title}: protected', protected, what, least=0))
         self._check_target()
         channels = self.mode == 'channels'
-        self._default('min_keep', 1 if channels else 0)
+        self._default('min_keep', 1 if channels else 0)  # a layer may be all zeros, but it cannot have no channel
+        # The scores of a sensor's group sum to zero, so that a channel that does nothing, with its 0, would rank above
+        # about half of all. Single weights follow the letter of the paper.
         self._default('dead_lowest', channels)
+        # The paper does not say how many steps it takes; 3 are those of ProsPr's code.
         self._default('reactivation_steps', 3 if self.criterion == 'prospr' else 100)
         self._default('rounds', 100 if self.criterion == 'synflow' else 1)
         for name, valid in (
