@@ -43,7 +43,7 @@ def test_every_row_of_the_study_is_a_training(monkeypatch: pytest.MonkeyPatch, t
             assert f'{round(100 * settings.plan.sparsity)}' in name
             # IMP spends the first of its epochs before it prunes, and the others prune at once
             assert settings.due(1) == (1 if name.startswith('imp') else 0)
-            assert with_pruning_loop(config).train_cfg.type == 'AlterMOMALoop'
+            assert with_pruning_loop(config).train_cfg.type == 'PruningLoop'
     assert len(lengths) == 1  # all train equally long, on the same data
     assert base.pretty_text == before
     assert plan_of(0.8).criterion == 'altermoma'

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmprune3d.layers.nested import tensors_in
+
 from .fusion import FusionMap, frozen, prunable, resolve
 
 
@@ -30,7 +32,7 @@ def flow_outputs(model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap) 
     """
     with _ones_for_raw_data(model), _SampleInOneDtype():
         outputs = _run_to_head(model, batch, fusion.head) if fusion.head else model(**batch, mode='tensor')
-    sums = [tensor.sum() for tensor in _tensors(outputs) if tensor.requires_grad]
+    sums = [tensor.sum() for tensor in tensors_in(outputs) if tensor.requires_grad]
     if not sums:
         raise ValueError(
             f"{type(model).__name__} gives no tensors in mode='tensor': say with head='bbox_head' which module makes "
@@ -87,13 +89,3 @@ def _ones(layer: nn.Module, args: tuple) -> tuple | None:
         return None
     ones = torch.ones_like(values, dtype=layer.weight.dtype)
     return (ones if values is first else first.replace_feature(ones), *args[1:])
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)

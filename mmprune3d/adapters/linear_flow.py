@@ -11,7 +11,7 @@ are replaced, whoever calls them::
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mmprune3d.pruning.gradients import call_with
+from mmprune3d.layers.preserved import call_with, evaluating
 
 GEOMETRY = ('frustum', 'dx', 'bx', 'nx')
 """Parameters of lift-splat view transforms that are coordinates, not weights."""
@@ -134,10 +134,11 @@ def linear_flow(model: nn.Module, double: bool = False, untouched: Collection[st
         untouched: Last parts of the names of parameters and buffers that stay as they are. Those without a fraction
             always do.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_evaluation(model))
-        stack.enter_context(_absolute(model, torch.float64 if double else None, untouched))
-        stack.enter_context(_Homogeneous())
+    with evaluating(model), _Homogeneous():
+        for module in model.modules():
+            if getattr(module, 'with_cp', False) is True:
+                module.with_cp = False
+        _make_absolute(model, torch.float64 if double else None, untouched)
         yield
 
 
@@ -146,44 +147,15 @@ def flow_through(model: nn.Module, forward: Callable[[], Tensor]) -> Callable[[M
     return lambda weights: call_with(model, weights, forward)
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    checkpointed = [module for module in model.modules() if getattr(module, 'with_cp', False) is True]
-    try:
-        model.eval()
-        for module in checkpointed:
-            module.with_cp = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for module in checkpointed:
-            module.with_cp = True
-
-
-@contextmanager
-def _absolute(model: nn.Module, dtype: torch.dtype | None, untouched: Collection[str]) -> Iterator[None]:
-    parameters = [(p, p.data, p.grad) for name, p in model.named_parameters() if _changes(name, p, untouched)]
-    buffers = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and _changes(name, buffer, untouched)
-    ]
-    try:
-        for parameter, values, _ in parameters:
-            parameter.grad = None
-            parameter.data = values.abs().to(dtype or values.dtype)
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer.abs().to(dtype or buffer.dtype)
-        yield
-    finally:
-        for parameter, values, gradient in parameters:
-            parameter.data = values
-            parameter.grad = gradient
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+def _make_absolute(model: nn.Module, dtype: torch.dtype | None, untouched: Collection[str]) -> None:
+    """Gives parameters and buffers other memory, which `preserved` undoes: the original values are not written to."""
+    for name, parameter in model.named_parameters():
+        if _changes(name, parameter, untouched):
+            parameter.data = parameter.data.abs().to(dtype or parameter.dtype)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _changes(name, buffer, untouched):
+                module._buffers[name] = buffer.abs().to(dtype or buffer.dtype)
 
 
 def _changes(name: str, tensor: Tensor, untouched: Collection[str]) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmprune3d.layers.preserved import evaluating
 
 from .fusion import FusionMap, has, resolve
 
@@ -23,7 +25,7 @@ class ModalityMasker:
     would still tell which places are occupied. All parameters times 0, norm layers included, is what this equals.
 
     The shape of the output is learned from earlier passes that were not masked, or else from one pass of the stream
-    without gradients in evaluation mode, after which buffers, random states and modes are what they were.
+    without gradients in evaluation mode, after which the model and the random states are what they were.
 
     Args:
         model: The detector, not wrapped.
@@ -78,7 +80,7 @@ class ModalityMasker:
             # before the call, which may change the inputs in place
             signature = (key, _signature((args, kwargs)))
             outputs = original(*args, **kwargs)
-            self._shapes[signature] = _map_tensors(outputs, lambda tensor: (tensor.shape, tensor.dtype, tensor.device))
+            self._shapes[signature] = _map_stream(outputs, _Blueprint.of)
             return outputs
 
         return forward
@@ -89,9 +91,11 @@ class ModalityMasker:
         def forward(*args: Any, **kwargs: Any) -> Any:
             signature = (key, _signature((args, kwargs)))
             if signature not in self._shapes:
-                with untouched(self.model), torch.no_grad():
+                with evaluating(self.model), torch.no_grad():
                     recorded(*args, **kwargs)
-            return _map_blueprint(self._shapes[signature])
+            return tree_map(
+                lambda leaf: leaf.zeros() if isinstance(leaf, _Blueprint) else leaf, self._shapes[signature]
+            )
 
         return forward
 
@@ -103,27 +107,6 @@ def masked(
     """A context in which `modality` is off; see :class:`ModalityMasker`, which is faster when used again and again."""
     with ModalityMasker(model, fusion, mask_cross_modal_inputs).masked(modality):
         yield
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; buffers, modes and all random states are then what they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a copy of the same would still end an ongoing autograd graph
-                    buffer.copy_(value)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _calls(model: nn.Module, path: str) -> list[tuple[object, str]]:
@@ -151,7 +134,7 @@ def _patched(owner: object, attribute: str, value: object) -> Iterator[None]:
 
 
 def _scaled(original: Callable, scale: float) -> Callable:
-    return lambda *args, **kwargs: _map_tensors(original(*args, **kwargs), lambda tensor: tensor * scale)
+    return lambda *args, **kwargs: _map_stream(original(*args, **kwargs), lambda tensor: tensor * scale)
 
 
 def _signature(value: Any) -> Hashable:
@@ -171,35 +154,36 @@ def _signature(value: Any) -> Hashable:
     return None
 
 
-class _Blueprint(tuple):
-    """Shape, dtype and device of a tensor, told apart from tuples of tensors."""
+@dataclass(frozen=True)
+class _Blueprint:
+    """What zeros are made of."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Blueprint:
+        return cls(tensor.shape, tensor.dtype, tensor.device)
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with its tensors replaced.
+def _map_stream(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """What the end of a stream gave, with its tensors replaced.
 
     Raises:
         TypeError: If it holds something else, such as a sparse tensor.
     """
-    if isinstance(value, Tensor):
-        made = function(value)
-        return _Blueprint(made) if isinstance(made, tuple) else made
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    if value is None:
-        return None
-    raise TypeError(
-        f'the end of a stream gave a {type(value).__name__}; it must give tensors, lists, tuples or dicts of them: '
-        'name a later method or module in interfaces'
-    )
 
+    # not map_tensors, which passes on what it does not know: features of the masked modality must not get through
+    def changed(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, Tensor):
+            return leaf if leaf is None else change(leaf)
+        raise TypeError(
+            f'the end of a stream gave a {type(leaf).__name__}; it must give tensors, lists, tuples or dicts of them: '
+            'name a later method or module in interfaces'
+        )
 
-def _map_blueprint(value: Any) -> Any:
-    if isinstance(value, _Blueprint):
-        shape, dtype, device = value
-        return torch.zeros(shape, dtype=dtype, device=device)
-    if isinstance(value, dict):
-        return {key: _map_blueprint(item) for key, item in value.items()}
-    return type(value)(map(_map_blueprint, value)) if isinstance(value, (list, tuple)) else value
+    return tree_map(changed, value)

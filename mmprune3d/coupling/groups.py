@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmprune3d.layers.nested import tensors_in
+from mmprune3d.layers.preserved import evaluating
 from mmprune3d.layers.slim import slim_model_, weight_layout
 from mmprune3d.pruning.channels import ChannelGroup, Member, mask_tensors, slice_tensors
 
-from .probe import ChannelProbe, Forward, Seen, tensors_in
+from .probe import ChannelProbe, Forward, Seen
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def find_channel_groups(model: nn.Module, forward: Forward, protect: Iterable[st
     embeddings added to them), or if they are mixed among each other on the way (softmax over channels, the outer
     product of depth and context in a view transform, patch merging).
 
-    About one run per layer, in which dense layers cost nothing; a small image is enough. Modes, weights and running
-    statistics stay as they are.
+    About one run per layer, in which dense layers cost nothing; a small image is enough. The model and the generators
+    of random numbers are afterwards what they were.
 
     Args:
         model: The detector.
@@ -81,18 +82,6 @@ def find_channel_groups(model: nn.Module, forward: Forward, protect: Iterable[st
         reasons = '; '.join(sorted(set(found.left_out.values()))[:5]) or 'no layers ran'
         raise ValueError(f'no channels can be removed from {type(model).__name__}: {reasons}')
     return found
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from mmprune3d.layers.nested import map_tensors, tensors_in
 from mmprune3d.layers.slim import is_depthwise, weight_layout
 
 Forward = Callable[[nn.Module], Any]
@@ -190,19 +191,4 @@ def features(value: Any) -> Tensor:
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`value` with every floating-point tensor changed: in lists, tuples, dicts and sparse tensors."""
-    if isinstance(value, Tensor):
-        return change(value) if value.is_floating_point() else value
-    if isinstance(getattr(value, 'features', None), Tensor):
-        return value.replace_feature(mapped(value.features, change))
-    if isinstance(value, Mapping):
-        return {name: mapped(item, change) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(mapped(item, change) for item in value)
-    return value
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor in lists, tuples, dicts and sparse tensors."""
-    found: list[Tensor] = []
-    mapped(value, lambda tensor: found.append(tensor) or tensor)
-    yield from found
+    return map_tensors(value, lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)

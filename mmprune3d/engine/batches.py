@@ -1,4 +1,4 @@
-"""Batches of training data that are the same whenever they are looked at."""
+"""Batches of training data that are the same whenever they are read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmprune3d.layers.preserved import random_states
+
 
 class CachedBatches(Sequence):
-    """What a data loader gave once, preprocessed anew, but always alike, whenever a batch is read.
+    """Batches of a data loader, stored as they were collated; reading one preprocesses it, always with the same result.
 
-    Augmentations are part of what is kept. What models do to a batch in place is not: every reading copies it.
+    Augmentations of the data set are part of what is stored. What a model does to a batch in place is not: every
+    reading copies it.
 
     Args:
         raw: Batches as the loader collated them.
-        preprocessor: The model's data preprocessor, which moves them to its device; may draw random numbers.
-        seed: Of these numbers; that of a batch depends on its place too.
+        preprocessor: The model's data preprocessor, which moves them to its device. It may draw random numbers.
+        seed: The seed of these numbers, to which the place of the batch is added.
         places: The place of each batch, for parts of a longer sequence.
     """
 
@@ -42,7 +45,7 @@ class CachedBatches(Sequence):
         return len(self.places)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """The batch, as arguments of the model; of a slice, the part of the sequence."""
+        """The batch, as arguments of the model; for a slice, that part of the sequence."""
         if isinstance(index, slice):
             return CachedBatches(self.raw, self.preprocessor, self.seed, self.places[index])
         place = self.places[index]
@@ -57,9 +60,9 @@ def draw(loader: DataLoader, count: int, seed: int) -> list[Any]:
     larger. Drawing goes on from the beginning when the data set is exhausted.
 
     Args:
-        loader: Of the training; its data set, batch size, workers and collation are used.
-        count: How many; with 0 the data set is not read.
-        seed: Of the order and of the augmentations.
+        loader: The data loader of the training, for its data set, batch size, workers and collation.
+        count: Number of batches; with 0 the data set is not read.
+        seed: The seed of the order and of the augmentations.
     """
     if not count:
         return []
@@ -92,7 +95,12 @@ def objects_in(batches: Sequence[Any]) -> int | None:
 
 
 def warn_without_objects(batches: Sequence[Any], purpose: str) -> None:
-    """Logs a warning if no batch, in any process, has an object: what only objects train then has no gradient."""
+    """Logs a warning if no batch, in any process, has an object: weights that only objects train have no gradient then.
+
+    Args:
+        batches: Batches, raw or preprocessed.
+        purpose: What they are for, with which the warning begins.
+    """
     found = objects_in(batches)
     count = torch.tensor([math.nan if found is None else float(found)])
     all_reduce(count)
@@ -109,13 +117,10 @@ def warn_without_objects(batches: Sequence[Any], purpose: str) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Random numbers of Python, NumPy and torch that depend on `seed` inside, and are not consumed outside."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+    if torch.cuda.is_available():
+        torch.cuda.init()  # a seed for GPUs that are not in use yet would wait for them, and outlive the context
+    with random_states():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        yield

@@ -1,29 +1,39 @@
-"""From a detector and some batches to scores, and to masks: the same for every criterion."""
+"""From a detector and some batches to scores and masks: six criteria, each written once, for weights and for channels.
+
+A criterion does not know what it scores. It asks a :class:`Measured`, of which there are two: `Weights` here, and
+`Channels` in :mod:`mmprune3d.engine.channel_scoring`. What they share are the signed first-order terms ``weight x
+gradient`` of the parameters; what differs is how scores are made of these terms (`Measured.measure`): by the absolute
+value of each, or by that of the sum over everything that the mask of one channel would multiply.
+
+With several processes every criterion decides in all of them what one process would that has all their batches.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, broadcast, get_world_size
+from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 
-from mmprune3d.adapters.fusion import FusionMap, frozen, modalities, parameter_groups, prunable
-from mmprune3d.adapters.modality_masking import ModalityMasker
+from mmprune3d.adapters.fusion import FusionMap, frozen, parameter_groups, prunable
+from mmprune3d.engine.altermoma import modality_gradients
 from mmprune3d.engine.batches import seeded, warn_without_objects
 from mmprune3d.engine.flow_scores import flow_scores
+from mmprune3d.engine.gradients import average, mean_gradients
+from mmprune3d.engine.prospr import prospr
+from mmprune3d.layers.preserved import preserved
 from mmprune3d.pruning import saliency
-from mmprune3d.pruning.alter_eva import AlterGradients, Measure, per_weight
-from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_gradients, alter_moma_scores
-from mmprune3d.pruning.gradients import mean_gradients, preserved
+from mmprune3d.pruning.alter_eva import Measure, per_weight
+from mmprune3d.pruning.altermoma import WeightPlan, alter_moma_scores
 from mmprune3d.pruning.masks import keep_rates
 from mmprune3d.pruning.thresholds import keep_masks
 
 BY_GRADIENT = ('altermoma', 'prospr', 'snip')
-"""Criteria that read gradients of the training loss."""
+"""Criteria that use gradients of the training loss, to which batches without objects contribute little."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Scores:
     """What scoring found.
 
     Attributes:
-        values: Parameter -> score of every weight, higher is more important.
+        values: Name of what is scored (a parameter, or a group of channels) -> scores, higher is more important.
         notes: Plain data about how they came about.
     """
 
@@ -39,8 +49,95 @@ class Scores:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def batches_needed(plan: AlterMOMAPlan) -> int:
-    """How many batches `score_model` reads."""
+@dataclass(frozen=True)
+class Measured(ABC):
+    """What is scored in a detector, single weights or whole channels: all that the criteria know about it.
+
+    Attributes:
+        model: The detector, not wrapped.
+        plan: Criterion and its settings.
+        fusion: The model's map.
+    """
+
+    model: nn.Module
+    plan: WeightPlan
+    fusion: FusionMap
+
+    @property
+    @abstractmethod
+    def measure(self) -> Measure:
+        """From the signed first-order terms of `parameters` to scores."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> trained parameter whose terms count."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> dict[str, str]:
+        """Name of what is scored -> group of the fusion map that it belongs to."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """Name of what is scored -> shape of its scores."""
+
+    @abstractmethod
+    def magnitudes(self) -> dict[str, Tensor]:
+        """How large the weights are of what is scored."""
+
+    @abstractmethod
+    def from_flow(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """From SynFlow's scores of single weights to those of what is scored."""
+
+    @abstractmethod
+    def flow_masks(self, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """From SynFlow's scores of single weights to masks of them, when `share` of what is scored goes."""
+
+    def loss(self, batch: Any) -> Tensor:
+        """The training loss of a batch."""
+        return self.model.parse_losses(self.model(**batch, mode='loss'))[0]
+
+
+class Weights(Measured):
+    """Single weights of convolutions, linear layers and attention."""
+
+    @property
+    def measure(self) -> Measure:
+        """See `Measured`."""
+        return per_weight
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """See `Measured`."""
+        return prunable(self.model)
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """See `Measured`."""
+        return parameter_groups(self.model, self.fusion)
+
+    @property
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """See `Measured`."""
+        return {name: weight.shape for name, weight in self.parameters.items()}
+
+    def magnitudes(self) -> dict[str, Tensor]:
+        """Absolute values."""
+        return saliency.magnitude(self.parameters)
+
+    def from_flow(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores as they are."""
+        return dict(scores)
+
+    def flow_masks(self, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """By the scope and the protected parts of the plan."""
+        return choose_masks(scores, share, self.plan, self.groups)
+
+
+def batches_needed(plan: WeightPlan) -> int:
+    """How many batches `score` reads."""
     needed = {
         'altermoma': plan.eval_batches + plan.reactivation_steps,
         'prospr': plan.reactivation_steps + 1,
@@ -50,161 +147,91 @@ def batches_needed(plan: AlterMOMAPlan) -> int:
     return needed.get(plan.criterion, 0)
 
 
-def score_model(model: nn.Module, plan: AlterMOMAPlan, batches: Sequence[Any], fusion: FusionMap) -> Scores:
-    """Scores of all prunable weights, by the criterion of the plan.
+def score(measured: Measured, batches: Sequence[Any]) -> Scores:
+    """Scores of what is measured, by the criterion of its plan.
 
     Everything that needs gradients runs in training mode, in the precision of the weights: neither mixed precision nor
-    gradient clipping has a part in it. Parameters, buffers, random numbers and modes are afterwards what they were.
-    With several processes gradients are averaged, so that all have the same scores.
+    gradient clipping has a part in it. The model and the random states are afterwards what they were.
+
+    With several processes, each with as many batches, all have the same scores: those that one process would find with
+    batches that hold the samples of all of them (of SynFlow a fraction of them, which ranks alike). Batch norm is the
+    exception, as in every distributed training: its statistics are those of the process.
 
     Args:
-        model: The detector, not wrapped.
-        plan: Criterion and its settings.
+        measured: What is scored.
         batches: As arguments of the model, `batches_needed` or more; AlterMOMA evaluates on the first `eval_batches`
             and reactivates on those that follow.
-        fusion: The model's map.
 
     Raises:
         ValueError: If there are too few batches, or AlterMOMA finds fewer than two modalities with weights.
         FloatingPointError: If a gradient is not finite.
     """
+    plan = measured.plan
     if len(batches) < batches_needed(plan):
         raise ValueError(f'{plan.criterion} needs {batches_needed(plan)} batches, got {len(batches)}')
     if plan.criterion in BY_GRADIENT:
         warn_without_objects(batches[: batches_needed(plan)], plan.criterion)
-    with seeded(plan.seed), preserved(model):
-        model.train()
-        return _CRITERIA[plan.criterion](_Scoring(model, plan, batches, fusion))
+    # Seeded first, so that going back to a snapshot of the model is going back to the seed as well: scores depend on
+    # weights, batches and seed only, and a training that was killed while it scored finds the same ones again.
+    with seeded(plan.seed), preserved(measured.model):
+        measured.model.train()  # running statistics of batch norm do not fit a model without one of its streams
+        found = _CRITERIA[plan.criterion](measured, batches)
+    return Scores(_of_first_process(found.values), found.notes)
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """The inputs of a criterion."""
-
-    model: nn.Module
-    plan: AlterMOMAPlan
-    batches: Sequence[Any]
-    fusion: FusionMap
-
-    @property
-    def weights(self) -> dict[str, nn.Parameter]:
-        return prunable(self.model)
-
-    def loss(self, batch: Any) -> Tensor:
-        """The training loss."""
-        return self.model.parse_losses(self.model(**batch, mode='loss'))[0]
-
-
-def modality_gradients(
-    model: nn.Module,
-    plan: AlterMOMAPlan,
-    batches: Sequence[Any],
-    fusion: FusionMap,
-    parameters: Mapping[str, nn.Parameter],
-    on_stage: Callable[[str, str | None], None] | None = None,
-) -> AlterGradients:
-    """`alter_moma_gradients` of a detector: each of its modalities is masked in turn.
+def score_model(model: nn.Module, plan: WeightPlan, batches: Sequence[Any], fusion: FusionMap) -> Scores:
+    """`score` of all prunable weights: parameter -> scores of its shape.
 
     Args:
-        model: Not wrapped, in training mode.
-        plan: Of AlterMOMA.
-        batches: As for `score_model`.
+        model: The detector, not wrapped.
+        plan: Criterion and its settings.
+        batches: See `score`.
         fusion: The model's map.
-        parameters: What is scored.
-        on_stage: See `alter_moma_gradients`.
-
-    Raises:
-        ValueError: If fewer than two modalities have weights.
-        FloatingPointError: If a gradient is not finite.
     """
-    masker, present = ModalityMasker(model, fusion, plan.mask_cross_modal_inputs), modalities(model, fusion)
-    if len(present) < 2:
-        raise ValueError(
-            f'AlterMOMA masks modalities in turn, but {type(model).__name__} has weights of {present or "none"} only; '
-            f'the map has {", ".join(fusion.interfaces) or "no interfaces"}: see groups and interfaces, or use '
-            "another criterion, such as 'snip'"
-        )
-
-    def loss(batch: Any, masked: str | None) -> Tensor:
-        with masker.masked(masked):
-            return model.parse_losses(model(**batch, mode='loss'))[0]
-
-    return alter_moma_gradients(
-        parameters,
-        model,
-        loss,
-        batches[: plan.eval_batches],
-        batches[plan.eval_batches : batches_needed(plan)],
-        parameter_groups(model, fusion),
-        plan.make_optimizer,
-        reduce_gradients=average,
-        same_eval_batches=plan.same_eval_batches,
-        modalities=present,
-        on_stage=on_stage,
-    )
+    return score(Weights(model, plan, fusion), batches)
 
 
-def altermoma_scores(
-    model: nn.Module,
-    plan: AlterMOMAPlan,
-    batches: Sequence[Any],
-    fusion: FusionMap,
-    parameters: Mapping[str, nn.Parameter],
-    groups: Mapping[str, str],
-    measure: Measure = per_weight,
-) -> Scores:
-    """Scores of AlterMOMA, of weights or of what `measure` makes of them; `groups` has the names of the latter."""
-    gradients = modality_gradients(model, plan, batches, fusion, parameters)
+def _altermoma(measured: Measured, batches: Sequence[Any]) -> Scores:
+    plan, weights = measured.plan, measured.parameters
+    gradients = modality_gradients(measured.model, plan, batches, measured.fusion, weights)
     settings = {'alpha': plan.alpha, 'beta': plan.beta, 'dead_lowest': plan.dead_lowest}
-    values = alter_moma_scores(parameters, gradients, groups, measure, **settings)
+    values = alter_moma_scores(weights, gradients, measured.groups, measured.measure, **settings)
     losses = {masked: list(stage.losses) for masked, stage in gradients.stages.items()}
     missing = {where: list(names) for where, names in gradients.without_gradient.items()}
     return Scores(values, {'reactivation_losses': losses, 'without_gradient': missing})
 
 
-def _altermoma(scoring: _Scoring) -> Scores:
-    model, fusion = scoring.model, scoring.fusion
-    groups = parameter_groups(model, fusion)
-    return altermoma_scores(model, scoring.plan, scoring.batches, fusion, scoring.weights, groups)
+def _prospr(measured: Measured, batches: Sequence[Any]) -> Scores:
+    steps, lr = measured.plan.reactivation_steps, measured.plan.lr
+    how = {'reduce_gradients': average, 'measure': measured.measure}
+    return Scores(prospr(measured.parameters, measured.model, measured.loss, batches, steps, lr, **how))
 
 
-def _prospr(scoring: _Scoring) -> Scores:
-    plan = scoring.plan
-    return Scores(
-        saliency.prospr(
-            scoring.weights,
-            scoring.model,
-            scoring.loss,
-            scoring.batches,
-            plan.reactivation_steps,
-            plan.lr,
-            reduce_gradients=average,
-        )
-    )
-
-
-def _snip(scoring: _Scoring) -> Scores:
-    found = mean_gradients(scoring.weights, scoring.loss, scoring.batches[: scoring.plan.eval_batches], average, 'SNIP')
-    values = saliency.snip(scoring.weights, found.values)
+def _snip(measured: Measured, batches: Sequence[Any]) -> Scores:
+    weights = measured.parameters
+    found = mean_gradients(weights, measured.loss, batches[: measured.plan.eval_batches], average, 'SNIP')
+    values = saliency.snip(weights, found.values, measured.measure)
     return Scores(values, {'without_gradient': {'unmasked': list(found.missing)} if found.missing else {}})
 
 
-def _synflow(scoring: _Scoring) -> Scores:
-    model, plan, fusion = scoring.model, scoring.plan, scoring.fusion
-    choose = partial(choose_masks, plan=plan, groups=parameter_groups(model, fusion))
-    values, without_flow = flow_scores(model, scoring.batches[0], fusion, plan.sparsity, plan.rounds, choose)
-    return Scores(values, {'without_flow': without_flow})
+def _synflow(measured: Measured, batches: Sequence[Any]) -> Scores:
+    plan, (_, share) = measured.plan, measured.plan.target
+    # One batch is enough: its features are replaced by ones, and only the places of voxels are left of it.
+    values, without_flow = flow_scores(
+        measured.model, batches[0], measured.fusion, share, plan.rounds, measured.flow_masks, average
+    )
+    return Scores(measured.from_flow(values), {'without_flow': without_flow})
 
 
-def _magnitude(scoring: _Scoring) -> Scores:
-    return Scores(saliency.magnitude(scoring.weights))
+def _magnitude(measured: Measured, batches: Sequence[Any]) -> Scores:
+    return Scores(measured.magnitudes())
 
 
-def _random(scoring: _Scoring) -> Scores:
-    return Scores(saliency.random_scores(scoring.weights, scoring.plan.seed))
+def _random(measured: Measured, batches: Sequence[Any]) -> Scores:
+    return Scores(saliency.random_scores(measured.shapes, measured.plan.seed))
 
 
-_CRITERIA = {
+_CRITERIA: dict[str, Callable[[Measured, Sequence[Any]], Scores]] = {
     'altermoma': _altermoma,
     'prospr': _prospr,
     'snip': _snip,
@@ -214,17 +241,35 @@ _CRITERIA = {
 }
 
 
-def average(tensors: list[Tensor]) -> None:
-    """Averages over processes, in place."""
-    if get_world_size() > 1:
-        for tensor in tensors:
-            all_reduce(tensor, 'mean')
+def _of_first_process(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The scores of the first process, given to all of them.
+
+    Averaged scores are equal but for rounding, where the order of additions differs from device to device. With
+    millions of them the threshold may lie between two that differ by no more, and processes that prune different
+    weights would train different models from then on.
+    """
+    if get_world_size() == 1:
+        return scores
+    made = {name: values.detach().contiguous().clone() for name, values in scores.items()}
+    for values in made.values():
+        broadcast(values)
+    return made
 
 
 def choose_masks(
-    scores: Mapping[str, Tensor], sparsity: float, plan: AlterMOMAPlan, groups: Mapping[str, str]
+    scores: Mapping[str, Tensor], sparsity: float, plan: WeightPlan, groups: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Masks at `sparsity`, with the other settings of the plan, on the device of the scores."""
+    """Masks of weights at `sparsity`, with the scope, protected parts and `min_keep` of the plan.
+
+    Args:
+        scores: Parameter -> scores.
+        sparsity: Share to remove.
+        plan: The plan.
+        groups: Parameter -> group.
+
+    Returns:
+        Parameter -> bool mask, True = keep, on the device of the scores.
+    """
     return keep_masks(
         scores, sparsity, groups=groups, scope=plan.scope, protected=plan.protected, min_keep=plan.min_keep
     )
@@ -232,38 +277,39 @@ def choose_masks(
 
 def make_masks(
     scores: Scores,
-    plan: AlterMOMAPlan,
+    plan: WeightPlan,
     groups: Mapping[str, str],
     sparsity: float | None = None,
     earlier: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Masks that are the same in all processes: those of the first one.
+    """Masks of weights; with scores of `score_model` they are the same in all processes.
 
     Args:
-        scores: Of `score_model`.
-        plan: Scope, protected parts and so on.
+        scores: The scores of `score_model`.
+        plan: The plan, for its scope, protected parts and `min_keep`.
         groups: Parameter -> group.
-        sparsity: If another than that of the plan, as between the rounds of IMP.
-        earlier: Masks in force; what they remove is removed first.
+        sparsity: Share to remove; None means that of the plan. It is smaller between the rounds of IMP.
+        earlier: Masks that are applied already; the weights that they remove are removed first.
     """
     earlier = earlier or {}
     values = {
         name: score.masked_fill(~earlier[name].to(score.device), -torch.inf) if name in earlier else score
         for name, score in scores.values.items()
     }
-    masks = choose_masks(values, plan.sparsity if sparsity is None else sparsity, plan, groups)
-    if get_world_size() > 1:
-        for mask in masks.values():
-            bits = mask.to(torch.uint8)
-            broadcast(bits)  # sums of floats may differ in the last digit between processes
-            mask.copy_(bits)
-    return masks
+    return choose_masks(values, plan.sparsity if sparsity is None else sparsity, plan, groups)
 
 
 def keep_report(
-    model: nn.Module, plan: AlterMOMAPlan, fusion: FusionMap, scores: Scores, masks: Mapping[str, Tensor]
+    model: nn.Module, plan: WeightPlan, fusion: FusionMap, scores: Scores, masks: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What stays of the model, as plain data.
+    """How many weights are kept, as plain data.
+
+    Args:
+        model: The detector, not wrapped.
+        plan: The plan.
+        fusion: The model's map.
+        scores: The scores, for their notes.
+        masks: Parameter -> mask.
 
     Returns:
         ``plan``, and from `keep_rates` ``total``, ``groups`` and ``layers``, rows of ``kept``, ``total`` and ``rate``

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
+from mmprune3d.layers.nested import map_tensors
 from mmprune3d.pruning.key_plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
@@ -31,17 +32,6 @@ from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that are kept in memory; what comes later goes to files."""
-
-
-def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`tree` of dicts, lists and tuples, with every tensor changed."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, dict):
-        return {name: map_tensors(part, change) for name, part in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(part, change) for part in tree)
-    return tree
 
 
 def _mark() -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from mmprune3d.coupling.groups import evaluating
-from mmprune3d.coupling.probe import tensors_in
+from mmprune3d.layers.nested import tensors_in
+from mmprune3d.layers.preserved import evaluating
 
 
 class Decisions(TorchDispatchMode):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .channels import ChannelGroup, group_terms
-from .gradients import MeanGradients, shortened
+from .checks import shortened
 
 REDUCTIONS = ('dot', 'abs_sum', 'abs_mean')
 Terms = Mapping[str, Tensor]
@@ -28,10 +28,10 @@ class PerChannel:
     """A measure of whole channels (appendix D: the mask has the shape of the channels).
 
     Attributes:
-        groups: The channels, coupled ones in one group; groups without any term are left out of the result.
+        groups: The groups of coupled channels; those without any term are left out of the result.
         reduce: 'dot' is the absolute value of the signed sum over all that one mask multiplies; 'abs_sum' and
             'abs_mean' are the sum and mean of absolute values.
-        roles: Members that count, see `group_terms`.
+        roles: Roles of the members that count, see `group_terms`.
     """
 
     groups: Sequence[ChannelGroup]
@@ -43,7 +43,7 @@ class PerChannel:
             raise ValueError(f'reduce={self.reduce!r}; valid are {", ".join(REDUCTIONS)}')
 
     def __call__(self, terms: Terms) -> dict[str, Tensor]:
-        """Group name -> [C] float64."""
+        """The indicators of the channels: group name -> [C] float64."""
         made = {}
         for group in self.groups:
             present = {m.tensor: terms[m.tensor] for m in group.members if m.role in self.roles and m.tensor in terms}
@@ -107,10 +107,10 @@ def alter_eva(
         contributions: Name -> DeCI.
         redundancies: Masked modality -> name -> ReRI, for all names outside of that modality.
         groups: Name -> group.
-        alpha: Share of DeCI.
-        beta: Share of ReRI.
+        alpha: Factor of DeCI.
+        beta: Factor of ReRI.
         eps: An indicator whose sum over a group is not above this counts as zero there (0 / 0).
-        dead_lowest: Gives -inf to what contributes exactly nothing; its score, 0, would be above all negative ones.
+        dead_lowest: Whether what contributes exactly nothing gets -inf; its score, 0, would be above all negative ones.
 
     Returns:
         Name -> scores.
@@ -146,13 +146,28 @@ def check_groups(names: Iterable[str], groups: Mapping[str, str]) -> None:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What came out while one modality was masked.
+class MeanGradients:
+    """The gradient of a mean loss.
 
     Attributes:
-        before: A, of the parameters outside of the modality, at the initial weights.
-        after: Z, at the reactivated weights.
-        losses: Masked loss of every reactivation batch, before its step.
+        values: Parameter name -> gradient in float32 or better; zero where there is none.
+        missing: Names of the parameters that had no gradient in any batch: frozen ones, and those of skipped branches.
+        loss: The mean loss of this process.
+    """
+
+    values: dict[str, Tensor]
+    missing: tuple[str, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The gradients of the stage in which one modality was masked.
+
+    Attributes:
+        before: A, the gradients of the parameters outside of the modality at the initial weights.
+        after: Z, the same at the reactivated weights.
+        losses: The masked loss of every reactivation batch, before its step.
     """
 
     before: MeanGradients
@@ -165,7 +180,7 @@ class AlterGradients:
     """All gradients of algorithm 1.
 
     Attributes:
-        unmasked: G0, with all modalities, at the initial weights.
+        unmasked: G0, the gradients with all modalities at the initial weights.
         stages: Masked modality -> its stage, in the order of masking.
     """
 
@@ -192,10 +207,13 @@ def alter_moma_scores(
 
     Args:
         weights: Name -> initial weights.
-        gradients: Of `alter_moma_gradients`.
+        gradients: The gradients of `mmprune3d.engine.altermoma.alter_moma_gradients`.
         groups: Name of what is scored (parameter, or group of channels) -> group.
         measure: `per_weight` or a `PerChannel`.
-        **settings: alpha, beta, eps, dead_lowest of `alter_eva`.
+        **settings: The settings alpha, beta, eps and dead_lowest of `alter_eva`.
+
+    Returns:
+        Name -> scores.
     """
     redundancies = {
         masked: redundancy(weights, stage.before.values, stage.after.values, measure)

@@ -24,7 +24,7 @@ class Costs:
     Attributes:
         per_element: Tensor name -> cost of each of its elements.
         shapes: Tensor name -> dense shape; at least those of `per_element`.
-        fixed: What does not change with channels.
+        fixed: The cost of what does not change with channels.
     """
 
     per_element: Mapping[str, float]
@@ -57,8 +57,8 @@ class Selection:
     Attributes:
         keep: Group name -> bool [C], True = keep; every group is there.
         kind: One of ``TARGETS``.
-        wanted: Share to remove that was asked for.
-        reached: Share that is removed.
+        wanted: The share to remove that was asked for.
+        reached: The share that is removed.
     """
 
     keep: dict[str, Tensor] = field(repr=False)
@@ -84,17 +84,17 @@ def select_channels(
 ) -> Selection:
     """Removes the channels with the lowest scores over all groups until the target is met as closely as possible.
 
-    Ties go to the earlier group and channel. The number of removed channels is found by bisection, without running the
-    model.
+    Of equal scores, the earlier group and channel is removed first. The number of removed channels is found by
+    bisection, without running the model.
 
     Args:
         scores: Group name -> [C], higher = more worth keeping; negative and -inf are fine.
         groups: Groups that may lose channels; `scores` has one entry for each.
         target: ``('channels' | 'params' | 'flops', share)``: the share of the groups' channels, of the model's
             parameters or of its FLOPs to remove, 0 <= share < 1.
-        costs: For ``'params'`` (see `Costs.of_parameters`) and ``'flops'``.
+        costs: The costs, for targets in ``'params'`` (see `Costs.of_parameters`) and ``'flops'``.
         max_ratio: No group loses more than this share of its channels.
-        min_keep: Channels that every group keeps.
+        min_keep: Number of channels that every group keeps at least.
         round_to: Kept channels are a multiple of this (rounded up, at most all), for hardware.
         tolerance: How far the reached share may be from the wanted one.
 

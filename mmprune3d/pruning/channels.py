@@ -32,9 +32,9 @@ class Member:
         tensor: Name in the state dict.
         dim: The dimension, not negative.
         role: One of ``ROLES``.
-        offset: First position.
-        repeat: Neighbouring positions per channel.
-        tiles: How often the sequence of all channels follows itself.
+        offset: The first position.
+        repeat: Number of neighbouring positions per channel.
+        tiles: How often the sequence of all channels is repeated.
     """
 
     tensor: str
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def per_channel(self) -> int:
-        """Positions of one channel."""
+        """The number of positions of one channel."""
         return self.repeat * self.tiles
 
 
@@ -61,8 +61,8 @@ class ChannelGroup:
     """Channels with the same number everywhere: removing one of them slices every member.
 
     Attributes:
-        name: Module that makes the channels, the first of them in the order of execution.
-        size: Number of channels C.
+        name: The module that makes the channels, the first one in the order of execution.
+        size: The number of channels C.
         members: Every tensor dimension that has one or more positions per channel.
     """
 
@@ -71,13 +71,13 @@ class ChannelGroup:
     members: tuple[Member, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
+        """The group in plain types, fit for JSON."""
         rows = [[m.tensor, m.dim, m.role, m.offset, m.repeat, m.tiles] for m in self.members]
         return {'name': self.name, 'size': self.size, 'members': rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ChannelGroup:
-        """The inverse of `to_dict`."""
+        """The group that `to_dict` made plain."""
         return cls(data['name'], int(data['size']), tuple(Member(*row) for row in data['members']))
 
 
@@ -101,7 +101,7 @@ def dimension_masks(
 
     Args:
         shapes: Name -> shape of the dense tensors; those that no group names are ignored.
-        groups: Groups of the model.
+        groups: The channel groups of the model.
         keep: Group name -> bool [C], True = keep. Groups that are not named keep everything.
 
     Returns:
@@ -141,7 +141,7 @@ def slice_tensors(
 
     Args:
         tensors: Name -> dense tensor: weights, running statistics, or scores shaped like them. Groups may name more.
-        groups: Groups of the model.
+        groups: The channel groups of the model.
         keep: Group name -> bool [C].
 
     Raises:
@@ -206,7 +206,7 @@ def group_terms(terms: Mapping[str, Tensor], group: ChannelGroup, roles: Sequenc
     Args:
         terms: Parameter name -> tensor shaped like the parameter. Parameters that are missing (frozen) count as 0.
         group: The channels.
-        roles: Of ``ROLES``.
+        roles: Some of ``ROLES``.
 
     Returns:
         [C] float64, on the device of the terms.

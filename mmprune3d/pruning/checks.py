@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MOST = 10**9
@@ -35,6 +35,13 @@ def shown(value: Any) -> str:
         return _SHORT.repr(value)
     except Exception:  # a number too long for Python to print, an object whose repr fails
         return f'<{type(value).__name__}>'
+
+
+def shortened(names: Iterable[str], most: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    rest = len(names) - most
+    return ', '.join(names[:most]) + (f' and {rest} more' if rest > 0 else '')
 
 
 def is_number(value: Any) -> bool:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients import shortened
+from .checks import shortened
 
 _BIT = 2 ** torch.arange(8, dtype=torch.uint8)
 
 
 def pack(masks: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Eight entries per byte, for a checkpoint that is read with ``weights_only=True``.
+    """Packs masks, eight entries per byte, for a checkpoint that is read with ``weights_only=True``.
 
     Returns:
         Name -> {'shape': list of int, 'bits': [ceil(N / 8)] uint8 on the CPU, the first entry in the lowest bit}.
@@ -86,7 +86,7 @@ def _row(kept: tuple[int, ...], total: tuple[int, ...]) -> dict[str, int | float
 
 @torch.no_grad()
 def apply_masks_(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Sets what is not kept to zero, in place, nan and infinity included; nothing else changes.
+    """Sets the weights that are not kept to zero, in place, nan and infinity included; nothing else changes.
 
     Args:
         parameters: Name -> parameter, or optimizer state of its shape; may have more names than `masks`.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from .gradients import shortened
+from .checks import shortened
 
 SCOPES = ('global', 'per_group', 'per_layer')
 ROUNDINGS = ('nearest', 'down')
@@ -16,11 +16,11 @@ TIES = ('first', 'drop')
 
 
 def num_removed(total: int, sparsity: float, rounding: str = 'nearest') -> int:
-    """How many of `total` weights go.
+    """How many of `total` weights are removed.
 
     Args:
         total: Number of weights.
-        sparsity: Share that goes, 0..1.
+        sparsity: Share to remove, 0..1.
         rounding: 'nearest' (halves up), or 'down' as in Synaptic-Flow, which truncates the product of floats.
     """
     return math.floor(total * sparsity + 0.5) if rounding == 'nearest' else int(sparsity * total)
@@ -40,19 +40,20 @@ def keep_masks(
 ) -> dict[str, Tensor]:
     """Keeps the highest scores (AlterMOMA Eq. 2: the k = (1 - sparsity) N weights of highest importance).
 
-    Scores may be of single weights or, as vectors, of channels. Protected and forced weights count in N: the share that
-    goes is `sparsity` of all scores given, whatever stays. Only with `scope='per_layer'` what must stay comes first.
+    Scores may be those of single weights or, as vectors, of channels. Weights that must stay (`protected`, `min_keep`)
+    count in N: `sparsity` of all scores is removed, from the others. Only with `scope='per_layer'` fewer are removed
+    where not enough others are left.
 
     Args:
-        scores: Name -> scores of any shape; -inf goes first.
-        sparsity: Share that goes, 0..1; exactly `num_removed` weights go.
+        scores: Name -> scores of any shape; -inf is removed first.
+        sparsity: Share to remove, 0..1; exactly `num_removed` weights are removed.
         groups: Name -> group; needed for `scope='per_group'`.
         scope: 'global' ranks all scores together, 'per_group' and 'per_layer' remove the share in each group or tensor.
-        protected: Names, or beginnings of names up to a dot, of which everything stays.
-        min_keep: How many stay in each tensor at least, the best of it: a number, or a share below 1 (rounded up).
+        protected: Names, or beginnings of names up to a dot, of tensors that are kept whole.
+        min_keep: How many of the best of each tensor are kept at least: a number, or a share below 1 (rounded up).
         rounding: See `num_removed`.
         ties: Of equal scores at the threshold, 'first' keeps those first in the order of names, then of positions;
-            'drop' removes them all, so that more go than asked for (Synaptic-Flow's convention).
+            'drop' removes them all, so that more are removed than asked for (Synaptic-Flow's convention).
 
     Returns:
         Name -> bool mask of the same shape, True = keep, in the order of `scores`.
@@ -192,11 +193,12 @@ def project_nm(mask: Tensor, scores: Tensor, n: int = 2, m: int = 4, dim: int = 
     """The part of a mask that n:m sparsity allows: of every `m` weights in a row along `dim`, the `n` best that stay.
 
     Args:
-        mask: Bool, True = keep.
-        scores: Of the same shape.
-        n: How many may stay, 0 <= n <= m.
+        mask: Bool mask, True = keep.
+        scores: Scores of the same shape.
+        n: How many weights of a block may stay, 0 <= n <= m.
         m: Length of a block. A shorter block at the end may keep `n` too.
-        dim: Of the input channels: 1 for (out, in), (out, in, kh, kw), -1 for spconv's (out, kd, kh, kw, in).
+        dim: The dimension of the input channels: 1 for (out, in) and (out, in, kh, kw), -1 for spconv's (out, kd, kh,
+            kw, in).
 
     Raises:
         ValueError: If shapes differ, `n` is out of range, or a score is nan.

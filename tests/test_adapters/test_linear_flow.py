@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmprune3d.adapters.linear_flow import flow_through, linear_flow
-from mmprune3d.pruning.saliency import synflow
+from mmprune3d.engine.flow_scores import synflow
 
 
 class Norms(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -18,8 +19,8 @@ from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.engine.batches import CachedBatches, draw, seeded
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.runners.altermoma_runner import AlterMOMARunner, with_pruning_loop
-from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.engine.runners.altermoma_runner import AlterMOMARunner, PruningRunner, with_pruning_loop
+from mmprune3d.pruning.altermoma import AlterMOMAPlan, WeightPlan
 from mmprune3d.upgrade.masks import prune_checkpoint
 from tests.kills import assert_same
 
@@ -36,7 +37,7 @@ def pruning(criterion: str = 'altermoma', **settings: Any) -> dict:
 
 
 def run(work_dir: Path, settings: dict, **changes: Any) -> Runner:
-    config = fusion_config(work_dir, runner_type='AlterMOMARunner', pruning=settings, **changes)
+    config = fusion_config(work_dir, runner_type='PruningRunner', pruning=settings, **changes)
     runner = RUNNERS.build(config)
     runner.train()
     return runner
@@ -78,7 +79,7 @@ def test_iterations_instead_of_epochs(tmp_path):
     loop = dict(by_epoch=False, max_iters=6, val_interval=9)
     checkpoints = dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False))
     runner = run(tmp_path, pruning('snip'), train_cfg=loop, default_hooks=checkpoints)
-    assert type(runner.train_loop).__name__ == 'AlterMOMAIterLoop'
+    assert type(runner.train_loop).__name__ == 'PruningIterLoop'
     for name, mask in load_masks(tmp_path / 'iter_6.pth').items():
         assert not runner.model.state_dict()[name][~mask].any()
     whole = torch.load(tmp_path / 'iter_6.pth', weights_only=True)
@@ -166,17 +167,18 @@ def test_scoring_alone_finds_the_masks_of_the_training_and_more_can_go(tmp_path)
 @pytest.mark.parametrize(
     'train_cfg, expected',
     [
-        (dict(by_epoch=True, max_epochs=2), dict(type='AlterMOMALoop', max_epochs=2)),
-        (dict(max_epochs=2, val_interval=1), dict(type='AlterMOMALoop', max_epochs=2, val_interval=1)),
-        (dict(type='IterBasedTrainLoop', max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
-        (dict(by_epoch=False, max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
-        (dict(type=EpochBasedTrainLoop, max_epochs=2), dict(type='AlterMOMALoop', max_epochs=2)),
-        (dict(type='mmengine.IterBasedTrainLoop', max_iters=9), dict(type='AlterMOMAIterLoop', max_iters=9)),
-        (dict(type='mmengine.runner.EpochBasedTrainLoop', max_epochs=2), dict(type='AlterMOMALoop', max_epochs=2)),
+        (dict(by_epoch=True, max_epochs=2), dict(type='PruningLoop', max_epochs=2)),
+        (dict(max_epochs=2, val_interval=1), dict(type='PruningLoop', max_epochs=2, val_interval=1)),
+        (dict(type='IterBasedTrainLoop', max_iters=9), dict(type='PruningIterLoop', max_iters=9)),
+        (dict(by_epoch=False, max_iters=9), dict(type='PruningIterLoop', max_iters=9)),
+        (dict(type=EpochBasedTrainLoop, max_epochs=2), dict(type='PruningLoop', max_epochs=2)),
+        (dict(type='mmengine.IterBasedTrainLoop', max_iters=9), dict(type='PruningIterLoop', max_iters=9)),
+        (dict(type='mmengine.runner.EpochBasedTrainLoop', max_epochs=2), dict(type='PruningLoop', max_epochs=2)),
     ],
 )
-def test_the_runner_puts_pruning_into_the_loop(train_cfg, expected):
-    config = Config(dict(runner_type='AlterMOMARunner', pruning=dict(sparsity=0.8), train_cfg=train_cfg))
+@pytest.mark.parametrize('name', ['PruningRunner', 'AlterMOMARunner'])
+def test_the_runner_puts_pruning_into_the_loop(train_cfg, expected, name):
+    config = Config(dict(runner_type=name, pruning=dict(sparsity=0.8), train_cfg=train_cfg))
     made = with_pruning_loop(config)
     assert made.to_dict() == dict(train_cfg=dict(expected, sparsity=0.8))
     assert config.pruning == dict(sparsity=0.8)
@@ -193,6 +195,28 @@ def test_loops_of_others_and_runners_as_classes():
     for kind in (AlterMOMARunner, 'mmprune3d.engine.runners.AlterMOMARunner'):
         with pytest.raises(ValueError, match='the config has no pruning'):
             RUNNERS.build(Config(dict(runner_type=kind)))
+
+
+def test_both_names_are_registered_and_every_setting_is_described():
+    for registry, names in (
+        (RUNNERS, ('PruningRunner', 'AlterMOMARunner')),
+        (LOOPS, ('PruningLoop', 'AlterMOMALoop')),
+        (LOOPS, ('PruningIterLoop', 'AlterMOMAIterLoop')),
+    ):
+        new, old = (registry.get(name) for name in names)
+        assert new is old and new.__name__ == names[0]
+    assert AlterMOMARunner is PruningRunner and AlterMOMAPlan is WeightPlan
+    for field in fields(WeightPlan):
+        assert f'\n        {field.name}: ' in WeightPlan.__doc__ and f'``{field.name}``' in PruningSettings.__doc__
+    for field in fields(PruningSettings):
+        assert f'\n        {field.name}: ' in PruningSettings.__doc__
+
+
+@pytest.mark.parametrize('loop', ['PruningLoop', 'AlterMOMALoop'])
+def test_the_loop_of_a_written_config_prunes_with_any_runner(tmp_path, loop):
+    train_cfg = dict(type=loop, max_epochs=1, **pruning('magnitude'))
+    Runner.from_cfg(fusion_config(tmp_path, train_cfg=train_cfg)).train()
+    assert torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['meta']['mmprune3d']['altermoma']['sparsity'] == 0.6
 
 
 @pytest.mark.parametrize(
@@ -220,7 +244,7 @@ def test_loops_of_others_and_runners_as_classes():
                 pruning=pruning('magnitude', rounds=2, epochs_per_round=1),
                 train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
             ),
-            'this training counts iterations; IMP needs AlterMOMALoop',
+            'this training counts iterations; IMP needs PruningLoop',
         ),
         (dict(custom_hooks=[dict(type='MaskHook', masks='m.pth')]), 'but the loop makes masks: leave them out'),
     ],

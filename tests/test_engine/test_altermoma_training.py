@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.engine.loops import altermoma_loop
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -210,13 +211,13 @@ def test_two_processes_prune_as_one_with_their_common_batch(tmp_path, criterion)
 
 def test_every_modality_of_three_is_masked_once(tmp_path, monkeypatch):
     seen: list[str | None] = []
-    masked = altermoma_loop.score_model.__globals__['ModalityMasker'].masked
+    masked = ModalityMasker.masked
 
     def noted(self: Any, modality: str | None) -> Any:
         seen.append(modality)
         return masked(self, modality)
 
-    monkeypatch.setattr(altermoma_loop.score_model.__globals__['ModalityMasker'], 'masked', noted)
+    monkeypatch.setattr(ModalityMasker, 'masked', noted)
     trained_masks(tmp_path, 'altermoma', 2)
     assert list(dict.fromkeys(seen)) == [None, 'camera', 'lidar', 'radar']
     assert [seen.count(name) for name in (None, 'camera', 'lidar', 'radar')] == [2, 7, 7, 7]  # K; K + B + K

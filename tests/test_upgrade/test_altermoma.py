@@ -205,7 +205,7 @@ def test_a_detector_without_a_map_is_refused_at_once(small: tuple[Path, Path], t
     [
         (['--altermoma', 'flops=0.5', '--tggbc', 'r=5'], 'error: say what to prune, one kind: --altermoma'),
         (['--altermoma', 'flops=0.5', '--gpq', 'target=5'], 'error: say what to prune, one kind: --altermoma'),
-        (['--altermoma', 'flops=2'], 'error: AlterMOMA: flops=2 must be a share'),
+        (['--altermoma', 'flops=2'], 'error: Weight pruning: flops=2 must be a share'),
         (['--altermoma', 'sparsity=0.5,criterion=best'], "criterion='best'; valid are altermoma, prospr"),
     ],
 )

@@ -85,7 +85,7 @@ class MaskHook(Hook):
             raise ValueError(
                 'MaskHook: no masks. Give the file that tools/prune.py wrote, '
                 "dict(type='MaskHook', masks='masks.pth'), load a checkpoint that has them, or make them with "
-                "train_cfg=dict(type='AlterMOMALoop', ...)"
+                "train_cfg=dict(type='PruningLoop', ...)"
             )
 
     def set_masks(self, runner: Runner, masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

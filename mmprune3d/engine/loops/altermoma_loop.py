@@ -20,6 +20,7 @@ from mmprune3d.engine.criteria import batches_needed, choose_masks, keep_report,
 from mmprune3d.engine.hooks.mask_hook import MaskHook
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.engine.unwrap import averaged_models, unwrap
+from mmprune3d.pruning.altermoma import WeightPlan
 from mmprune3d.pruning.saliency import magnitude
 
 from .settings import PruningSettings
@@ -33,11 +34,12 @@ REWIND = 'rewind.pth'
 _OF_LOOPS = ('max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals')
 
 
-class _PruningLoop:
-    """What the two loops have in common: the first thing that they do is to prune, unless a resumed run has done so.
+class _PrunesFirst:
+    """What the two loops have in common: pruning is the first thing that they do, unless a resumed run has done it.
 
-    All processes find the same masks; :class:`MaskHook` keeps them from then on, and in checkpoints. A run that is
-    killed before there is a checkpoint begins anew and finds the same masks, for they depend on weights, data and seed.
+    All processes find the same masks; :class:`MaskHook` applies them from then on, and stores them in checkpoints. A
+    run that is killed before there is a checkpoint begins anew and finds the same masks, because these depend on
+    weights, data and seed only.
     """
 
     makes_masks = True
@@ -77,7 +79,9 @@ class _PruningLoop:
     def _check_resumed(self) -> None:
         ours, theirs = self.settings.plan.to_dict(), self.mask_hook.record['plan']
         if ours != theirs:
-            raise ValueError(f'AlterMOMA: the resumed run was pruned by the plan {theirs}, the config has {ours}')
+            raise ValueError(
+                f'{self.settings.plan.title}: the resumed run was pruned by the plan {theirs}, the config has {ours}'
+            )
 
     def _prune(self, number: int) -> None:
         runner, settings, hook = self.runner, self.settings, self.mask_hook
@@ -156,22 +160,24 @@ class _PruningLoop:
                 copy.copy_(value)
 
 
-@LOOPS.register_module()
-class AlterMOMALoop(_PruningLoop, EpochBasedTrainLoop):
-    """Scores and prunes a detector, then fine-tunes what is left: ``train_cfg`` of one ordinary training.
+@LOOPS.register_module(name=['PruningLoop', 'AlterMOMALoop'])
+class PruningLoop(_PrunesFirst, EpochBasedTrainLoop):
+    """A training that scores and prunes a detector, by any criterion, and fine-tunes what is left.
 
-    ``train_cfg=dict(type='AlterMOMALoop', max_epochs=6, val_interval=1, sparsity=0.8)``, with `load_from` naming the
-    converged detector. Writes ``pruned.pth`` (right after pruning) and ``keep_rates.json`` into the work folder.
+    In a config it is ``train_cfg=dict(type='PruningLoop', max_epochs=6, val_interval=1, sparsity=0.8)``, with
+    ``load_from`` naming the converged detector. The loop is also registered as 'AlterMOMALoop'. It writes
+    ``pruned.pth`` (right after pruning, to resume from) and ``keep_rates.json`` into the work folder.
 
     Args:
         runner: The runner.
-        dataloader: Of the training. Batches to score with are drawn from its data set, without a part in the training.
-        **settings: Those of mmengine's EpochBasedTrainLoop (`max_epochs` counts all epochs, also those between IMP's
-            rounds), of `PruningSettings` and of `AlterMOMAPlan`: criterion, sparsity and so on.
+        dataloader: The data loader of the training. Batches to score with are drawn from its data set; the order of the
+            training does not change.
+        **settings: Settings of mmengine's EpochBasedTrainLoop (`max_epochs` counts all epochs, also those between the
+            rounds of IMP), and the settings of pruning, which `PruningSettings` lists.
 
     Raises:
-        ValueError: For unknown settings, rounds that do not fit the training, models without a fusion map, masks that
-            are given although the loop makes them, a resumed run of another plan.
+        ValueError: If a setting is unknown, the rounds do not fit into the training, the model has no fusion map, masks
+            are given although the loop makes them, or the resumed run was pruned by another plan.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **settings: Any) -> None:
@@ -184,27 +190,32 @@ class AlterMOMALoop(_PruningLoop, EpochBasedTrainLoop):
             )
 
     def run_epoch(self) -> None:
-        """An epoch, before which weights may go."""
+        """Trains an epoch; a round of pruning that is due comes before it."""
         self._remember()
         self._prune_when_due()
         super().run_epoch()
 
 
-@LOOPS.register_module()
-class AlterMOMAIterLoop(_PruningLoop, IterBasedTrainLoop):
-    """:class:`AlterMOMALoop` for trainings that count iterations (`max_iters`); they prune once, at the beginning."""
+@LOOPS.register_module(name=['PruningIterLoop', 'AlterMOMAIterLoop'])
+class PruningIterLoop(_PrunesFirst, IterBasedTrainLoop):
+    """:class:`PruningLoop` for trainings that count iterations (`max_iters`); they prune once, at the beginning.
+
+    The loop is also registered as 'AlterMOMAIterLoop'.
+    """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **settings: Any) -> None:
         super().__init__(runner, dataloader, **settings)
         if self.settings.epochs_per_round:
-            raise ValueError(
-                'epochs_per_round: this training counts iterations; IMP needs AlterMOMALoop and max_epochs'
-            )
+            raise ValueError('epochs_per_round: this training counts iterations; IMP needs PruningLoop and max_epochs')
 
     def run_iter(self, data_batch: Sequence[dict]) -> None:
-        """An iteration; weights go before the first."""
+        """Trains an iteration; pruning comes before the first."""
         self._prune_when_due()
         super().run_iter(data_batch)
+
+
+AlterMOMALoop, AlterMOMAIterLoop = PruningLoop, PruningIterLoop
+"""The same loops by the name of their default criterion, for older code; in configs both names are registered."""
 
 
 def _mask_hook(runner: Runner) -> MaskHook:
@@ -236,4 +247,4 @@ def _check_loaded(runner: Runner) -> None:
         runner._resume = False
         runner.load_checkpoint(source['load_from'])
     else:
-        runner.logger.warning('AlterMOMA: no checkpoint was loaded, the scores are those of initial weights')
+        runner.logger.warning(f'{WeightPlan.title}: no checkpoint was loaded, the scores are those of initial weights')

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmprune3d.adapters.fusion import MAP_SETTINGS, FusionMap, check_map_settings, fusion_map
 from mmprune3d.pruning import checks
-from mmprune3d.pruning.altermoma import AlterMOMAPlan
+from mmprune3d.pruning.altermoma import WeightPlan
 from mmprune3d.pruning.saliency import keep_ratio
 from mmprune3d.pruning.settings import names
 
@@ -22,26 +22,34 @@ REWINDS = ('none', 'init')
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """When weights are pruned in a training, and by which plan.
+    """When weights are pruned in a training, and by which plan: ``pruning = dict(...)`` of a config.
+
+    The settings of the plan stand beside those below, in one dict: ``sparsity`` (which must be given), ``criterion``,
+    ``scope``, ``min_keep``, ``protected``, ``eval_batches``, ``seed`` and ``rounds`` for every criterion; ``alpha``,
+    ``beta``, ``reactivation_steps``, ``optimizer``, ``lr``, ``same_eval_batches``, ``mask_cross_modal_inputs`` and
+    ``dead_lowest`` for AlterMOMA, of which ProsPr has ``reactivation_steps`` and ``lr`` too. See `WeightPlan` for what
+    each of them means; its settings of channels (``mode``, ``flops``, ``params``, ``reduce``) are not for trainings.
 
     Attributes:
-        plan: Criterion, sparsity and the like; in a config its settings stand beside those below.
-        epochs_per_round: Epochs before each of the plan's rounds of pruning; 0 prunes once, at the beginning. For
-            criterion='magnitude': together with `rounds` it is IMP, in which weights go in rounds of equal ratios.
-        rewind: After each round, weights go on as they are ('none'), or from where the training began ('init', the
-            lottery ticket; the optimizer forgets, learning rate schedules go on).
-        recalibrate: Batches on which batch norm is estimated anew after pruning; 0 leaves it alone.
-        groups: Group -> prefixes of modules, for detectors without a map; see `FusionMap`, as the next four.
+        plan: Criterion, sparsity and the other settings of `WeightPlan`.
+        epochs_per_round: Epochs that are trained before each round of pruning. 0 prunes once, at the beginning. It is
+            for ``criterion='magnitude'``: together with ``rounds`` this is IMP, which prunes in rounds of equal ratios.
+        rewind: With which weights the training goes on after a round of IMP: those that it has, 'none', or those from
+            where it began, 'init' (the lottery ticket; the optimizer's state is cleared, learning rate schedules
+            go on).
+        recalibrate: Number of batches on which the statistics of batch norm are estimated anew after pruning; 0 leaves
+            them alone.
+        groups: Group -> prefixes of modules, for detectors without a map; see `FusionMap`, as for the next four.
         interfaces: Modality -> method or module at the end of its stream.
         cross_modal: Modality -> flag that hides its raw data from the other streams.
-        mean_fusion: What averages over modalities.
-        head: Module whose outputs losses are computed of.
+        mean_fusion: Method or module that averages over the modalities.
+        head: Module from whose outputs the losses are computed.
 
     Raises:
         ValueError: If a setting is unknown, or they contradict each other.
     """
 
-    plan: AlterMOMAPlan
+    plan: WeightPlan
     epochs_per_round: int = 0
     rewind: str = 'none'
     recalibrate: int = 0
@@ -74,12 +82,12 @@ class PruningSettings:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Settings from a config, those of the plan among them."""
-        plan, own = AlterMOMAPlan.beside('pruning', data, [name for name in names(cls) if name != 'plan'])
+        plan, own = WeightPlan.beside('pruning', data, [name for name in names(cls) if name != 'plan'])
         return cls(plan, **own)
 
     @property
     def rounds(self) -> int:
-        """How often weights go during a training."""
+        """How often weights are pruned in the training."""
         return self.plan.rounds if self.plan.criterion == 'magnitude' else 1
 
     def sparsity_after(self, number: int) -> float:
@@ -93,5 +101,5 @@ class PruningSettings:
         return number * self.epochs_per_round
 
     def fusion_map(self, model: nn.Module) -> FusionMap:
-        """The map of `model`, as configured."""
+        """The fusion map of `model`, as configured."""
         return fusion_map(model, self.groups, self.interfaces, self.cross_modal, self.mean_fusion, self.head)

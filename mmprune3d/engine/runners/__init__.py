@@ -1,5 +1,5 @@
 """Runners; registered in mmengine's root registry, so that a bare name works in any scope."""
 
-from .altermoma_runner import AlterMOMARunner
+from .altermoma_runner import AlterMOMARunner, PruningRunner
 
-__all__ = ['AlterMOMARunner']
+__all__ = ['AlterMOMARunner', 'PruningRunner']

@@ -15,21 +15,23 @@ from mmprune3d.engine.loops.settings import PruningSettings
 if TYPE_CHECKING:  # Python 3.10 has no Self
     from typing import Self
 
-PRUNING_LOOPS: dict[type, str] = {EpochBasedTrainLoop: 'AlterMOMALoop', IterBasedTrainLoop: 'AlterMOMAIterLoop'}
-"""The loop of a config -> that which prunes first."""
+PRUNING_LOOPS: dict[type, str] = {EpochBasedTrainLoop: 'PruningLoop', IterBasedTrainLoop: 'PruningIterLoop'}
+"""The loop of a config -> the loop that prunes first."""
 
 
-@RUNNERS.register_module()
-class AlterMOMARunner(Runner):
-    """Runs the config of a fusion detector, but prunes before training: mmdet3d's ``tools/train.py`` takes it as it is.
+@RUNNERS.register_module(name=['PruningRunner', 'AlterMOMARunner'])
+class PruningRunner(Runner):
+    """A runner whose training prunes a fusion detector first.
 
-    In the config, beside ``load_from``, the converged detector::
+    It needs no script of its own: mmdet3d's ``tools/train.py`` runs its configs. In the config, beside ``load_from``,
+    which names the converged detector::
 
-        runner_type = 'AlterMOMARunner'
+        runner_type = 'PruningRunner'
         pruning = dict(criterion='altermoma', sparsity=0.8)
 
-    ``pruning`` has the settings of `PruningSettings` and `AlterMOMAPlan`. The config that is written to the work folder
-    says the same with ``train_cfg=dict(type='AlterMOMALoop', ...)``, for any runner.
+    ``pruning`` has the settings that `PruningSettings` lists. ``sparsity`` must be given; the criterion is 'altermoma'
+    if none is, by both names of the runner: it is also registered as 'AlterMOMARunner'. The config that is written to
+    the work folder says the same with ``train_cfg=dict(type='PruningLoop', ...)``, for any runner.
     """
 
     @classmethod
@@ -37,9 +39,13 @@ class AlterMOMARunner(Runner):
         """A runner whose training loop prunes first.
 
         Raises:
-            ValueError: If ``pruning`` is missing or has unknown settings, or the training loop is none that is known.
+            ValueError: If ``pruning`` is missing or has unknown settings, or the training loop is not known.
         """
         return super().from_cfg(with_pruning_loop(cfg))
+
+
+AlterMOMARunner = PruningRunner
+"""The same runner by the name of its default criterion, for older code; in configs both names are registered."""
 
 
 def with_pruning_loop(cfg: Config) -> Config:
@@ -48,7 +54,7 @@ def with_pruning_loop(cfg: Config) -> Config:
     cfg.pop('runner_type', None)
     settings = cfg.pop('pruning', None)
     if settings is None:
-        raise ValueError('AlterMOMARunner: the config has no pruning; write pruning = dict(sparsity=0.8)')
+        raise ValueError('PruningRunner: the config has no pruning; write pruning = dict(sparsity=0.8)')
     PruningSettings.from_dict(settings)
     train = dict(cfg.get('train_cfg') or {})
     if not train:
@@ -59,6 +65,6 @@ def with_pruning_loop(cfg: Config) -> Config:
     loop = plain if kind is None else class_of(kind, LOOPS)
     if loop not in PRUNING_LOOPS:  # no subclasses: what they do would be lost
         valid = ', '.join(one.__name__ for one in PRUNING_LOOPS)
-        raise ValueError(f'AlterMOMARunner: train_cfg has the loop {dotted(kind)}; valid are {valid}')
+        raise ValueError(f'PruningRunner: train_cfg has the loop {dotted(kind)}; valid are {valid}')
     cfg.train_cfg = dict(type=PRUNING_LOOPS[loop], **train, **settings)
     return cfg
