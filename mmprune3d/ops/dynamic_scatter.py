@@ -78,11 +78,11 @@ def reduce_points(features: Tensor, groups: PointGroups, reduce: str) -> Tensor:
 def voxels_of_points(point_coords: Tensor, voxel_coords: Tensor) -> Tensor:
     """Finds the row of each point's voxel among the voxels.
 
+    Args:
         point_coords: Voxel coordinates of the points [N, D], integers. The result for a point outside of the grid (with
             a negative coordinate) is an arbitrary row.
         voxel_coords: Coordinates of the voxels [M, D], in the order of `dynamic_scatter`: at least one voxel, and all
             voxels that hold points.
-        voxel_coords: [M, D], in the order of `dynamic_scatter`; at least one, and all voxels of the points inside.
 
     Returns:
         Rows [N] int64, from 0 to M - 1.

@@ -79,7 +79,7 @@ def test_the_config_can_be_built_again_and_with_what_init_model_sets(structure):
 
 
 def test_other_overrides_reach_the_detector(structure):
-    with pytest.raises(ValueError, match='BEVFusion3D has no train_cfg'):
+    with pytest.raises(ValueError, match='BEVFusion3D takes no train_cfg'):
         SlimDetector(bevfusion_config(), structure, train_cfg={'a': 1})
 
 

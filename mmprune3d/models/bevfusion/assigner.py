@@ -74,9 +74,10 @@ class BEVFusion3DAssigner:
     """Matches every ground-truth box with one proposal at the lowest total cost (Hungarian algorithm).
 
     Args:
-        cls_cost: A match cost of mmdet, such as ``dict(type='mmdet.FocalLossCost', weight=0.15)``.
-        reg_cost: A cost like :class:`BEVFusion3DBEVL1Cost`.
-        iou_calculator: Computes intersections over union [P, N] of boxes, such as
+        cls_cost: Config of a match cost of mmdet, such as ``dict(type='mmdet.FocalLossCost', weight=0.15)``.
+        reg_cost: Config of a cost of box pairs, such as :class:`BEVFusion3DBEVL1Cost`.
+        iou_cost: Config of a cost of IoUs, such as :class:`BEVFusion3DIoUCost`.
+        iou_calculator: Config of a calculator of intersections over union [P, N] of boxes, such as
             ``dict(type='BboxOverlaps3D', coordinate='lidar')``; None takes
             :func:`~mmprune3d.ops.rotated_iou.rotated_iou_3d`, which also handles boxes without a volume.
     """

@@ -126,7 +126,7 @@ class SSTCenterHead(CenterHead):
         """Boxes [N, 7 or 9] with the columns that are predicted."""
         if boxes.shape[1] not in (7, 9):
             raise ValueError(f'boxes have {boxes.shape[1]} columns; valid are 7, and 9 with velocities')
-            raise ValueError(f'boxes have {boxes.shape[1]} columns; valid are 7, and 9 with velocities')
+        if not self.with_velocity or boxes.shape[1] == 9:
             return boxes[:, : 9 if self.with_velocity else 7]
         if len(boxes) and any(self.train_cfg['code_weights'][8:]):
             raise ValueError(
