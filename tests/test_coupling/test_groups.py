@@ -139,13 +139,13 @@ TRICKY = {
         4,
         'mixed with others before last',
     ),
-    'group norm': (nn.GroupNorm(2, 8), 8, 'seen by middle'),
+    'group norm': (nn.GroupNorm(2, 8), 8, 'read by middle'),
     'layer norm': (Lambda(lambda _, x: nn.functional.layer_norm(x, x.shape[1:])), 8, 'mixed with others'),
-    'grouped convolution': (nn.Conv2d(8, 8, 1, groups=2), 8, 'seen by middle'),
-    'trained scale': (Lambda(lambda self, x: x * self.scale, scale=torch.rand(8, 1, 1)), 8, 'seen by middle'),
+    'grouped convolution': (nn.Conv2d(8, 8, 1, groups=2), 8, 'read by middle'),
+    'trained scale': (Lambda(lambda self, x: x * self.scale, scale=torch.rand(8, 1, 1)), 8, 'read by middle'),
     'shuffle': (nn.ChannelShuffle(2), 8, 'in an order at last'),
     'only some are read': (Lambda(lambda _, x: x[:, :5]), 5, 'in an order at last'),
-    'nobody reads': (Lambda(lambda _, x: x.detach().clone().fill_(1)), 8, 'nobody reads it'),
+    'nobody reads': (Lambda(lambda _, x: x.detach().clone().fill_(1)), 8, 'no layer reads it'),
 }
 
 
@@ -172,7 +172,7 @@ def test_what_is_added_to_something_that_keeps_its_width_stays(middle):
         def forward(self, x):
             return self.last(self.first(x) + self.middle(x)[:, :8])
 
-    with pytest.raises(ValueError, match=r'together with what no plain layer makes|of another width'):
+    with pytest.raises(ValueError, match=r'together with channels that cannot be sliced|of another width'):
         find_channel_groups(Sliced(middle), run(torch.randn(1, 3, 4, 4)))
 
 
