@@ -9,8 +9,8 @@ minus the old sine.
 
 Anchor heads: residuals of length and width are swapped, and that of the angle changes its sign. An anchor of angle 0
 becomes one of -pi / 2, one of 1.57 becomes one of -1.57 - pi / 2. An anchor's box is the same after half a turn, and
-the direction classifier decides about half turns, so these are the anchors of 1.57 and 0 up to a difference of pi / 2
-- 1.57, which is added to the bias; hence the two anchors of each size are swapped. A direction bin begins at
+the direction classifier decides about half turns, so these are the anchors of 1.57 and 0 up to a difference of
+pi / 2 - 1.57, which is added to the bias; hence the two anchors of each size are swapped. A direction bin begins at
 `dir_offset`, and bins keep their numbers if the new head has ``dir_offset = pi / 2 - 0.7854``, where 0.7854 is that of
 the official configs; with mmdet3d's own -0.7854 all boxes within 45 degrees of the x axis would point backwards. All of
 this is exact.

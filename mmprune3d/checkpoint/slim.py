@@ -84,6 +84,6 @@ def _check_present(state_dict: Mapping[str, Tensor], groups: Sequence[ChannelGro
     missing = [m.tensor for group in groups for m in group.members if m.tensor not in state_dict]
     if missing:
         raise ValueError(
-            f'the state dict has {len(missing)} tensors of the channel groups missing, such as {missing[0]}; it has '
+            f'{len(missing)} tensors of the channel groups are not in the state dict, such as {missing[0]}; it has '
             f'{", ".join(list(state_dict)[:3])}, ...'
         )

@@ -219,7 +219,7 @@ FILES = {
     'ONNX': (lambda w, p: p.write_bytes(b'\x08\x0a\x12\x07pytorch\x1a\x062.13.0'), 'ONNX model'),
     'noise': (
         lambda w, p: p.write_bytes(np.random.default_rng(0).bytes(999)),
-        r'no known format \(its first bytes are',
+        r'an unknown format \(its first bytes are',
     ),
     'a list': (lambda w, p: torch.save([1, 2], p), 'holds a list'),
     'a tensor': (lambda w, p: torch.save(torch.ones(2), p), 'holds a Tensor'),

@@ -175,5 +175,5 @@ def test_bad_input_is_named(scale: Any) -> None:
     with pytest.raises(ValueError, match='no attention of SST'):
         scale({'linear.weight': torch.ones(1)}, HEADS, 1)
     part = {key: tensor for key, tensor in state.items() if key != LAYERS[1] + 'out_proj.bias'}
-    with pytest.raises(ValueError, match='lacks ' + re.escape(LAYERS[1] + 'out_proj.bias')):
+    with pytest.raises(ValueError, match='the state dict has no ' + re.escape(LAYERS[1] + 'out_proj.bias')):
         scale(part, HEADS, 1)

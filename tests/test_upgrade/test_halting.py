@@ -134,6 +134,6 @@ def test_the_fine_tuning_of_another_plan_is_refused(
 ) -> None:
     before = (report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()
     halting = HaltingUpgrade(HaltingPlan.parse(text), **settings)
-    with pytest.raises(ValueError, match=rf'finetune holds work that was begun otherwise \(.*{named}'):
+    with pytest.raises(ValueError, match=rf'finetune has results of a run with other settings \(.*{named}'):
         run_halting_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, report, {}, 1, 1, 0)
     assert ((report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()) == before
