@@ -90,7 +90,7 @@ def test_other_weights_under_the_same_name_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize('text', [None, '', '{"checkp', '[]'])
 def test_a_folder_that_does_not_say_is_refused(folder: Path, text: str | None) -> None:
     (folder / begun.FILE).unlink() if text is None else (folder / begun.FILE).write_text(text)
-    with pytest.raises(ValueError, match=r'no begun\.json that says which: .* remove this one'):
+    with pytest.raises(ValueError, match=r'no begun\.json with its settings: .* remove this one'):
         go_on(training(), folder, folder.parent / 'start.pth')
 
 
