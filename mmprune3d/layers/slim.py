@@ -64,8 +64,8 @@ def slim_model_(model: nn.Module, structure: Mapping[str, Sequence[int]]) -> lis
     unknown = [name for name, (path, leaf) in owners.items() if path not in modules or leaf not in _own(modules[path])]
     if unknown:
         raise ValueError(
-            f'the structure names {len(unknown)} tensors that are not in the model: {", ".join(unknown[:5])}; it belongs '
-            f'to another model, this one has {", ".join(list(model.state_dict())[:3])}, ...'
+            f'the structure names {len(unknown)} tensors that are not in the model: {", ".join(unknown[:5])}; it '
+            f'belongs to another model, this one has {", ".join(list(model.state_dict())[:3])}, ...'
         )
     changed: list[str] = []
     was_depthwise = {path: is_depthwise(module) for path, module in modules.items()}

@@ -285,7 +285,7 @@ def test_raw_data_of_a_masked_modality_can_be_hidden_from_the_others():
             dict(groups=dict(GROUPS, fusion='fusion_layer')),
             'no group names bbox_head; groups are camera, lidar, fusion',
         ),
-        (dict(groups=GROUPS, interfaces=dict(radar='x')), "'radar' is no group; valid are camera, lidar, fusion"),
+        (dict(groups=GROUPS, interfaces=dict(radar='x')), "'radar' is not a group; valid are camera, lidar, fusion"),
         (dict(groups=GROUPS, interfaces=dict(lidar='x')), "no method or module 'x', where 'lidar' should end"),
     ],
 )

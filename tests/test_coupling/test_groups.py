@@ -143,8 +143,8 @@ TRICKY = {
     'layer norm': (Lambda(lambda _, x: nn.functional.layer_norm(x, x.shape[1:])), 8, 'mixed with others'),
     'grouped convolution': (nn.Conv2d(8, 8, 1, groups=2), 8, 'read by middle'),
     'trained scale': (Lambda(lambda self, x: x * self.scale, scale=torch.rand(8, 1, 1)), 8, 'read by middle'),
-    'shuffle': (nn.ChannelShuffle(2), 8, 'in an order at last'),
-    'only some are read': (Lambda(lambda _, x: x[:, :5]), 5, 'in an order at last'),
+    'shuffle': (nn.ChannelShuffle(2), 8, 'arrive at last in an unknown order'),
+    'only some are read': (Lambda(lambda _, x: x[:, :5]), 5, 'arrive at last in an unknown order'),
     'nobody reads': (Lambda(lambda _, x: x.detach().clone().fill_(1)), 8, 'no layer reads it'),
 }
 

@@ -103,7 +103,7 @@ def test_dense_weights_do_not_fit(dense, structure, tmp_path):
 
 
 def test_a_structure_of_another_model(structure):
-    with pytest.raises(ValueError, match=r'tensors that the model has not: backbone.weight'):
+    with pytest.raises(ValueError, match=r'tensors that are not in the model: backbone.weight'):
         SlimDetector(bevfusion_config(), {**structure, 'backbone.weight': [3]})
 
 
