@@ -209,11 +209,14 @@ class HookedDecoder(ABC):
 
     def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         index = self.layers.index(layer)
+        # Decoders pass the same argument by position or by name, so all but the queries are collected by name.
         names = list(inspect.signature(layer.forward).parameters) if len(args) > 1 else []
         arguments = {**dict(zip(names[1:], args[1:])), **kwargs}
         if index == 0:
             self._keys, self._pruned = self._read(arguments), False
+        # No keys are chosen after the last layer, so its attention need not be recorded.
         self.stand_ins[index].armed = index < len(self.layers) - 1
+        # Until keys were removed the arguments are passed on as they are: a plan that removes nothing changes nothing.
         return (args[:1], self._write(arguments)) if self._pruned else (args, kwargs)
 
     def _after_layer(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
@@ -236,7 +239,7 @@ class HookedDecoder(ABC):
         value = key if arguments.get('value') is None else turned(arguments['value'])
         padding = bool_mask(arguments.get('key_padding_mask'))
         if padding is not None and not padding.any():
-            padding = None
+            padding = None  # a mask without padding would only slow down the kernel
         mask = mask_per_sample(self.cross_mask(arguments), len(key))
         return Keys(key, value, padding, mask, turned(arguments.get('key_pos')))
 
@@ -250,6 +253,7 @@ class HookedDecoder(ABC):
             arguments['key_padding_mask'] = keys.padding_mask
         if keys.attention_mask is None:
             return arguments
+        # After pruning each sample has other keys, so a mask that was shared becomes one per sample and head.
         heads = self.stand_ins[0].attention.num_heads
         return self.with_cross_mask(arguments, keys.attention_mask.repeat_interleave(heads, dim=0))
 

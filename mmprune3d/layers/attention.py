@@ -89,6 +89,8 @@ class AttentionRecord(NamedTuple):
 
     def importance(self, confidence: Tensor, index: Tensor) -> Tensor:
         """Importance of every key [B, N_k] for the queries `index` [B, k], which have the given confidence [B, k]."""
+        # With the softmax denominators no row of the map is stored; this shortcut excludes padding, but not single
+        # query-key pairs, so records with an attention mask compute the rows.
         if self.log_sum is None or self.attention_mask is not None:
             return key_importance(confidence, self.rows(index), self.padding_mask)
         log_sum = self.log_sum.gather(2, index[:, None].expand(-1, self.query.shape[1], -1))

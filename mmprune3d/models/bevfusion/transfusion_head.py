@@ -162,7 +162,9 @@ class BEVFusion3DTransFusionHead(nn.Module):
         dense_heatmap = self.heatmap_head(shared)
         cells = shared.flatten(2)
         cell_pos = cell_centres(shared, self.class_encoding.weight.dtype)
+        # The choice of cells is not differentiable: the heatmap is trained by its own loss alone.
         index, labels, scores = self._propose(dense_heatmap.detach())
+        # The class embedding tells a query which class of the heatmap it was made from.
         one_hot = F.one_hot(labels, self.num_classes).transpose(1, 2).to(cells)
         query = cells.gather(2, index[:, None].expand(-1, cells.shape[1], -1)) + self.class_encoding(one_hot)
         layers = self._decode(query, cell_pos[0, index], cells, cell_pos)
@@ -254,6 +256,7 @@ class BEVFusion3DTransFusionHead(nn.Module):
         """Cells and classes [B, num_proposals] of the highest peaks, and the scores of all classes at these cells."""
         heatmap = nms.peaks(dense_logits.float().sigmoid(), self.nms_kernel_size, self.test_cfg.get('dataset'))
         heatmap = heatmap.flatten(2)
+        # Cells compete with each other over all classes, so one cell can give several queries of different classes.
         best = top_indices(heatmap.flatten(1), self.num_proposals)
         index, labels = best % heatmap.shape[2], best // heatmap.shape[2]
         return index, labels, heatmap.gather(2, index[:, None].expand(-1, self.num_classes, -1))
@@ -265,6 +268,7 @@ class BEVFusion3DTransFusionHead(nn.Module):
             query = layer(query, cells, query_pos, cell_pos)
             outputs = head(query)
             outputs['center'] = outputs['center'] + query_pos.transpose(1, 2)
+            # Every layer is trained by its own losses; no gradient flows back through the positions.
             query_pos = outputs['center'].detach().transpose(1, 2)
             layers.append(outputs)
         return layers

@@ -160,12 +160,14 @@ class PETR3DDecoder(BaseModule):
             query, record = layer(query, keys, query_pos, self_attn_mask)
             is_last = index == len(self.layers) - 1
             prunes = self.key_pruner is not None and not is_last
+            # The norm is skipped where nothing reads the output: without a pruner, if only the last output is needed.
             if not (all_layers or is_last or prunes):
                 continue
             normed = torch.nan_to_num(self.post_norm(query))
             if all_layers or is_last:
                 outputs.append(normed)
             if prunes:
+                # Denoising queries contain ground truth, so they must not decide which keys are kept.
                 record = record.without_first(num_denoising)
                 keys, reduction = self.key_pruner(index, normed[:, num_denoising:], keys, record, score_fn)
                 if reduction is not None:

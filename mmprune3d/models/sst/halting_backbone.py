@@ -223,9 +223,11 @@ class HaltingSST(SSTBackbone):
                 keep = gate.decide(scores[rows], sample[rows], totals)
                 steps.append(HaltingStep(2 * number, rows, scores[rows], keep))
                 alive = alive.index_copy(0, rows, keep)
+                # Tokens that were halted earlier get a decision too: the product k_{0:l} needs it for their gradient.
                 passes = would_be_kept(scores.detach(), sample, alive, tokens.batch_size)
                 still_live = live * straight_through(passes, scores)
                 if self.recycle:
+                    # 1 exactly for the tokens that halt here, which keep their present features; differentiable.
                     recycled = recycled + (live - still_live)[:, None] * feats
                 live = still_live
                 weights = self._weights(scores * live, live)
