@@ -180,7 +180,7 @@ def _check(model: nn.Module, fusion: FusionMap) -> None:
     title = type(model).__name__
     for path in fusion.needs:
         if not has(model, path):
-            raise ValueError(f'{title} has no {path} here, so nothing is fused as its fusion map says: {_HOW_TO}')
+            raise ValueError(f'{title} has no {path}, which the fusion map of its class needs: {_HOW_TO}')
     for group, prefixes in fusion.groups.items():
         for prefix in prefixes if not fusion.optional else ():
             if not has(model, prefix):
@@ -190,13 +190,13 @@ def _check(model: nn.Module, fusion: FusionMap) -> None:
         if modality not in fusion.groups:
             raise ValueError(f'interfaces: {modality!r} is not a group; valid are {", ".join(fusion.groups)}')
         if not has(model, path):
-            raise ValueError(f'interfaces: {title} has no method or module {path!r}, where {modality!r} should end')
+            raise ValueError(f'interfaces: {title} has no method or module {path!r} for the stream of {modality!r}')
     strangers = [name for name, _ in model.named_parameters() if fusion.group_of(name) is None]
     if strangers:
         modules = list(dict.fromkeys(name.rpartition('.')[0] or name for name in strangers))
         more = f' and {len(modules) - 8} more' if len(modules) > 8 else ''
         raise ValueError(
-            f'{title}: no group names {", ".join(modules[:8])}{more}; groups are '
+            f'{title}: these modules are in no group: {", ".join(modules[:8])}{more}; groups are '
             f'{", ".join(fusion.groups)}: add the prefix to one of them with groups=dict(...)'
         )
 

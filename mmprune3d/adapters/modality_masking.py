@@ -43,7 +43,7 @@ class ModalityMasker:
             wanted = ', '.join(self.flags.values()) or 'cross_modal in its fusion map'
             raise ValueError(
                 f'mask_cross_modal_inputs: {type(model).__name__} has no flag for it (looked for {wanted}), '
-                'no stream sees raw data of another'
+                'so no stream reads raw data of another sensor'
             )
         self._shapes: dict[Hashable, Any] = {}
 
@@ -56,7 +56,9 @@ class ModalityMasker:
         """
         interfaces = self.fusion.interfaces
         if modality is not None and modality not in interfaces:
-            raise ValueError(f'unknown modality {modality!r}; with an interface are {", ".join(interfaces) or "none"}')
+            raise ValueError(
+                f'unknown modality {modality!r}; those with an interface are {", ".join(interfaces) or "none"}'
+            )
         with ExitStack() as stack:
             for name, path in interfaces.items():
                 wrap = self._zeros if name == modality else self._recorded

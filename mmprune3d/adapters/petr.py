@@ -29,7 +29,7 @@ def attach(model: nn.Module, plan: KeyPlan) -> None:
     """
     decoder = find(model)
     if decoder.key_pruner is not None and not is_attached(model):
-        raise ValueError(f'the model prunes by itself ({decoder.key_pruner.plan}): take that out of its config first')
+        raise ValueError(f'the config of the model already sets {decoder.key_pruner.plan}: remove it there first')
     decoder.key_pruner = make_pruner(plan, len(decoder.layers))
     decoder.pruner_attached = True
 

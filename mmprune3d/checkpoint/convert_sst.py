@@ -187,7 +187,7 @@ def _anchor_head(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Converts all three layers of an anchor head."""
     anchors = len(state_dict['bbox_head.conv_dir_cls.weight']) // 2
     if anchors == 0 or anchors % len(ROTATIONS):
-        raise ValueError(f'bbox_head.conv_dir_cls has {anchors} anchors; those of angles {ROTATIONS} come in pairs')
+        raise ValueError(f'bbox_head.conv_dir_cls has {anchors} anchors; with the angles {ROTATIONS} it must be even')
     classes = len(state_dict['bbox_head.conv_cls.weight']) // anchors
     size, signs = _ANCHOR_ROWS
     layers = {

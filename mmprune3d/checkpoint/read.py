@@ -120,7 +120,7 @@ def _name_of_weights(path: Path, data: Any) -> str | None:
         says = f'it has no weights, but {", ".join(map(str, list(data)[:8])) or "nothing"}'
     else:
         says = f'it contains a {type(data).__name__}, not weights by name'
-    raise unreadable(path, says, f'give a file with the weights under {", ".join(WEIGHTS[:3])}, or with nothing else')
+    raise unreadable(path, says, f'give a file with the weights under {", ".join(WEIGHTS[:3])}, or with weights alone')
 
 
 def _found(data: Mapping) -> str | None:

@@ -135,7 +135,8 @@ def _layers(state_dict: Mapping[str, Tensor], num_heads: int) -> list[_Attention
     names = [key.removesuffix(_NAMES[0]) for key in state_dict if key.endswith(ending)]
     if not names:
         raise ValueError(
-            f'no attention of SST, *{ending}, in a state dict with {", ".join(list(state_dict)[:3]) or "nothing"}, ...'
+            f'no attention layer of SST (*{ending}) in the state dict, which has '
+            f'{", ".join(list(state_dict)[:3]) or "nothing"}, ...'
         )
     missing = [name + part for name in names for part in _NAMES if name + part not in state_dict]
     if missing:
@@ -150,7 +151,7 @@ def _layer(name: str, state_dict: Mapping[str, Tensor], num_heads: int) -> _Atte
     shapes = [list(t.shape) for t in (weight, bias, out_bias)]
     if shapes != [[3 * inner, embed], [3 * inner], [embed]] or num_heads < 1 or inner % num_heads:
         raise ValueError(
-            f'{name}: out_proj takes {inner} channels to {embed} and the other tensors are {shapes}, which is not an '
+            f'{name}: out_proj maps {inner} channels to {embed} and the other tensors are {shapes}, which is not an '
             f'attention with {num_heads} heads'
         )
     if tau is not None and tau.dim() == 4 and tau.shape[1] != num_heads:

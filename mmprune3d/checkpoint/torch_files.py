@@ -84,7 +84,7 @@ def _explained(path: Path, error: Exception) -> UnreadableCheckpointError | None
     except Exception:  # pickletools may raise anything on arbitrary bytes
         return damaged
     if contents.root is not None:
-        says = f'it is a whole object of the class {contents.root}, as torch.save(model) writes it: a program'
+        says = f'it is a pickled object of the class {contents.root}, as torch.save(model) writes it: a program'
         return unreadable(path, says, RESAVE)
     refused = re.findall(r'GLOBAL (\S+) was not an allowed', str(error))
     names = list(dict.fromkeys([*refused, *contents.foreign]))

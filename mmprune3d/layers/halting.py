@@ -152,7 +152,7 @@ class HaltingUNet(BaseModule):
         in_channels = checks.count('HaltingUNet: in_channels', in_channels, 1)
         expansion = checks.count('HaltingUNet: expansion', expansion, 1, 64)
         if in_channels > token_channels:
-            raise ValueError(f'HaltingUNet: in_channels={in_channels} of tokens with {token_channels} features')
+            raise ValueError(f'HaltingUNet: in_channels={in_channels}, but tokens have {token_channels} features')
         widths = checks.plain(widths)
         if not isinstance(widths, (list, tuple)) or len(widths) < 2:
             raise ValueError(f'HaltingUNet: widths={checks.shown(widths)} must be two channel counts or more')
@@ -188,7 +188,9 @@ class HaltingUNet(BaseModule):
             ValueError: If the width of the tokens is not `token_channels`.
         """
         if feats.shape[1] != self.token_channels:
-            raise ValueError(f'HaltingUNet: token_channels={self.token_channels}, but tokens have {feats.shape[1]}')
+            raise ValueError(
+                f'HaltingUNet: token_channels={self.token_channels}, but tokens have {feats.shape[1]} features'
+            )
         ny, nx = bev_shape
         cells = (coords[:, 0] * ny + coords[:, 2]) * nx + coords[:, 3]
         read = feats[:, : self.in_channels].to(torch.promote_types(feats.dtype, torch.float32))  # sums are rounded once

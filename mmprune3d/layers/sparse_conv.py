@@ -198,8 +198,8 @@ class _ExactOnCPU:
         strided = isinstance(known, Sites) and not known.submanifold and known.kernel == self.kernel_size
         if not strided or not known.inverse().starts_at(input.indices, input.spatial_shape):
             raise ValueError(
-                f'an inverse convolution goes back through a strided one with its kernel {self.kernel_size}, from the '
-                f'sites that one led to; indice_key {self.indice_key!r} has none, those of the input: '
+                f'an inverse convolution needs a strided convolution with the same kernel {self.kernel_size}, whose '
+                f'output sites are its input sites; indice_key {self.indice_key!r} has none, keys of the input are '
                 f'{list(input.indice_dict)}'
             )
         return known.inverse(), input.indice_dict

@@ -191,7 +191,7 @@ FILES = {
     'truncated legacy': (truncated_legacy, 'damaged or was cut off'),
     'truncated safetensors': (truncated_safetensors, 'was cut off'),
     'a damaged weight': (damaged, '1 of its parts'),
-    'a whole model': (lambda w, p: torch.save(nn.Linear(2, 2), p), r'whole object of the class torch\.nn\S*\.Linear'),
+    'a whole model': (lambda w, p: torch.save(nn.Linear(2, 2), p), r'pickled object of the class torch\.nn\S*\.Linear'),
     'a whole model, legacy': (lambda w, p: legacy(nn.Linear(2, 2), p), r'class torch\.nn\S*\.Linear'),
     'a whole model, protocol 4': (lambda w, p: torch.save(nn.Linear(2, 2), p, pickle_protocol=4), r'class torch\.nn'),
     'protocol 4': (lambda w, p: torch.save(w, p, pickle_protocol=4), 'pickle protocol 4'),
@@ -295,7 +295,7 @@ class TestMMEngine:
 
     def test_its_message_is_ours(self, weights, tmp_path):
         torch.save(nn.Linear(2, 2), tmp_path / 'w.pth')
-        with pytest.raises(UnreadableCheckpointError, match='whole object'):
+        with pytest.raises(UnreadableCheckpointError, match='pickled object'):
             load_checkpoint(nn.Linear(2, 2), str(tmp_path / 'w.pth'))
 
     def test_weights_under_another_name_are_loaded(self, model, weights, tmp_path):

@@ -115,7 +115,7 @@ def test_bounds_have_the_mean_that_is_asked_for(sparsity: float, blocks: int) ->
 
 def test_gates_want_enough_features_and_blocks() -> None:
     assert HaltingPlan(0.89).gates(128, 4)[0]['bounds'] == (0.8, 0.8)
-    with pytest.raises(ValueError, match='in_channels=32 of tokens with 16'):
+    with pytest.raises(ValueError, match='in_channels=32, but tokens have 16'):
         HaltingPlan(0.5).gates(16, 4)
     with pytest.raises(ValueError, match='1 block'):
         HaltingPlan(0.5).gates(64, 1)

@@ -113,7 +113,7 @@ def _check_width(name: str, width: int, embed_dims: int) -> None:
     """Raises ValueError if a scoring network reads more features than tokens have, or expects another number."""
     if width > embed_dims or (name == 'token_channels' and width != embed_dims):
         valid = f'1 to {embed_dims}' if name == 'in_channels' else f'{embed_dims}'
-        raise ValueError(f'halting: {name}={width} of a module for tokens with {embed_dims} features; valid: {valid}')
+        raise ValueError(f'halting: {name}={width}, but tokens have {embed_dims} features; valid: {valid}')
 
 
 @MODELS.register_module()
