@@ -56,7 +56,7 @@ class BEVFusion3D(Base3DDetector):
         bbox_head: Config of the detection head.
         train_cfg: Must be None; exists because mmdet3d's ``init_model`` passes it to every detector.
         test_cfg: Must be None, for the same reason.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
         ValueError: If there is no stream, two streams without a fuser, or an incomplete camera stream; if settings of
