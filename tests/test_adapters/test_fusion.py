@@ -159,7 +159,7 @@ def test_mvxnet_whose_fusion_is_inside_of_the_voxel_encoder():
             assert alive == {'camera', 'lidar', 'fusion'} - {modality}
             assert features.any() == (modality == 'camera') and maps[0].any() == (modality == 'lidar')
             assert len(features) == 2 * num_voxels == len(points[0])
-    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer here.*groups=dict'):
+    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer, which.*groups=dict'):
         fusion.fusion_map(DynamicMVXFasterRCNN(fusion_layer=False))
 
 
