@@ -31,7 +31,7 @@ OPTIONAL = (
     ('onnxruntime', 'export', 'pip install onnxruntime'),
 )
 MODULES = {'nuscenes-devkit': 'nuscenes'}
-"""Name of the module to import, for packages whose module has another name and no version attribute."""
+"""Distribution -> its module, for packages whose module has another name and no version."""
 
 
 @dataclass(frozen=True)

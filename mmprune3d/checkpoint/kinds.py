@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
     Attributes:
         format: ``'zip'`` or ``'legacy'`` (both of ``torch.save``) or ``'safetensors'``; ``''`` if it cannot be read.
-        says: Description, as the end of a sentence that begins with "it is".
+        says: Description for an error message, such as "it is empty".
         advice: What the user can do, if it cannot be read.
     """
 

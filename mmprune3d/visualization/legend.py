@@ -21,7 +21,7 @@ TRUTH: Color = (78, 78, 84)
 TEXT: Color = (235, 235, 235)
 LINE_HEIGHT, LEGEND_MARGIN = 28, 8
 LEGEND_HEIGHT = 2 * LINE_HEIGHT + LEGEND_MARGIN
-"""Width in pixels at which each of the two parts of the legend takes one line."""
+"""Height in pixels of a legend whose two parts take one line each."""
 
 
 def draw_legend(stages: np.ndarray, boxes: Comparison, has_truth: bool, width: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport
 def _staging_folder(out: Path) -> Iterator[Path]:
     """A hidden folder next to `out`, removed at the end unless it is renamed; only a killed process leaves it."""
     for leftover in sorted(out.parent.glob(f'.{out.name}.partial-*')):
-        warnings.warn(f'{leftover} is left from a generation that was killed, or is still in use', stacklevel=3)
+        warnings.warn(f'{leftover} is of a generation that was killed (then remove it) or still runs', stacklevel=3)
     staging = Path(tempfile.mkdtemp(prefix=f'.{out.name}.partial-', dir=out.parent))
     staging.chmod(0o755)
     try:

@@ -17,7 +17,7 @@ WEAKEST = 4.0e-4
 """Signal (reflectivity x cosine / distance squared) at which 1 - 1/e of the pulses return."""
 
 LEAF_NOISE = 0.08
-"""Standard deviation in metres of the additional range noise on leaves."""
+"""Standard deviation in metres of additional range noise on leaves."""
 
 
 class LidarSensor:

@@ -50,7 +50,7 @@ class People:
                 )
 
     def _start_walk(self, path: Path, start: float, beside: float) -> bool:
-        """Starts one walker, and possibly another beside at a distance of `beside`; a few pause on their way."""
+        """Adds one walker, shifted sideways by `beside` metres if in company; a few walkers pause on their way."""
         rng = self._rng
         size, speed = (
             draw_size(rng, 'pedestrian'),
