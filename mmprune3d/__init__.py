@@ -1,7 +1,7 @@
 """mmprune3d: faster 3D detectors for the mmdetection3d 1.x ecosystem.
 
-``custom_imports = dict(imports=['mmprune3d'])`` in a config is all that is needed: importing the package checks the
-versions around it, makes checkpoints load safely and strictly and trainings resume, and registers every class.
+A config needs only ``custom_imports = dict(imports=['mmprune3d'])``: importing the package checks the versions of other
+packages, makes checkpoints load safely and strictly and trainings resume, and registers every class.
 """
 
 from mmprune3d import compat
@@ -14,7 +14,7 @@ compat.install_strict_loading()
 compat.install_whole_checkpoints()
 compat.install_package_lookup()
 
-# Only now: these need the packages that have just been checked.
+# These imports need the packages that have just been checked.
 from mmprune3d import adapters, engine, evaluation, models  # noqa: E402
 from mmprune3d.datasets import transforms  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""How a command line ends: what a user can mend is one line, what is a fault of ours keeps its traceback."""
+"""Error handling of command-line tools: errors of the user become one line, errors of the program keep a traceback."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parent
 TRACEBACK = 'MMPRUNE3D_TRACEBACK'
-"""Environment variable: if it is set and not 0, every error keeps its traceback."""
+"""Environment variable; if it is set and not 0, every error keeps its traceback."""
 GOES_ON = 'what was finished is kept; the same command goes on from there'
-"""What a user is told after Ctrl-C, unless the tool says otherwise."""
-NOTHING_KEPT = 'nothing half-written is left; the same command begins anew'
-"""The same for tools that write their results at the end."""
+"""Message after Ctrl-C, unless the tool has its own."""
+NOTHING_KEPT = 'no partial results are left; the same command starts again from the beginning'
+"""Message after Ctrl-C for tools that write their results at the end."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
+"""Exit status after Ctrl-C, by the convention of shells: 128 plus the number of the signal."""
 
 
 def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None:
-    """Runs a tool, and ends the process in a way that says what to do.
+    """Runs a tool, and ends the process with a message that says what to do after an error.
 
-    ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError that this package raised, and
-    a name that a registry does not have become ``error: ...`` on stderr and exit status 1. Ctrl-C becomes
-    ``interrupted: ...`` and exit status 130. All other errors are faults in the program and keep their traceback.
+    ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError raised by this package, and a
+    name that a registry does not have become ``error: ...`` on stderr and exit status 1. Ctrl-C becomes
+    ``interrupted: ...`` and exit status 130. All other errors are faults of the program and keep their traceback.
 
     Args:
-        main: The tool, without arguments.
-        after_interrupt: What is left after Ctrl-C, and how to go on.
+        main: The tool, a function without arguments.
+        after_interrupt: Message that says what is left after Ctrl-C, and how to continue.
 
     Raises:
-        SystemExit: After an error or Ctrl-C; not if `main` returns.
+        SystemExit: After an error or Ctrl-C; not if `main` returns normally.
     """
     try:
         main()
@@ -40,11 +40,11 @@ def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None
     except KeyboardInterrupt:
         _end_interrupted(after_interrupt)
     except BrokenPipeError:
-        # the reader of a pipe has left (`| head`); Python would complain once more as it flushes at its end
+        # The reader of a pipe has ended (`| head`); Python would report another error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
-        # mmengine (0.10.7) turns whatever stops it as it formats a config into a SyntaxError
+        # mmengine (0.10.7) turns any exception that stops the formatting of a config into a SyntaxError.
         if any(isinstance(cause, KeyboardInterrupt) for cause in chain(error)):
             _end_interrupted(after_interrupt)
         if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error):
@@ -60,19 +60,19 @@ def _end_interrupted(what: str) -> NoReturn:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether the message of an error is all that a user needs."""
+    """Whether the message of an error is all that a user needs, so that no traceback is shown."""
     if isinstance(error, (ValueError, OSError, ImportError)):
         return True
     if isinstance(error, RuntimeError) and not isinstance(error, (NotImplementedError, RecursionError)):
         return _is_ours(error)
-    # a type that no registry knows
+    # A type that no registry has.
     return isinstance(error, KeyError) and _origin(error).parts[-3:-1] == ('mmengine', 'registry')
 
 
 def describe(error: BaseException) -> str:
     """The message of an error, without the class, number and quotes that Python puts around it.
 
-    Errors that others raised say their class, since their message may be short, and how to see where they come from.
+    For errors of other packages, whose message may be short, the class is added, and how to get the traceback.
     """
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename}: {error.strerror}' if error.filename is not None else error.strerror
@@ -85,7 +85,7 @@ def describe(error: BaseException) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it: mmengine raises errors of a constructor anew."""
+    """Iterates over an error and its causes; mmengine wraps errors of a constructor in new ones."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -95,11 +95,11 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error, or the one that caused it."""
+    """Whether this package raised an error, or the error that caused it."""
     return any(_origin(cause).is_relative_to(PACKAGE) for cause in chain(error))
 
 
 def _origin(error: BaseException) -> Path:
-    """The file whose code raised an error."""
+    """The source file that raised an error."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return Path(frames[-1].f_code.co_filename) if frames else Path()

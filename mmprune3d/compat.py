@@ -1,15 +1,15 @@
-"""What mmprune3d needs from the packages around it: their versions, and checkpoints that load.
+"""Requirements on the packages that mmprune3d uses, and patches of mmengine so that checkpoints load.
 
 Importing mmprune3d calls these functions:
 
-* :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
-* :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
-* :func:`install_safe_reading` makes mmengine read checkpoints safely, downloads included, and say why it cannot;
-* :func:`install_strict_loading` makes mmengine raise on weights that do not fit, instead of going on with random ones;
-* :func:`install_whole_checkpoints` makes mmengine write checkpoints whole, and resume from one that is;
+* :func:`check_versions` rejects versions that are known not to work, with the command that repairs it;
+* :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read the checkpoints of mmengine's Runner;
+* :func:`install_safe_reading` makes mmengine read checkpoints safely, downloads included, and report why it cannot;
+* :func:`install_strict_loading` makes mmengine raise an error for weights that do not match, instead of continuing;
+* :func:`install_whole_checkpoints` makes mmengine write complete checkpoints, and resume from a complete one;
 * :func:`install_package_lookup` lets mmengine find the configs of packages where setuptools has no pkg_resources.
 
-Nothing here imports torch, mmengine or mmcv before it is called, so that ``tools/doctor.py`` works on a broken set-up.
+Nothing here imports torch, mmengine or mmcv before it is called, so ``tools/doctor.py`` works on a broken set-up.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Supported:
     """The supported versions of one package, ``minimum <= version < below``.
 
     Args:
-        name: Name of the distribution, as pip knows it.
+        name: Name of the distribution for pip.
         minimum: The first supported version.
-        below: The first version that is not supported any more, or None if there is no such limit.
-        install: What to type to get a supported version.
+        below: The first version that is no longer supported, or None if there is no such limit.
+        install: Command that installs a supported version.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Supported:
         return f'{self.name}>={self.minimum}' + (f',<{self.below}' if self.below else '')
 
     def problem(self, version: str | None) -> str | None:
-        """One sentence that says what is wrong with `version` (None: not installed), or None if it is supported."""
+        """One sentence about the problem with `version` (None: not installed), or None if it is supported."""
         if version is None:
             return f'{self.name} is not installed (needed: {self.requirement}). Type: {self.install}'
         parsed = parse_version(version)
@@ -56,7 +56,7 @@ class Supported:
         return None
 
 
-# tests/test_compat.py keeps this table equal to requirements/mminstall.txt.
+# tests/test_compat.py checks that this table agrees with requirements/mminstall.txt.
 SUPPORTED: tuple[Supported, ...] = (
     Supported('torch', '2.0.0', None, 'pip install "torch>=2.0.0"'),
     Supported('mmengine', '0.10.0', '1.0.0', 'pip install "mmengine==0.10.7"'),
@@ -88,9 +88,9 @@ def parse_version(version: str) -> tuple[int, ...]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed package, or None.
+    """The version of an installed package, or None if it is not installed.
 
-    Packages that are only on the path (a clone in PYTHONPATH) have no metadata; they are imported and asked.
+    Packages that are only on the path (a clone in PYTHONPATH) have no metadata; their version is read by importing.
     """
     try:
         return metadata.version(name)
@@ -102,23 +102,23 @@ def installed_version(name: str) -> str | None:
 
 
 def version_problems(version_of: Callable[[str], str | None] = installed_version) -> list[str]:
-    """What is wrong with the installed versions, one sentence per package; empty if nothing is.
+    """Describes the problems with the installed versions, one sentence per package; an empty list if there are none.
 
     Args:
-        version_of: Gives the installed version of a package, None if it is absent.
+        version_of: Function that returns the installed version of a package, None if it is not installed.
     """
     found = (entry.problem(version_of(entry.name)) for entry in SUPPORTED)
     return [sentence for sentence in found if sentence is not None]
 
 
 def check_versions(version_of: Callable[[str], str | None] = installed_version) -> None:
-    """Refuses unsupported versions of torch and the OpenMMLab packages.
+    """Checks the versions of torch and the OpenMMLab packages.
 
     Args:
-        version_of: Gives the installed version of a package, None if it is absent.
+        version_of: Function that returns the installed version of a package, None if it is not installed.
 
     Raises:
-        ImportError: If a package is missing or outside its range; the message holds the pip commands.
+        ImportError: If a package is missing or outside its range; the message has the pip commands.
     """
     problems = version_problems(version_of)
     if problems:
@@ -126,7 +126,7 @@ def check_versions(version_of: Callable[[str], str | None] = installed_version) 
 
 
 def _readable_attributes() -> dict[type, frozenset[str]]:
-    """What a checkpoint may look up by name: the functions that mmengine pickles as ``getattr(class, name)``."""
+    """The attributes that a checkpoint may look up: functions that mmengine pickles as ``getattr(class, name)``."""
     from mmengine.logging import HistoryBuffer
     from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
@@ -137,7 +137,7 @@ def _readable_attributes() -> dict[type, frozenset[str]]:
 
 
 def _restricted_getattr(owner: object, name: str) -> object:
-    """Stands in for ``getattr`` inside a checkpoint; everything but the few names that mmengine writes is refused."""
+    """Replaces ``getattr`` inside a checkpoint; only the few names that mmengine writes are allowed."""
     readable = _readable_attributes()
     if not isinstance(owner, type) or name not in readable.get(owner, ()):
         raise pickle.UnpicklingError(f'a checkpoint may not read attribute {name!r} of {owner!r}')
@@ -145,7 +145,7 @@ def _restricted_getattr(owner: object, name: str) -> object:
 
 
 def _numpy_globals() -> Iterable[tuple[object, str]]:
-    """NumPy's arrays and numbers (log history, scores), under their names of NumPy 1 and of NumPy 2."""
+    """NumPy's arrays and numbers (log history, scores), under their names in NumPy 1 and in NumPy 2."""
     import numpy as np
 
     makers = {'_reconstruct': np.zeros(1).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
@@ -154,19 +154,19 @@ def _numpy_globals() -> Iterable[tuple[object, str]]:
             yield maker, f'{package}.multiarray.{name}'
     yield np.ndarray, 'numpy.ndarray'
     yield np.dtype, 'numpy.dtype'
-    # Numbers, bools and strings; arrays of Python objects stay out.
+    # Numbers, bools and strings; arrays of Python objects are not allowed.
     for kind in {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDSU'}:
         yield kind, f'{kind.__module__}.{kind.__qualname__}'
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Lets ``torch.load(weights_only=True)``, the default from torch 2.6 on, read mmengine's own checkpoints.
+    """Lets ``torch.load(weights_only=True)``, the default since torch 2.6, read mmengine's own checkpoints.
 
     mmengine stores its log history, its scores and the state of some schedulers as small objects; the types they need
-    are put on torch's allow-list, and so is the ``argparse.Namespace`` that official code stores beside ``model``.
-    ``getattr``, which they need too, is replaced by a look-up in a table of six names. Everything else is refused as
-    before, and ``torch.load`` itself is not touched. Older torch versions load without the check by default and are
-    left alone.
+    are added to torch's allow-list, and so is the ``argparse.Namespace`` that official code stores next to ``model``.
+    ``getattr``, which they need too, is replaced by a look-up in a table of six names. Everything else is rejected as
+    before, and ``torch.load`` itself is not changed. Older torch versions load without the check by default and are
+    not changed.
     """
     import argparse
 
@@ -191,12 +191,12 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def install_safe_reading() -> None:
-    """Makes mmengine read checkpoints with :mod:`mmprune3d.checkpoint.read` from now on.
+    """Makes mmengine read checkpoints with :mod:`mmprune3d.checkpoint.read`.
 
     Its loader of addresses (0.10.7) calls ``torch.hub.load_state_dict_from_url``, whose default is
-    ``weights_only=False`` with every version of torch: a download is run as a program. That call is replaced. Local
-    files are read with the same check, so that a file that cannot be read is one clear message in ``tools/test.py``
-    too; before torch 2.6 mmengine's own loader stays, because training checkpoints could not be resumed from.
+    ``weights_only=False`` in every version of torch: a download is executed as a program. That call is replaced. Local
+    files are read with the same check, so that ``tools/test.py`` too gives one clear message for a file that cannot be
+    read; before torch 2.6 mmengine's own loader is kept, because training checkpoints could not be resumed otherwise.
     """
     import torch
     from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -209,10 +209,10 @@ def install_safe_reading() -> None:
 
 
 def install_strict_loading() -> None:
-    """Makes mmengine load weights with :func:`mmprune3d.checkpoint.load.load_state_dict` from now on.
+    """Makes mmengine load weights with :func:`mmprune3d.checkpoint.load.load_state_dict`.
 
     The Runner, ``init_model``, ``init_cfg=dict(type='Pretrained')`` and EMAHook all look the function up in
-    ``mmengine.runner.checkpoint`` when they load, so that replacing it there reaches everybody who only added
+    ``mmengine.runner.checkpoint`` when they load, so replacing it there reaches every user who only added
     ``custom_imports = dict(imports=['mmprune3d'])``.
     """
     import mmengine.runner
@@ -225,9 +225,9 @@ def install_strict_loading() -> None:
 
 
 def install_whole_checkpoints() -> None:
-    """Makes mmengine's Runner write checkpoints whole or not at all, and resume from the newest one that is whole.
+    """Makes mmengine's Runner write checkpoints completely or not at all, and resume from the newest complete one.
 
-    See :mod:`mmprune3d.checkpoint.resuming`. Like the strict loading it reaches every training that imports mmprune3d.
+    See :mod:`mmprune3d.checkpoint.resuming`. Like strict loading, this affects every training that imports mmprune3d.
     """
     import mmengine.runner
     import mmengine.runner.checkpoint
@@ -242,7 +242,7 @@ def install_whole_checkpoints() -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package is installed or on the path, as mmengine's function of this name says."""
+    """Whether a package is installed or on the path; replaces mmengine's function of this name."""
     try:
         metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -252,13 +252,13 @@ def is_installed(package: str) -> bool:
 
 
 def get_installed_path(package: str) -> str:
-    """The folder of a package, as mmengine's function of this name says.
+    """Finds the folder of a package; replaces mmengine's function of this name.
 
     Args:
         package: Name of the module, or of a distribution with another name, such as ``'mmcv-full'``.
 
     Raises:
-        PackageNotFoundError: If it is not there.
+        PackageNotFoundError: If the package is not installed.
         RuntimeError: If it is a namespace package, which has no folder of its own.
     """
     spec = importlib.util.find_spec(package)
@@ -273,11 +273,11 @@ def get_installed_path(package: str) -> str:
 
 
 def install_package_lookup() -> None:
-    """Lets mmengine look packages up without ``pkg_resources``, which setuptools has no more from version 82 on.
+    """Lets mmengine find packages without ``pkg_resources``, which setuptools no longer has from version 82 on.
 
-    mmengine 0.10 needs it for configs with bases such as ``mmdet3d::_base_/datasets/nus-3d.py`` and would stop with a
-    ModuleNotFoundError. Where it is there, mmengine is left alone. The two functions are replaced in the modules that
-    use them; ``pkg_resources`` itself stays missing, as other packages try to import it and do something else if not.
+    mmengine 0.10 needs it for configs with bases such as ``mmdet3d::_base_/datasets/nus-3d.py`` and would raise a
+    ModuleNotFoundError. Where it exists, mmengine is not changed. The two functions are replaced in the modules that
+    use them; ``pkg_resources`` itself is not added, because other packages test for it and act differently without it.
     """
     if importlib.util.find_spec('pkg_resources') is not None:
         return

@@ -1,8 +1,8 @@
-"""What the `type` of a config entry means, however it is written.
+"""Resolution of the `type` of a config entry, in all forms that mmengine accepts.
 
-mmengine takes a name (``'TgGBCHook'``), a name with a scope (``'mmengine.TgGBCHook'``), a dotted path
-(``'mmprune3d.engine.hooks.TgGBCHook'``) or, in pure Python configs, the class itself. Whoever looks for a hook or a
-model in a config compares classes, never strings.
+mmengine accepts a name (``'TgGBCHook'``), a name with a scope (``'mmengine.TgGBCHook'``), a dotted path
+(``'mmprune3d.engine.hooks.TgGBCHook'``) or, in pure Python configs, the class itself. Code that looks for a hook or a
+model in a config therefore compares classes, never strings.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from mmengine.registry import Registry
 
 
 def resolved(kind: Any, registry: Registry) -> Any:
-    """What a `type` stands for: a class, or a function that builds; None for a name that nobody registered, or no type.
+    """Resolves a `type` to a class or a function that builds; None if the name is not registered, or there is no type.
 
     Args:
-        kind: Of a config entry: a class, a function, or a string in any form that mmengine takes.
-        registry: Where names are looked up: it, its parents, and by scope also its relatives.
+        kind: `type` of a config entry: a class, a function, or a string in any form that mmengine accepts.
+        registry: Registry of the names; its parents and, by scope, related registries are searched too.
     """
     return registry.get(kind) if isinstance(kind, str) and kind else kind
 
 
 def class_of(kind: Any, registry: Registry) -> type | None:
-    """The class that a `type` stands for, None if it is no class; see `resolved`."""
+    """Resolves a `type` to a class; None if it is not a class. See `resolved`."""
     found = resolved(kind, registry)
     return found if inspect.isclass(found) else None
 
 
 def dotted(kind: Any) -> Any:
-    """The name under which a class or function is found again, such as ``'mmengine.hooks.ema_hook.EMAHook'``.
+    """Converts a class or function to its importable name, such as ``'mmengine.hooks.ema_hook.EMAHook'``.
 
     Args:
-        kind: A `type` in any form; strings and other things come back as they are.
+        kind: A `type` in any form; strings and other values are returned as they are.
     """
     return f'{kind.__module__}.{kind.__qualname__}' if inspect.isclass(kind) or inspect.isfunction(kind) else kind
 
 
 def is_a(entry: Any, wanted: str | type, registry: Registry) -> bool:
-    """Whether a config entry builds a `wanted` or a subclass of it.
+    """Whether a config entry builds an instance of `wanted` or of a subclass of it.
 
     Args:
-        entry: A config with a `type`, a `type` alone, or an object that was built already.
-        wanted: A class, or a name that is registered in `registry`; it may be that of a function.
-        registry: See `resolved`.
+        entry: A config with a `type`, a `type` alone, or an object that is built already.
+        wanted: A class, or a name that is registered in `registry`, possibly that of a function.
+        registry: Registry of the names; see `resolved`.
 
     Raises:
         KeyError: If `wanted` is not registered.
@@ -63,34 +63,34 @@ def is_a(entry: Any, wanted: str | type, registry: Registry) -> bool:
 
 
 def only(entries: Iterable[Any] | None, wanted: str | type, registry: Registry) -> list[Any]:
-    """The entries that build a `wanted`; None, as in ``custom_hooks = None``, is an empty list."""
+    """Selects the entries that build a `wanted`; None, as in ``custom_hooks = None``, gives an empty list."""
     return [entry for entry in entries or () if is_a(entry, wanted, registry)]
 
 
 def without(entries: Iterable[Any] | None, wanted: str | type, registry: Registry) -> list[Any]:
-    """The entries that do not build a `wanted`; None is an empty list."""
+    """Selects the entries that do not build a `wanted`; None gives an empty list."""
     return [entry for entry in entries or () if not is_a(entry, wanted, registry)]
 
 
 def writable(config: Config) -> Config:
-    """A copy of `config` that can be written and read again: classes and functions are the names they are found by.
+    """Copies a config so that it can be written and read again: classes and functions become importable names.
 
-    mmengine 0.10 does that for what a pure Python config imports, but not for classes that were put into a config, or
-    taken out and put in again: of those it writes ``<class ...>``, which is no Python.
+    mmengine 0.10 does this for classes that a pure Python config imports, but not for classes that were put into a
+    config, or taken out and put in again: of those it writes ``<class ...>``, which is not valid Python.
     """
     return Config(_named(config.to_dict()), filename=config.filename)
 
 
 def movable(config: Config, folder: Path, *names: str) -> Config:
-    """A copy of `config`, to be written into `folder`, that finds files of this folder from everywhere.
+    """Copies a config, to be written into `folder`, so that it finds files of this folder from any working directory.
 
-    Their paths, wherever they stand in the config, become ``{{ fileDirname }}/NAME``, which mmengine reads as the
-    folder of the config file: the folder can be moved, and used from any working directory.
+    The paths of the files, wherever they are in the config, become ``{{ fileDirname }}/NAME``, which mmengine replaces
+    by the folder of the config file: the folder can be moved.
 
     Args:
-        config: Names the files as ``str(folder / name)``.
-        folder: Where it will be.
-        names: Of the files.
+        config: Config that refers to the files as ``str(folder / name)``.
+        folder: Folder of the config file.
+        names: Names of the files.
     """
     places = {str(folder / name): f'{{{{ fileDirname }}}}/{name}' for name in names}
 

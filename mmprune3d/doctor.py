@@ -1,6 +1,6 @@
-"""What is installed, what does not fit, and the command that repairs it (``tools/doctor.py``).
+"""Report of installed packages, of versions that do not match, and of the commands that repair them (tools/doctor.py).
 
-Runs on a machine where half of the stack is missing: only the standard library is imported before something is probed.
+It runs on a machine where half of the packages are missing: only the standard library is imported at first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REBUILD_MMCV = (
     'pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation --no-binary mmcv "mmcv==2.1.0"'
 )
 OPENCV = ('opencv-python', 'opencv-contrib-python', 'opencv-python-headless', 'opencv-contrib-python-headless')
-# Not needed to import mmprune3d: name, what it is for, what to type.
+# Packages that are not needed to import mmprune3d: name, purpose, command that installs it.
 OPTIONAL = (
     ('nuscenes-devkit', 'nuScenes data and metrics', 'pip install nuscenes-devkit'),
     ('spconv', 'sparse 3D convolutions', 'pip install spconv==2.3.8 cumm==0.7.11  (spconv-cu120 for a GPU)'),
@@ -31,7 +31,7 @@ OPTIONAL = (
     ('onnxruntime', 'export', 'pip install onnxruntime'),
 )
 MODULES = {'nuscenes-devkit': 'nuscenes'}
-"""What is imported, where it is called otherwise and has no version of its own to ask for."""
+"""Distribution -> its module, for packages whose module has another name and no version."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Finding:
     """One line of the report.
 
     Args:
-        name: What was looked at.
-        value: Its version, or what was seen.
-        problem: What is wrong and what to type; None if nothing is.
+        name: Item that was checked.
+        value: Version, or another observation.
+        problem: Problem and command that repairs it; None if there is no problem.
         fatal: Whether mmprune3d cannot work until it is repaired.
     """
 
@@ -52,27 +52,27 @@ class Finding:
 
 
 def version_of(name: str) -> str | None:
-    """The version of a package that is installed or only on the path; None if it is absent, or broken and silent."""
+    """Version of a package that is installed or on the path; None if it is missing, or cannot be determined."""
     try:
         found = installed_version(name)
-    except Exception:  # only on the path, and importing it fails: a broken set-up may raise anything
+    except Exception:  # the package is only on the path and its import fails; a broken set-up may raise anything
         return None
     module = MODULES.get(name)
     return 'on the path' if found is None and module and importlib.util.find_spec(module) else found
 
 
 def try_import(name: str) -> str | None:
-    """Imports a module; the error in one line, or None if it works."""
+    """Imports a module; returns the error in one line, or None if it works."""
     try:
         importlib.import_module(name)
-    except Exception as error:  # a broken set-up may raise anything, and all of it is an answer
+    except Exception as error:  # a broken set-up may raise anything, and every error is a valid result here
         lines = str(error).strip().splitlines() or ['']
         return f'{type(error).__name__}: {lines[0]}'
     return None
 
 
 def output_of(*command: str) -> str:
-    """What a command prints, nothing if there is no such command."""
+    """Output of a command, or an empty string if there is no such command."""
     if shutil.which(command[0]) is None:
         return ''
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
@@ -80,19 +80,21 @@ def output_of(*command: str) -> str:
 
 
 def check_stack(version: Callable[[str], str | None]) -> list[Finding]:
-    """torch and the OpenMMLab packages against their supported ranges."""
+    """Checks torch and the OpenMMLab packages against their supported ranges."""
     return [
         Finding(entry.name, version(entry.name) or 'missing', entry.problem(version(entry.name))) for entry in SUPPORTED
     ]
 
 
 def check_mmcv_ops(version: Callable[[str], str | None], importing: Callable[[str], str | None]) -> list[Finding]:
-    """Whether mmcv has compiled ops that fit the installed torch."""
+    """Checks that mmcv has compiled operators for the installed torch."""
     if version('mmcv') is None:
         lite = version('mmcv-lite')
         if lite is None:
             return []
-        advice = f'mmcv-lite lacks the ops that mmdet3d imports. Type: pip uninstall -y mmcv-lite && {REBUILD_MMCV}'
+        advice = (
+            f'mmcv-lite does not have the ops that mmdet3d imports. Type: pip uninstall -y mmcv-lite && {REBUILD_MMCV}'
+        )
         return [Finding('mmcv-lite', lite, advice)]
     error = importing('mmcv.ops')
     if error is None:
@@ -101,18 +103,18 @@ def check_mmcv_ops(version: Callable[[str], str | None], importing: Callable[[st
 
 
 def check_numpy(version: Callable[[str], str | None]) -> list[Finding]:
-    """NumPy is needed; version 2 may break binaries that were built for version 1."""
+    """Checks NumPy, which is needed; version 2 may break binaries that were built for version 1."""
     found = version('numpy')
     if found is None:
         return [Finding('numpy', 'missing', 'numpy is not installed. Type: pip install "numpy<2"')]
     if parse_version(found) >= (2,):
-        advice = 'mmdet3d 1.4 and its neighbours were made for NumPy 1. Type: pip install "numpy<2"'
+        advice = 'mmdet3d 1.4 and related packages were made for NumPy 1. Type: pip install "numpy<2"'
         return [Finding('numpy', found, advice, fatal=False)]
     return [Finding('numpy', found)]
 
 
 def check_opencv(version: Callable[[str], str | None]) -> list[Finding]:
-    """Several OpenCV wheels overwrite each other's files; on a server the headless one has to win."""
+    """Checks that only one OpenCV wheel is installed: several overwrite each other's files."""
     present = {name: version(name) for name in OPENCV if version(name)}
     value = ', '.join(f'{name} {found}' for name, found in present.items()) or 'missing'
     if not present:
@@ -127,7 +129,7 @@ def check_opencv(version: Callable[[str], str | None]) -> list[Finding]:
 
 
 def check_cuda(version: Callable[[str], str | None], output: Callable[..., str]) -> list[Finding]:
-    """The CUDA that torch was built for, against the compiler that mmcv's ops would be built with."""
+    """Checks the CUDA version of torch against the compiler that would build mmcv's operators."""
     if version('torch') is None:
         return []
     torch = importlib.import_module('torch')
@@ -143,7 +145,7 @@ def check_cuda(version: Callable[[str], str | None], output: Callable[..., str])
 
 
 def check_optional(version: Callable[[str], str | None]) -> list[Finding]:
-    """Packages that parts of mmprune3d use when they are there."""
+    """Checks the packages that parts of mmprune3d use if they are installed."""
     findings = []
     for name, purpose, command in OPTIONAL:
         found = version(name)
@@ -157,12 +159,12 @@ def examine(
     importing: Callable[[str], str | None] = try_import,
     output: Callable[..., str] = output_of,
 ) -> list[Finding]:
-    """Looks at everything.
+    """Runs all checks.
 
     Args:
-        version: Gives the version of a distribution, None if it is absent.
-        importing: Imports a module, gives the error or None.
-        output: Runs a command, gives what it prints.
+        version: Function that returns the version of a distribution, None if it is missing.
+        importing: Function that imports a module and returns the error or None.
+        output: Function that runs a command and returns its output.
     """
     return [
         Finding('python', f'{platform.python_version()} on {platform.platform()}'),
@@ -177,7 +179,7 @@ def examine(
 
 
 def render(findings: list[Finding]) -> str:
-    """The report: one line each, then what to do."""
+    """Formats the report: one line per finding, then the commands to type."""
     width = max(len(finding.name) for finding in findings)
     marks = {(False, True): ' ', (False, False): ' ', (True, True): 'x', (True, False): '-'}
     lines = [f'{marks[f.problem is not None, f.fatal]} {f.name:<{width}}  {f.value}' for f in findings]
@@ -193,7 +195,7 @@ def render(findings: list[Finding]) -> str:
 
 
 def main() -> int:
-    """Prints the report.
+    """Prints the report of :func:`examine`.
 
     Returns:
         The exit status: 0 if mmprune3d can be used, 1 otherwise.

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside their final name, then renamed.
+"""Functions that write files completely or not at all: under a temporary name, which is then replaced by the final one.
 
-A kill, Ctrl-C or a full disk in the middle of a write leaves what was there before, never half a file under a name that
-the next run would take for finished.
+A kill, Ctrl-C or a full disk during a write leaves the previous file, never an incomplete one that the next run would
+take for finished.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 LOCK = '.lock'
-"""File in a folder that only one process at a time works in."""
+"""Name of the lock file in a folder in which only one process at a time may work."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a temporary file in the folder of `path`, which takes the place of `path` when the block ends.
+    """Yields the path of a temporary file in the folder of `path` that replaces `path` when the context ends.
 
-    The temporary file has the ending of `path`, so that writers which choose the format by it work; a leftover of a
-    killed process is overwritten. The folder is made if needed, and a symbolic link stays one.
+    The temporary file has the suffix of `path`, so that writers which choose the format by it work; a leftover file of
+    a killed process is overwritten. The folder is created if needed, and a symbolic link stays a link.
 
     Args:
         path: The file to write or replace.
 
     Raises:
-        OSError: If the folder cannot be written, the disk is full, and so on. It names `path`, which is as it was.
+        OSError: If the folder cannot be written, the disk is full, and so on. It names `path`, which is not changed.
     """
     target = Path(os.path.realpath(path))
     part = target.with_name(f'.part.{target.name}')
@@ -38,14 +38,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield part
             os.replace(part, target)
         except BaseException:
-            with suppress(OSError):  # the first error is the one to tell of
+            with suppress(OSError):  # the first error is the one to report
                 part.unlink(missing_ok=True)
             raise
 
 
 @contextmanager
 def _naming(path: str | Path, part: Path) -> Iterator[None]:
-    """Errors in the block are about `path`: a write to a full disk names no file, others name the temporary one."""
+    """Makes errors in the context name `path`: a write to a full disk names no file, others name the temporary one."""
     try:
         yield
     except OSError as error:
@@ -55,16 +55,16 @@ def _naming(path: str | Path, part: Path) -> Iterator[None]:
 
 
 def writable(folder: str | Path) -> Path:
-    """Makes a folder and tries to write into it: what a tool asks before its work, not after.
+    """Creates a folder and tests that it can be written, so that a tool fails before its work and not after it.
 
     Args:
-        folder: Where results shall go.
+        folder: Folder for results.
 
     Returns:
-        The folder.
+        The folder as a path.
 
     Raises:
-        OSError: If it cannot be made or written; the message says so.
+        OSError: If it cannot be created or written; the message says so.
     """
     folder = Path(folder)
     probe = folder / f'.probe.{os.getpid()}'
@@ -83,17 +83,17 @@ def writable(folder: str | Path) -> Path:
 
 @contextmanager
 def alone(folder: str | Path) -> Iterator[None]:
-    """Nobody else who asks for it works in `folder` during the block: two would overwrite each other's results.
+    """Locks `folder` in the context, so that two processes do not overwrite each other's results.
 
-    The lock goes with the process, however that ends. Where a file system has no locks, there is none. A folder in
-    which nothing was written is not left behind.
+    The lock is released when the process ends, however it ends. File systems without locks are not protected. A folder
+    that the context created and wrote nothing into is removed.
 
     Args:
-        folder: Made if needed.
+        folder: Folder to lock; it is created if needed.
 
     Raises:
-        BlockingIOError: If another process has it.
-        OSError: If the folder cannot be made or written.
+        BlockingIOError: If another process holds the lock.
+        OSError: If the folder cannot be created or written.
     """
     import fcntl
 
@@ -104,7 +104,7 @@ def alone(folder: str | Path) -> Iterator[None]:
         except BlockingIOError as error:
             reason = 'another process works in this folder; wait for it, or choose another one'
             raise BlockingIOError(error.errno, reason, str(folder)) from error
-        except OSError:  # no locks on this file system
+        except OSError:  # this file system has no locks
             pass
         try:
             yield
@@ -116,45 +116,47 @@ def alone(folder: str | Path) -> Iterator[None]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes `data` to `path`, whole or not at all; see `replacing`."""
+    """Writes `data` to `path`, completely or not at all; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all; see `replacing`."""
+    """Writes `text` to `path` as UTF-8, completely or not at all; see `replacing`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = 2) -> None:
-    """Writes `data` to `path` as JSON, whole or not at all; see `replacing`."""
+    """Writes `data` to `path` as JSON, completely or not at all; see `replacing`."""
     write_text(path, json.dumps(data, indent=indent) + '\n')
 
 
 def read_json(path: str | Path) -> Any:
-    """What `write_json` wrote.
+    """Reads a file of `write_json`.
 
     Raises:
-        ValueError: If the file is no JSON; the message names it.
+        ValueError: If the file is not valid JSON; the message names it.
         OSError: If it cannot be read.
     """
     try:
         return json.loads(Path(path).read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is no whole JSON file ({error}): remove it, and run again what wrote it') from error
+        raise ValueError(
+            f'{path} is not a complete JSON file ({error}): remove it, and run again what wrote it'
+        ) from error
 
 
 def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
-    """Writes a picture to `path`, whole or not at all; see `replacing`. Errors say why, which ``cv2.imwrite`` does not.
+    """Writes a picture to `path`, completely or not at all; errors have a reason, which ``cv2.imwrite`` does not give.
 
     Args:
-        path: Its ending decides the format.
-        image: [H, W, 3] uint8 in the order blue, green, red, or [H, W].
-        jpeg_quality: 1 to 100, for .jpg.
+        path: File to write; its suffix selects the format.
+        image: Image [H, W, 3] uint8 in the order blue, green, red, or grey values [H, W].
+        jpeg_quality: Quality of a JPEG, 1 to 100.
 
     Raises:
-        ValueError: If OpenCV writes no files with this ending.
-        OSError: See `replacing`.
+        ValueError: If OpenCV cannot write files with this suffix.
+        OSError: As for `replacing`.
     """
     import cv2
 
@@ -165,17 +167,17 @@ def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
 
 
 def dump_config(config: Any, path: str | Path) -> None:
-    """Writes an mmengine config to `path`, whole or not at all; see `replacing`."""
+    """Writes an mmengine config to `path`, completely or not at all; see `replacing`."""
     with replacing(path) as part:
         config.dump(part)
 
 
 def save_checkpoint(data: Any, path: str | Path) -> None:
-    """Writes `data` with ``torch.save`` to `path`, whole or not at all; see `replacing`.
+    """Writes `data` with ``torch.save`` to `path`, completely or not at all; see `replacing`.
 
     Raises:
         OSError: If it cannot be written. On a full disk ``torch.save`` (2.13) raises a RuntimeError of its zip writer;
-            what went wrong is known to the open file that it is given here.
+            the cause is an error of the open file that it writes to, which is raised here instead.
     """
     import torch
 

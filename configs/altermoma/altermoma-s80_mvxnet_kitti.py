@@ -3,4 +3,4 @@ custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
 load_from = 'ckpts/mvxnet_kitti.pth'
 runner_type = 'AlterMOMARunner'
 pruning = dict(criterion='altermoma', sparsity=0.8, recalibrate=16)
-custom_hooks = [dict(type='ExactOnCPUHook')]  # only matters without a GPU
+custom_hooks = [dict(type='ExactOnCPUHook')]  # has an effect only without a GPU

@@ -12,7 +12,7 @@ point_cloud_range = _base_.point_cloud_range
 input_modality = dict(use_lidar=True, use_camera=False)
 meta_keys = ['lidar_path', 'sample_idx', 'box_type_3d', 'num_pts_feats']
 
-# Objects of other frames are pasted into the point cloud until shortly before the end.
+# Objects of other frames are pasted into the point cloud (GT-paste) until shortly before the end of the training.
 db_sampler = dict(
     data_root=data_root,
     info_path=data_root + 'nuscenes_dbinfos_train.pkl',
@@ -72,7 +72,7 @@ test_pipeline = [
     dict(type='Pack3DDetInputs', keys=['points'], meta_keys=meta_keys),
 ]
 
-# Rare classes are shown more often (CBGS): an epoch is about 4.5 times the data.
+# Samples with rare classes are repeated (CBGS), so an epoch has about 4.5 times as many samples as the data.
 train_dataset = _base_.train_dataloader.dataset
 train_dataset.update(pipeline=train_pipeline, modality=input_modality)
 train_dataloader = dict(dataset=dict(_delete_=True, type='CBGSDataset', dataset=train_dataset))

@@ -1,4 +1,4 @@
-# As in the paper's appendix A.2: half of the queries go in 2 of 8 epochs.
+# GPQ for Conditional DETR as in the paper's appendix A.2: half of the queries are removed in 2 of 8 epochs.
 _base_ = 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py'
 custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
 custom_hooks = [dict(type='GPQHook', target=150, epochs=2)]

@@ -1,5 +1,5 @@
 # SST_halt with the bounds of the paper's Table 1: 80 to 90 % of the tokens halt before the first block, 90 to 99 % before
-# the second, so on average over the eight attention layers 87.5 to 96.75 % are gone.
+# the second, so on average over the eight attention layers 87.5 to 96.75 % have halted.
 _base_ = ['../sst/sst_waymo_paper.py']
 model = dict(
     type='HaltingSSTDetector',

@@ -30,7 +30,7 @@ model = dict(
     pts_bbox_head=dict(
         in_channels=embed_dims,
         num_query=num_query,
-        # no dropout: too few steps to need it, and the CPU's fused attention has none
+        # Without dropout: the training is too short to need it, and the CPU's fused attention does not support it.
         transformer=dict(
             embed_dims=embed_dims, num_heads=4, feedforward_channels=4 * embed_dims, dropout=0.0, with_cp=False
         ),
@@ -53,7 +53,7 @@ test_evaluator = val_evaluator
 
 max_epochs = 5
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-# bfloat16 on the CPU; on a GPU mmengine's AmpOptimWrapper does as well
+# bfloat16 on the CPU; on a GPU mmengine's AmpOptimWrapper can be used instead.
 optim_wrapper = dict(
     type='BFloat16OptimWrapper', optimizer=dict(lr=4e-4), paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0)
 )

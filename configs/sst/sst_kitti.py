@@ -36,7 +36,7 @@ model = dict(
     ),
 )
 
-# An epoch shows every frame twice.
+# An epoch has every frame twice.
 max_epochs = 40
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [dict(_base_.param_scheduler[0], total_steps=max_epochs)]

@@ -45,7 +45,7 @@ model = dict(
             reshape_out=False,
         ),
         diff_rad_by_sin=True,
-        # The official 0.7854 in today's angles. mmdet3d's own -0.7854 is a quarter turn away from it.
+        # The official 0.7854, converted to the angles of mmdet3d 1.x. mmdet3d's own -0.7854 differs by a quarter turn.
         dir_offset=1.5707963 - 0.7854,
         dir_limit_offset=0,
         bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder', code_size=7),

@@ -11,7 +11,7 @@ custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
 data_root = _base_.data_root
 class_names = _base_.class_names
 
-# Windows with many tokens lose some in training, at random; at test none does.
+# Windows with many tokens drop some of them at random in training; at test time no token is dropped.
 drop_in_training = dict(
     few=dict(max_tokens=30, drop_range=[0, 30]),
     some=dict(max_tokens=60, drop_range=[30, 60]),
@@ -36,7 +36,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline.insert(2, dict(type='ObjectSample', db_sampler=db_sampler))
 train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline, load_interval=5)))
 
-# 1e-5, up to 1e-3, down to 1e-8.
+# The learning rate goes from 1e-5 up to 1e-3 and down to 1e-8.
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=1e-5))

@@ -130,7 +130,7 @@ def test_a_result_that_is_not_whole_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'dense-seed0' / 'result.json'
     path.parent.mkdir()
     path.write_text('{"name": "dense", "mAP"')
-    with pytest.raises(ValueError, match=r'dense-seed0/result.json is no whole JSON file .* remove it'):
+    with pytest.raises(ValueError, match=r'dense-seed0/result.json is not a complete JSON file .* remove it'):
         results(tmp_path)
     with pytest.raises(ValueError, match='remove it, and run again'):
         run_training(Config(), Path('x.pth'), 'dense', 0, tmp_path)

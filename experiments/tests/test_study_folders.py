@@ -29,8 +29,8 @@ def test_finished_rows_of_another_model_are_refused(tmp_path: Path, kind: str) -
     base = Config(dict(model=dict(type='A', width=8)))
     for _ in range(2):
         assert run(base, tmp_path) == {'mAP': 0.5}
-    with pytest.raises(ValueError, match=r'begun otherwise \(model\.width was 8, is 16\)'):
+    with pytest.raises(ValueError, match=r'run with other settings \(model\.width was 8, is 16\)'):
         run(Config(dict(model=dict(type='A', width=16))), tmp_path)
     torch.save({'w': torch.ones(2)}, tmp_path / 'start.pth')
-    with pytest.raises(ValueError, match=r'begun otherwise \(with other weights\)'):
+    with pytest.raises(ValueError, match=r'run with other settings \(other initial weights\)'):
         run(base, tmp_path)

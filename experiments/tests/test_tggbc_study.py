@@ -191,7 +191,7 @@ def test_settings_that_find_nothing_or_nan_do_not_end_the_study(
 
 def test_a_study_file_that_is_not_one_is_named(tmp_path: Path) -> None:
     (tmp_path / 'study.json').write_text('{"source": {')
-    with pytest.raises(ValueError, match=r'study.json is no whole JSON file .* remove it'):
+    with pytest.raises(ValueError, match=r'study.json is not a complete JSON file .* remove it'):
         key_study.Record(tmp_path / 'study.json', {})
 
 

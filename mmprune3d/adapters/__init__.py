@@ -1,7 +1,7 @@
-"""Where a plan is attached in detectors written by others.
+"""Adapters, which apply key-pruning plans to models written by others.
 
-An adapter knows one family of models (see `Family`); the functions here choose the family. Attaching twice is the same
-as attaching once, detaching leaves the model as it was.
+An adapter supports one family of models (see `Family`); the functions here choose the family. Attaching twice is the
+same as attaching once; detaching restores the model exactly.
 """
 
 from __future__ import annotations
@@ -21,35 +21,34 @@ from .projects_petr import HookedPETR
 
 
 class Family(Protocol):
-    """What an adapter provides: a module with these functions, or a class with these class methods.
+    """Interface of an adapter: a module with these functions, or a class with these class methods.
 
     Attributes:
-        LOOKS_FOR: The parts of a model that `find` looks for, in words.
-        STAGES: Name of a stage -> attribute of the model that holds it, for tables of times; without the decoder, which
-            `find` finds.
+        LOOKS_FOR: Description of what `find` looks for, for messages.
+        STAGES: Stage -> attribute of the model that contains it, for tables of times; the decoder need not be listed.
     """
 
     LOOKS_FOR: str
     STAGES: Mapping[str, str]
 
     def find(self, model: nn.Module) -> nn.Module | None:
-        """The decoder whose keys can be pruned, or None if the model is of another family."""
+        """Finds the decoder whose keys can be pruned; returns None if the model is of another family."""
 
     def attach(self, model: nn.Module, plan: KeyPlan) -> None:
-        """Makes the model prune from its next forward pass on; a plan attached before is replaced.
+        """Makes the model prune from its next forward pass on; a plan that was attached before is replaced.
 
         Raises:
-            ValueError: If the plan does not fit; the model is then as it was.
+            ValueError: If the plan does not match the model; the model is then not changed.
         """
 
     def detach(self, model: nn.Module) -> None:
-        """Makes the model what it was before `attach`, bit for bit; does nothing if no plan is attached."""
+        """Restores the model to its state before `attach`, bit for bit; has no effect if no plan is attached."""
 
     def is_attached(self, model: nn.Module) -> bool:
-        """Whether a plan is attached."""
+        """Returns whether a plan is attached."""
 
     def has_pruned(self, model: nn.Module) -> bool:
-        """Whether anything was removed since `attach`."""
+        """Returns whether any key was removed since `attach`."""
 
     def record_keys(self, model: nn.Module, call: Callable[[], object]) -> KeyRecord:
         """The keys that each decoder layer attends to during `call`, with or without a plan attached."""
@@ -59,15 +58,15 @@ FAMILIES: list[Family] = [petr, HookedDETR, HookedConditionalDETR, HookedPETR]
 
 
 def register(family: Family) -> None:
-    """Adds a family of models to those that `attach` and the other functions know; it is tried before the others."""
+    """Adds a family of models, which is tried before those that were registered earlier."""
     FAMILIES.insert(0, family)
 
 
 def family_of(model: nn.Module) -> Family:
-    """The adapter that knows `model`.
+    """Finds the adapter that supports `model`.
 
     Raises:
-        ValueError: If none does; the message says what each one looks for.
+        ValueError: If there is none; the message says what each adapter looks for.
     """
     for family in FAMILIES:
         if family.find(model) is not None:
@@ -77,38 +76,38 @@ def family_of(model: nn.Module) -> Family:
 
 
 def attach(model: nn.Module, plan: KeyPlan) -> None:
-    """Makes `model` prune by `plan` from its next forward pass on; a plan attached before is replaced."""
+    """Makes `model` prune by `plan` from its next forward pass on; a plan that was attached before is replaced."""
     family_of(model).attach(model, plan)
 
 
 def detach(model: nn.Module) -> None:
-    """Makes `model` what it was before `attach`."""
+    """Restores `model` to its state before `attach`, bit for bit."""
     family_of(model).detach(model)
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether a plan is attached to `model`."""
+    """Returns whether a plan is attached to `model`."""
     return family_of(model).is_attached(model)
 
 
 def check_pruned(model: nn.Module, plan: KeyPlan) -> None:
-    """Raises RuntimeError if a plan that removes something has removed nothing since it was attached."""
+    """Raises RuntimeError if a plan that should remove keys has removed nothing since it was attached."""
     if plan.removes and not family_of(model).has_pruned(model):
         raise RuntimeError(
-            f'{plan.title}: nothing was pruned. Either the decoder that was attached to never ran, or no forward pass '
+            f'{plan.title}: nothing was pruned. Either the decoder with the plan never ran, or no forward pass '
             f'had more keys than the threshold of {plan}'
         )
 
 
 def check_in_passing(model: nn.Module, plan: KeyPlan) -> RemovableHandle | None:
-    """Compares the number of keys in every forward pass of `model` with a plan; nothing else changes.
+    """Checks in every forward pass of `model` that a plan leaves keys; the model is not changed otherwise.
 
-    How many keys there are is known from data only. With this check, a training that prunes later, or only in
-    validation, stops in its first iteration if a plan asks for too many.
+    The number of keys is known only from data. With this check a training that prunes later, or only in validation,
+    stops in its first iteration if a plan removes too many keys.
 
     Args:
-        model: It may have a plan attached, or none.
-        plan: A forward pass raises ValueError if the plan leaves it no key.
+        model: Model with or without an attached plan.
+        plan: Plan to check; a forward pass in which it would leave no key raises ValueError.
 
     Returns:
         A handle whose ``remove()`` ends the check; None for families without such a check.
@@ -121,7 +120,7 @@ def check_in_passing(model: nn.Module, plan: KeyPlan) -> RemovableHandle | None:
 
 
 def stages(model: nn.Module) -> dict[str, nn.Module]:
-    """The disjoint parts of `model` for tables of times and FLOPs: those of backbone, neck, encoder, decoder it has."""
+    """Disjoint parts of `model` for tables of times and FLOPs: backbone, neck, encoder, decoder, if they exist."""
     family = family_of(model)
     found = {name: getattr(model, attribute, None) for name, attribute in family.STAGES.items()}
     return {**{name: module for name, module in found.items() if module is not None}, 'decoder': family.find(model)}
@@ -138,5 +137,5 @@ def kept_keys(model: nn.Module, call: Callable[[], object]) -> list[Tensor]:
 
 
 def keys_per_layer(model: nn.Module, call: Callable[[], object]) -> list[int]:
-    """The number of keys that each decoder layer attends to during `call`."""
+    """Number of keys that each decoder layer attends to during `call`, a forward pass."""
     return [ids.shape[1] for ids in kept_keys(model, call)]

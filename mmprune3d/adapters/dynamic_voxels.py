@@ -1,7 +1,7 @@
 """Detectors with dynamic voxels (MVX-Net, DV-SECOND) on a CPU.
 
-mmcv's ``DynamicScatter`` is CUDA only, so that no ``DynamicVFE`` of mmdet3d runs without a GPU. On a GPU only batches
-at which mmdet3d stops are computed differently: it takes the number of samples from the last point, so that a last
+mmcv's ``DynamicScatter`` is CUDA only, so no ``DynamicVFE`` of mmdet3d runs without a GPU. On a GPU only those batches
+are computed differently on which mmdet3d fails: it takes the number of samples from the last point, so that a last
 sample without points is missing, and it treats a sample with a single point as an empty one.
 """
 
@@ -21,9 +21,9 @@ from mmprune3d.ops.dynamic_scatter import dynamic_scatter, voxels_of_points
 
 
 def make_cpu_ready(model: nn.Module) -> int:
-    """Makes a detector with dynamic voxels and sparse convolutions run, exactly, on a CPU; in place.
+    """Makes a detector with dynamic voxels and sparse convolutions run, with exact results, on a CPU; in place.
 
-    Only the classes of the modules change: parameters, hooks and state-dict keys stay. Batches may hold samples with
+    Only the classes of the modules change: parameters, hooks and state-dict keys stay. Batches may have samples with
     one point or none, or no point at all. Dynamic voxels that do not fill the range are logged as a warning, with sizes
     and ranges that fit.
 
@@ -31,7 +31,7 @@ def make_cpu_ready(model: nn.Module) -> int:
         model: A detector of mmdet3d, such as ``DynamicMVXFasterRCNN``, or any other module.
 
     Returns:
-        How many modules compute in another way; 0 in a second call.
+        Number of modules whose computation changed; 0 in a second call.
     """
     changed = make_exact(model) + _lay_over(model, _MIXINS)
     if changed:
@@ -59,26 +59,26 @@ def _mixed(mixin: type, base: type) -> type:
 
 
 class _TorchScatter:
-    """Mixin for a ``DynamicScatter``: points to voxels."""
+    """Mixin for a ``DynamicScatter`` that reduces points to voxels in plain torch."""
 
     average_points: bool
 
     def forward(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward_single` for all samples; coordinates are [N, 4], the sample first."""
+        """Applies `forward_single` to all samples; coordinates are [N, 4], the sample first."""
         return super().forward(points, coors) if len(points) else (points, coors)
 
     def forward_single(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [M, C] and coordinates [M, 3] of the voxels of points [N, C] with coordinates [N, 3]."""
+        """Reduces points [N, C] with coordinates [N, 3] to features [M, C] and coordinates [M, 3] of voxels."""
         if points.is_cuda:
             return super().forward_single(points, coors)
         return dynamic_scatter(points, coors, 'mean' if self.average_points else 'max')
 
 
 class _TorchLookup:
-    """Of a ``DynamicVFE``: the way back, without an array of all voxels of the grid (720 MB a sample on KITTI)."""
+    """Mixin for a ``DynamicVFE`` that finds the voxel of each point without an array of the grid (720 MB on KITTI)."""
 
     def map_voxel_center_to_point(self, pts_coors: Tensor, voxel_mean: Tensor, voxel_coors: Tensor) -> Tensor:
-        """The features [N, C] of the voxels that the points are in."""
+        """Copies the features of voxels to their points: [N, C]."""
         if not len(voxel_mean):  # all points are out of the range
             return voxel_mean.new_zeros(len(pts_coors), *voxel_mean.shape[1:])
         if voxel_mean.is_cuda:
@@ -87,20 +87,20 @@ class _TorchLookup:
 
 
 class _OnePoint:
-    """Mixin for a ``PointFusion``, which loses the axis of the points where there is a single one."""
+    """Mixin for a ``PointFusion``, which otherwise drops the point axis if there is a single point."""
 
     def sample_single(self, img_feats: Tensor, pts: Tensor, img_meta: dict) -> Tensor:
-        """Image features [N, C] of points [N, 3] of one sample."""
+        """Samples image features [N, C] at the points [N, 3] of one sample."""
         if len(pts) != 1:
             return super().sample_single(img_feats, pts, img_meta)
         return super().sample_single(img_feats, pts.expand(2, -1), img_meta)[:1]
 
 
 class _AllSamples:
-    """Mixin for a ``MVXTwoStageDetector``: the batch has as many samples as there are point clouds."""
+    """Mixin for a ``MVXTwoStageDetector`` that takes the batch size from the number of point clouds."""
 
     def extract_pts_feat(self, voxel_dict: dict | None, points: list[Tensor] | None = None, **kwargs: Any) -> Any:
-        """Features of the points, per level [B, C, ny, nx]."""
+        """Computes the features of the points, one tensor [B, C, ny, nx] per level."""
         if not voxel_dict or not points:
             return super().extract_pts_feat(voxel_dict, points, **kwargs)
         voxel_dict, points = _with_a_point(voxel_dict, points)
@@ -109,10 +109,10 @@ class _AllSamples:
 
 
 class _AllSamplesAlone:
-    """The same mixin for a ``VoxelNet``."""
+    """Mixin for a ``VoxelNet`` that takes the batch size from the number of point clouds."""
 
     def extract_feat(self, batch_inputs_dict: dict) -> Any:
-        """Features of the points, per level [B, C, ny, nx]."""
+        """Computes the features of the points, one tensor [B, C, ny, nx] per level."""
         voxel_dict, points = _with_a_point(batch_inputs_dict['voxels'], batch_inputs_dict['points'])
         with _batch_size(self.middle_encoder, len(points)):
             return super().extract_feat({**batch_inputs_dict, 'voxels': voxel_dict, 'points': points})
@@ -120,7 +120,7 @@ class _AllSamplesAlone:
 
 @contextmanager
 def _batch_size(encoder: nn.Module, number: int) -> Iterator[None]:
-    """Inside, calls of a middle encoder (features, coordinates, batch size) get another batch size."""
+    """Replaces the batch size in calls of a middle encoder (features, coordinates, batch size) in this context."""
     handle = encoder.register_forward_pre_hook(lambda _, inputs: (*inputs[:2], number))
     try:
         yield
@@ -129,7 +129,7 @@ def _batch_size(encoder: nn.Module, number: int) -> Iterator[None]:
 
 
 def _with_a_point(voxel_dict: dict, points: list[Tensor]) -> tuple[dict, list[Tensor]]:
-    """Dynamic voxels and points of a batch; a batch without any point gets one outside of the range, hence no voxel."""
+    """Dynamic voxels and points of a batch; a batch without points gets one outside of the range, hence no voxel."""
     if len(voxel_dict['coors']) or 'num_points' in voxel_dict:
         return voxel_dict, points
     lone = points[-1].new_ones(1, points[-1].shape[1])  # not at the sensor, where it would have no pixel
@@ -145,4 +145,4 @@ _FOR_FEW_POINTS: dict[str, type] = {
     'MVXTwoStageDetector': _AllSamples,
     'VoxelNet': _AllSamplesAlone,
 }
-"""The same, for batches with few points; on all others these change nothing."""
+"""Name of a class -> its mixin for batches with few points; on all other batches these mixins change nothing."""

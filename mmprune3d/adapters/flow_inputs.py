@@ -1,4 +1,4 @@
-"""SynFlow's input of ones, and the outputs that it sums, for detectors that read images and points."""
+"""The input of ones and the summed outputs of SynFlow, for detectors that read images and points."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from .fusion import FusionMap, frozen, prunable, resolve
 
 
 def flow_outputs(model: nn.Module, batch: Mapping[str, Any], fusion: FusionMap) -> Tensor:
-    """The sum of all outputs of the network, inside of `linear_flow`, when all that it reads is ones.
+    """Sums all outputs of the network, inside of `linear_flow`, when the input of its first layers is ones.
 
-    What the detector needs to know where things are stays that of the batch: places of voxels, calibration. Ones are
-    put before the layers that read raw data: those whose input depends on no parameter.
+    The geometry is that of the batch: positions of voxels, calibration. The ones replace the input of the layers that
+    read raw data, which are those whose input depends on no parameter.
 
     Args:
-        model: The detector, not wrapped.
-        batch: Its arguments.
-        fusion: Its map, whose `head` says where the network ends.
+        model: The detector, without a wrapper.
+        batch: Arguments of the detector.
+        fusion: Fusion map of the detector, whose `head` names the module at the end of the network.
 
     Raises:
-        ValueError: If the outputs have no tensor that depends on a parameter.
+        ValueError: If no output tensor depends on a parameter.
     """
     with _ones_for_raw_data(model), _SampleInOneDtype():
         outputs = _run_to_head(model, batch, fusion.head) if fusion.head else model(**batch, mode='tensor')
     sums = [tensor.sum() for tensor in tensors_in(outputs) if tensor.requires_grad]
     if not sums:
         raise ValueError(
-            f"{type(model).__name__} gives no tensors in mode='tensor': say with head='bbox_head' which module makes "
-            'the outputs that losses are computed of'
+            f"{type(model).__name__} gives no tensors in mode='tensor': set head='bbox_head' to the module that makes "
+            'the outputs from which losses are computed'
         )
     return sum(sums)
 
 
 class _SampleInOneDtype(TorchFunctionMode):
-    """Places that were computed in float32, and features in float64."""
+    """Converts positions that were computed in float32 and features in float64 to one dtype for sampling."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -52,13 +52,13 @@ class _SampleInOneDtype(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _HeadReached(Exception):  # noqa: N818, it is no error
+class _HeadReached(Exception):  # noqa: N818, it is not an error
     def __init__(self, outputs: Any) -> None:
         self.outputs = outputs
 
 
 def _run_to_head(model: nn.Module, batch: Mapping[str, Any], path: str) -> Any:
-    """What the module at `path` returns while the model predicts; what would come after it does not run."""
+    """Output of the module at `path` when the model predicts; later modules do not run."""
 
     def stop(head: nn.Module, args: tuple, outputs: Any) -> None:
         raise _HeadReached(outputs)
@@ -84,7 +84,7 @@ def _ones_for_raw_data(model: nn.Module) -> Iterator[None]:
 
 def _ones(layer: nn.Module, args: tuple) -> tuple | None:
     first = args[0] if args else None
-    values = getattr(first, 'features', first)  # of a sparse tensor
+    values = getattr(first, 'features', first)  # the features of a sparse tensor
     if not isinstance(values, Tensor) or values.requires_grad:
         return None
     ones = torch.ones_like(values, dtype=layer.weight.dtype)

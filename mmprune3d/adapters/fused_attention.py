@@ -1,8 +1,8 @@
-"""Fused kernels in the place of attention written by others, with a record of the projected queries and keys.
+"""Fused kernels for attention modules written by others, with a record of the projected queries and keys.
 
-Detectors let their cross-attention make the full map and throw it away. A stand-in takes the place of one method of one
-attention module, on that instance alone: no parameter and no module changes, and taking it off leaves no trace. Results
-are equal within rounding. Who asks for the map gets None.
+Detectors compute the full attention map in their cross-attention and discard it. A stand-in replaces one method of one
+attention module, on that instance only: no parameter and no module changes, and removing it restores the module
+exactly. Results are equal up to rounding. Callers that request the map get None.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mmprune3d.ops.attention import fused_attention
 
 
 class FusedStandIn(ABC):
-    """Stands in for `METHOD` of an attention module. A subclass writes `attend`, around `mix`.
+    """Base class that replaces `METHOD` of an attention module; a subclass implements `attend` with `mix`.
 
     Args:
-        attention: The module; it has ``num_heads``.
+        attention: Attention module with an attribute ``num_heads``.
 
     Attributes:
-        armed: Whether the next call is to be recorded. A call of gradient checkpointing's second run is not.
+        armed: Whether the next call is to be recorded; the second run of gradient checkpointing is not recorded.
 
     Raises:
         ValueError: If other code has replaced the method on this instance.
@@ -42,14 +42,14 @@ class FusedStandIn(ABC):
 
     @abstractmethod
     def attend(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """What `METHOD` does, with its arguments: the output, and None instead of the map."""
+        """Replaces `METHOD`, with its arguments; returns the output, and None instead of the map."""
 
     def install(self) -> None:
-        """Puts `attend` in the place of `METHOD`."""
+        """Replaces `METHOD` of the attention module by `attend`."""
         setattr(self.attention, self.METHOD, self.attend)
 
     def remove(self) -> None:
-        """Takes it off; the module is what it was."""
+        """Restores `METHOD`; the module is then exactly as it was before `install`."""
         delattr(self.attention, self.METHOD)
 
     def mix(
@@ -61,35 +61,35 @@ class FusedStandIn(ABC):
         padding_mask: Tensor | None,
         dropout: float,
     ) -> Tensor:
-        """Attends, and remembers queries and keys if armed.
+        """Computes attention, and stores queries and keys if armed.
 
         Args:
-            query: [B, heads, N_q, D], projected, not scaled.
-            key: [B, heads, N_k, D], projected.
-            value: [B, heads, N_k, D or less], projected.
-            attn_mask: [N_q, N_k] or [B * heads, N_q, N_k] bool, True where attention is forbidden, or None.
-            padding_mask: [B, N_k] bool, True for padding, or None.
-            dropout: Of the weights, while the module trains.
+            query: Projected queries [B, heads, N_q, D], not scaled.
+            key: Projected keys [B, heads, N_k, D].
+            value: Projected values [B, heads, N_k, D or less].
+            attn_mask: Mask [N_q, N_k] or [B * heads, N_q, N_k] bool, True where attention is forbidden, or None.
+            padding_mask: Padding of the keys [B, N_k] bool, True for padding, or None.
+            dropout: Dropout probability of the weights in training mode.
 
         Returns:
-            [B, N_q, C], before the output projection.
+            Output before the output projection [B, N_q, C].
         """
         mask = bool_mask(attn_mask)
         if mask is not None and mask.dim() == 3:
             mask = mask.unflatten(0, (len(query), -1))
         mask = allowed(mask, Keys(key, value, bool_mask(padding_mask)))
         width = value.shape[-1]
-        value = F.pad(value, (0, query.shape[-1] - width))  # fused kernels want one width
+        value = F.pad(value, (0, query.shape[-1] - width))  # fused kernels need the same width for keys and values
         mixed, log_sum = fused_attention(query, key, value, mask, dropout if self.attention.training else 0.0)
         if self.armed:
             self._seen = (query.detach(), key.detach(), None if log_sum is None else log_sum.detach())
         return mixed[..., :width].transpose(1, 2).flatten(2)
 
     def take_record(self, keys: Keys) -> AttentionRecord:
-        """The record of the call since `armed` was set, which attended to `keys`; it is forgotten here.
+        """Returns, and deletes here, the record of the call since `armed` was set, which attended to `keys`.
 
         Raises:
-            RuntimeError: If there was no call.
+            RuntimeError: If there was no such call.
         """
         if self._seen is None:
             raise RuntimeError(f'{type(self.attention).__name__}.{self.METHOD} was not called by its decoder layer')
@@ -99,13 +99,13 @@ class FusedStandIn(ABC):
 
 
 class FusedMultiheadAttention(FusedStandIn):
-    """For ``torch.nn.MultiheadAttention``.
+    """Stand-in for ``torch.nn.MultiheadAttention``.
 
     Args:
-        attention: With one width for queries, keys and values, and without extra keys.
+        attention: Module with the same width for queries, keys and values, and without extra keys.
 
     Raises:
-        ValueError: If the module is another one.
+        ValueError: If the module is of another kind.
     """
 
     METHOD = 'forward'
@@ -114,7 +114,7 @@ class FusedMultiheadAttention(FusedStandIn):
         plain = isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None
         if not plain or attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError(
-                f'the cross-attention is a {type(attention).__name__}; known is torch.nn.MultiheadAttention '
+                f'the cross-attention is a {type(attention).__name__}; supported is torch.nn.MultiheadAttention '
                 'without kdim, vdim, add_bias_kv and add_zero_attn'
             )
         super().__init__(attention)
@@ -130,7 +130,7 @@ class FusedMultiheadAttention(FusedStandIn):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """Arguments as in ``nn.MultiheadAttention.forward``; its three flags change nothing in the output."""
+        """Computes attention; arguments as in ``nn.MultiheadAttention.forward``, whose three flags have no effect."""
         tokens = (query, key, value)
         if not self.attention.batch_first:
             tokens = tuple(part.transpose(0, 1) for part in tokens)
@@ -140,7 +140,10 @@ class FusedMultiheadAttention(FusedStandIn):
 
 
 class FusedConditionalAttention(FusedStandIn):
-    """For mmdet's ``ConditionalAttention``: heads join a content and a position part, twice as wide as the values."""
+    """Stand-in for mmdet's ``ConditionalAttention``, whose heads concatenate a content and a position part.
+
+    Queries and keys are therefore twice as wide as the values.
+    """
 
     METHOD = 'forward_attn'
 
@@ -152,17 +155,17 @@ class FusedConditionalAttention(FusedStandIn):
         attn_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Arguments as in ``ConditionalAttention.forward_attn``."""
+        """Computes attention; arguments as in ``ConditionalAttention.forward_attn``."""
         heads = (split_heads(part, self.attention.num_heads) for part in (query, key, value))
         mixed = self.mix(*heads, attn_mask, key_padding_mask, self.attention.attn_drop.p)
         return self.attention.out_proj(mixed), None
 
 
 def bool_mask(mask: Tensor | None) -> Tensor | None:
-    """A mask as bool, True where attention is forbidden.
+    """Converts a mask to bool, True where attention is forbidden.
 
     Raises:
-        ValueError: If the mask holds biases.
+        ValueError: If the mask contains floating-point biases.
     """
     if mask is None:
         return None

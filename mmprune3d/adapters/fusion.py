@@ -1,7 +1,8 @@
-"""Which parts of a multi-sensor detector belong to which sensor, and which of its weights can be pruned.
+"""Fusion maps: the sensor to which each part of a multi-sensor detector belongs, and the weights that can be pruned.
 
-The name of a module does not say where it works: ``pts_backbone`` comes after the fusion in BEVFusion and before it in
-others. A :class:`FusionMap` says it per architecture. Its names are free: any number of modalities, any tasks.
+The name of a module does not tell where it is: ``pts_backbone`` comes after the fusion in BEVFusion and before it in
+other detectors. A :class:`FusionMap` defines this per architecture. Its names are free: any number of modalities, any
+tasks.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from torch import nn
 from mmprune3d.pruning import checks
 
 _WEIGHTS = {'weight': re.compile('Conv|Linear'), '(in|[qkv])_proj_weight': re.compile('MultiheadAttention')}
-"""Parameters that can be pruned: their name -> the name of a class that their module is, or inherits from."""
+"""Parameters that can be pruned: parameter name -> name of the class of its module, or of a base class."""
 
 
 @dataclass(frozen=True)
 class FusionMap:
-    """The groups of one architecture and the places where its streams meet; plain data.
+    """The parameter groups of one architecture and the ends of its streams, as plain data.
 
     Attributes:
         groups: Group -> prefixes of modules, such as ``{'camera': ('img_backbone',), ...}``. The longest prefix
             decides, so that a part of a module may belong to another group than the rest.
         interfaces: Modality (a group with a stream of its own) -> path of the method or module whose output is the end
-            of the stream, such as ``'extract_img_feat'``. Of a ``ModuleList`` every entry counts.
-        skipped: Modality -> earlier modules of its stream, for interfaces that get the output of others: they need not
-            run either while it is masked.
+            of the stream, such as ``'extract_img_feat'``. If it is a ``ModuleList``, all of its entries are meant.
+        skipped: Modality -> earlier modules of its stream that need not run while it is masked, for interfaces that get
+            the output of these modules.
         cross_modal: Modality -> path of a flag that hides its raw data from the other streams while it is masked.
         mean_fusion: Path of the method or module that averages over the modalities, for models that fuse so; its
-            output is scaled up while one of them is masked, as if the average went over those that are left.
-        head: Path of the module whose outputs losses are computed of; None for models that return them in
+            output is scaled up while one of them is masked, as if the average were taken over the others.
+        head: Path of the module from whose outputs losses are computed; None for models that return them in
             ``mode='tensor'``.
-        needs: Paths without which a model of this class is no fusion model.
+        needs: Paths that must exist; a model of this class without them is not a fusion model.
         optional: Whether the model may lack modules that the groups name.
     """
 
@@ -48,7 +49,7 @@ class FusionMap:
     optional: bool = False
 
     def group_of(self, name: str) -> str | None:
-        """The group of a module or parameter, by its longest prefix."""
+        """The group of a module or parameter, by its longest prefix; None if no prefix matches."""
         found = [
             (len(prefix), group)
             for group, prefixes in self.groups.items()
@@ -74,7 +75,7 @@ _MVXNET = FusionMap(
         'camera': ('img_backbone', 'img_neck'),
         'lidar': ('pts_voxel_encoder',),
         'fusion': (
-            'pts_voxel_encoder.fusion_layer',  # fuses the points, before they become voxels
+            'pts_voxel_encoder.fusion_layer',  # fuses points with image features, before they become voxels
             'pts_middle_encoder',
             'pts_backbone',
             'pts_neck',
@@ -82,23 +83,23 @@ _MVXNET = FusionMap(
         ),
     },
     interfaces={'camera': 'img_neck', 'lidar': 'pts_voxel_encoder.vfe_layers'},
-    skipped={'camera': ('img_backbone',)},  # extract_img_feat has to run: it writes meta information
+    skipped={'camera': ('img_backbone',)},  # extract_img_feat must run, because it writes meta information
     head='pts_bbox_head',
     needs=('pts_voxel_encoder.fusion_layer',),
     optional=True,
 )
 MAPS: dict[str, FusionMap] = {
     'BEVFusion3D': _BEVFUSION,
-    'BEVFusion': _BEVFUSION,  # of mmdet3d's projects
-    'MVXTwoStageDetector': _MVXNET,  # and those that inherit from it
+    'BEVFusion': _BEVFUSION,  # the class of mmdet3d's projects
+    'MVXTwoStageDetector': _MVXNET,  # and its subclasses
 }
-"""Class of the detector -> its map."""
+"""Class name of a detector -> its fusion map."""
 
 MAP_SETTINGS = ('groups', 'interfaces', 'cross_modal', 'mean_fusion', 'head')
-"""Settings of a config that `fusion_map` takes."""
+"""Settings of a config that are arguments of `fusion_map`."""
 
 _HOW_TO = (
-    "say what belongs where in the config: groups=dict(camera=['img_backbone'], lidar=['pts_encoder'], "
+    "set the groups in the config: groups=dict(camera=['img_backbone'], lidar=['pts_encoder'], "
     "fusion=['fuser', 'head']), with module names of your detector, and interfaces=dict(camera='extract_img_feat', "
     "lidar='pts_encoder'), the methods or modules whose outputs are fused"
 )
@@ -112,18 +113,18 @@ def fusion_map(
     mean_fusion: str | None = None,
     head: str | None = None,
 ) -> FusionMap:
-    """The map of `model`: by the name of its class, or of one that it inherits from, or as given.
+    """Returns the fusion map of `model`: that of its class or of a base class, or the given one.
 
     Args:
-        model: The detector, not wrapped.
-        groups: As in :class:`FusionMap`; with it nothing is taken from the maps that are known.
-        interfaces: Likewise; alone, it replaces that of the known map.
-        cross_modal: Likewise.
-        mean_fusion: Likewise.
-        head: Likewise.
+        model: The detector, without a wrapper.
+        groups: Groups as in :class:`FusionMap`; if given, no known map is used.
+        interfaces: Interfaces as in :class:`FusionMap`; without `groups` they replace those of the known map.
+        cross_modal: Flags as in :class:`FusionMap`; without `groups` they replace those of the known map.
+        mean_fusion: Path as in :class:`FusionMap`; without `groups` it replaces that of the known map.
+        head: Path as in :class:`FusionMap`; without `groups` it replaces that of the known map.
 
     Raises:
-        ValueError: If the class is unknown and no groups are given, or if groups or interfaces do not fit the model.
+        ValueError: If the class is unknown and no groups are given, or if groups or interfaces do not match the model.
     """
     check_map_settings(dict(zip(MAP_SETTINGS, (groups, interfaces, cross_modal, mean_fusion, head), strict=True)))
     given = {
@@ -142,7 +143,7 @@ def fusion_map(
 
 
 def check_map_settings(given: Mapping[str, object]) -> None:
-    """Raises ValueError if one of the `MAP_SETTINGS` is not of its type; None stands for a setting that is left out."""
+    """Raises ValueError if one of the `MAP_SETTINGS` has a wrong type; None stands for a setting that is not given."""
     examples = {
         'groups': "dict(camera=['img_backbone'], lidar=['pts_encoder'])",
         'interfaces': "dict(camera='extract_img_feat')",
@@ -175,11 +176,11 @@ def _known(model: nn.Module) -> FusionMap:
 
 
 def _check(model: nn.Module, fusion: FusionMap) -> None:
-    """Raises ValueError for paths that lead nowhere, and for parameters of no group."""
+    """Raises ValueError for paths that do not exist, and for parameters that are in no group."""
     title = type(model).__name__
     for path in fusion.needs:
         if not has(model, path):
-            raise ValueError(f'{title} has no {path} here, so nothing is fused as its fusion map says: {_HOW_TO}')
+            raise ValueError(f'{title} has no {path}, which the fusion map of its class needs: {_HOW_TO}')
     for group, prefixes in fusion.groups.items():
         for prefix in prefixes if not fusion.optional else ():
             if not has(model, prefix):
@@ -187,24 +188,24 @@ def _check(model: nn.Module, fusion: FusionMap) -> None:
                 raise ValueError(f'group {group!r}: {title} has no module {prefix!r}; its children are {children}')
     for modality, path in fusion.interfaces.items():
         if modality not in fusion.groups:
-            raise ValueError(f'interfaces: {modality!r} is no group; valid are {", ".join(fusion.groups)}')
+            raise ValueError(f'interfaces: {modality!r} is not a group; valid are {", ".join(fusion.groups)}')
         if not has(model, path):
-            raise ValueError(f'interfaces: {title} has no method or module {path!r}, where {modality!r} should end')
+            raise ValueError(f'interfaces: {title} has no method or module {path!r} for the stream of {modality!r}')
     strangers = [name for name, _ in model.named_parameters() if fusion.group_of(name) is None]
     if strangers:
         modules = list(dict.fromkeys(name.rpartition('.')[0] or name for name in strangers))
         more = f' and {len(modules) - 8} more' if len(modules) > 8 else ''
         raise ValueError(
-            f'{title}: no group names {", ".join(modules[:8])}{more}; groups are '
+            f'{title}: these modules are in no group: {", ".join(modules[:8])}{more}; groups are '
             f'{", ".join(fusion.groups)}: add the prefix to one of them with groups=dict(...)'
         )
 
 
 def resolve(model: nn.Module, path: str) -> object:
-    """What the dotted `path` leads to.
+    """Returns the object at the dotted `path`.
 
     Raises:
-        AttributeError: If it leads nowhere, or to None.
+        AttributeError: If it does not exist, or is None.
     """
     found: object = model
     for part in path.split('.'):
@@ -215,7 +216,7 @@ def resolve(model: nn.Module, path: str) -> object:
 
 
 def has(model: nn.Module, path: str) -> bool:
-    """Whether `path` leads somewhere."""
+    """Returns whether there is an object other than None at `path`."""
     try:
         resolve(model, path)
     except AttributeError:
@@ -224,12 +225,12 @@ def has(model: nn.Module, path: str) -> bool:
 
 
 def parameter_groups(model: nn.Module, fusion: FusionMap) -> dict[str, str]:
-    """Name of every parameter -> its group."""
+    """Maps the name of every parameter to its group."""
     return {name: str(fusion.group_of(name)) for name, _ in model.named_parameters()}
 
 
 def modalities(model: nn.Module, fusion: FusionMap) -> list[str]:
-    """Modalities with weights to prune, in the order of the map; a model may lack a stream."""
+    """Modalities that have weights to prune, in the order of the map; a model may not have all streams."""
     present = {fusion.group_of(name) for name in prunable(model)}
     return [modality for modality in fusion.interfaces if modality in present]
 
@@ -237,14 +238,14 @@ def modalities(model: nn.Module, fusion: FusionMap) -> list[str]:
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable weights of convolutions (dense, transposed, deformable, sparse), linear layers and attention.
 
-    Layers are recognised by the names of their classes and the shape of the weight, so that spconv's need not be
-    imported. Biases, norm layers, embeddings and tables are left alone; for frozen weights see `frozen`.
+    Layers are recognized by the names of their classes and the shape of the weight, so that spconv need not be
+    imported. Biases, norm layers, embeddings and tables are not included; for frozen weights see `frozen`.
     """
     return {name: weight for name, weight in _weights(model) if weight.requires_grad}
 
 
 def frozen(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that could be pruned if they were trained: they have no gradients, and are left as they are."""
+    """Weights that could be pruned if they were trained; they have no gradients and are not pruned."""
     return {name: weight for name, weight in _weights(model) if not weight.requires_grad}
 
 

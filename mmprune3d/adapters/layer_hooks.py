@@ -1,8 +1,8 @@
-"""Key pruning in decoders written by others, by hooks on their layers.
+"""Key pruning in decoders written by others, with hooks on their layers.
 
-No class is replaced, no forward copied. A hook before each decoder layer passes the keys that are left instead of those
-that the decoder passes, and a hook after it asks the pruner which ones the next layer needs. What remains to be known
-about a family of decoders is a subclass of :class:`HookedDecoder`.
+No class is replaced and no forward is copied. A hook before each decoder layer replaces the keys that the decoder
+passes by the remaining ones, and a hook after it asks the pruner which keys the next layer needs. The details of each
+family of decoders are in a subclass of :class:`HookedDecoder`.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from mmprune3d.pruning.tggbc import TgGBCPlan
 from .fused_attention import FusedStandIn, bool_mask
 
 MARK = 'mmprune3d_hooks'
-"""Attribute of a decoder that has a plan attached."""
+"""Attribute of a decoder that stores its attached plan."""
 
 
 class HookedDecoder(ABC):
-    """A plan at work in one decoder, and, by its class methods, the adapter of a family (see `adapters.Family`).
+    """A plan that is applied to one decoder; its class methods are the adapter of a family (see `adapters.Family`).
 
-    The decoder has ``layers`` that run one after the other, each exactly once. Their first argument and their output
-    are the queries; others are called ``key`` and, where they exist, ``value``, ``key_pos``, ``key_padding_mask`` and
-    `mask_argument`.
+    The decoder must have ``layers`` that run one after the other, each exactly once. Their first argument and their
+    output are the queries; other arguments are called ``key`` and, if they exist, ``value``, ``key_pos``,
+    ``key_padding_mask`` and `mask_argument`.
 
-    A plan that removes nothing changes nothing at all. One that removes something also lets the cross-attention run in
-    a fused kernel; outputs of layers before the first removal are then equal within rounding.
+    A plan that removes nothing changes nothing. With a plan that removes keys, the cross-attention also runs in a fused
+    kernel; outputs of the layers before the first removal are then equal up to rounding.
 
     Args:
-        model: One in which `find` finds a decoder.
-        plan: What to remove. Queries cannot be removed: the decoders stack the outputs of their layers.
-        record: Keep the original ids of the keys; see ``KeyPruner.kept``.
+        model: Model in which `find` finds a decoder.
+        plan: Keys to remove. Queries cannot be removed, because the decoders stack the outputs of their layers.
+        record: Whether to keep the original ids of the keys; see ``KeyPruner.kept``.
 
     Raises:
-        ValueError: If the plan does not fit the decoder or its head.
+        ValueError: If the plan does not match the decoder or its head.
     """
 
     LOOKS_FOR: ClassVar[str]
-    """What `fits` looks for, for the message about a model that no adapter knows."""
+    """Description of what `fits` looks for, for the message about a model without adapter."""
     STAGES: ClassVar[Mapping[str, str]] = {}
-    """Stage -> attribute of the model that holds it, for tables of times; the decoder is known anyway."""
+    """Stage -> attribute of the model that contains it, for tables of times; the decoder need not be listed."""
     batch_first: ClassVar[bool] = True
-    """Whether the decoder's tensors are [B, N, C] rather than [N, B, C]."""
+    """Whether the decoder's tensors are [B, N, C] instead of [N, B, C]."""
     mask_argument: ClassVar[str] = 'cross_attn_mask'
-    """The layers' argument for the mask of the cross-attention, [N_q, N_k] or [B * heads, N_q, N_k]."""
+    """Name of the layers' argument for the mask of the cross-attention, [N_q, N_k] or [B * heads, N_q, N_k]."""
 
     def __init__(self, model: nn.Module, plan: KeyPlan, record: bool = False) -> None:
         self.owner = self.owner_in(model)
@@ -68,59 +68,59 @@ class HookedDecoder(ABC):
         self._keys: Keys | None = None
         self._pruned = False
 
-    # What a family says.
+    # Details of a family, implemented by subclasses.
 
     @classmethod
     @abstractmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether `module` is the one that holds both the decoder and the head of a detector of this family."""
+        """Returns whether `module` contains both the decoder and the head of a detector of this family."""
 
     @staticmethod
     @abstractmethod
     def decoder_of(owner: nn.Module) -> nn.Module:
-        """The decoder in a module that `fits`."""
+        """Returns the decoder of a module that `fits`."""
 
     @abstractmethod
     def stand_in(self, layer: nn.Module) -> FusedStandIn:
-        """A fused stand-in for the cross-attention of a decoder layer."""
+        """Creates the fused stand-in for the cross-attention of a decoder layer."""
 
     @abstractmethod
     def normed(self, output: Tensor) -> Tensor:
-        """The output of a layer as the head sees it, [B, N_q, C]."""
+        """Converts the output of a layer to the input of the head, [B, N_q, C], with the norm."""
 
     @abstractmethod
     def logits(self, layer: int, query: Tensor) -> Tensor:
-        """The head's classification [B, N_q, classes] of what `normed` gives, of decoder layer `layer`."""
+        """Computes the head's class logits [B, N_q, classes] from the output of `normed` of decoder layer `layer`."""
 
     @property
     @abstractmethod
     def activation(self) -> str:
-        """'sigmoid' or 'softmax' (with the background in the last column): what turns the logits into scores."""
+        """The function from logits to scores: 'sigmoid', or 'softmax' with the background in the last column."""
 
     def cross_mask(self, arguments: Mapping[str, Any]) -> Tensor | None:
-        """The mask of the cross-attention among the arguments of a layer."""
+        """Finds the mask of the cross-attention among the arguments of a layer."""
         return arguments.get(self.mask_argument)
 
     def with_cross_mask(self, arguments: Mapping[str, Any], mask: Tensor) -> dict[str, Any]:
-        """The arguments with another mask."""
+        """Replaces the mask of the cross-attention in the arguments of a layer."""
         return {**arguments, self.mask_argument: mask}
 
-    # The adapter.
+    # Functions of the adapter.
 
     @classmethod
     def owner_in(cls, model: nn.Module) -> nn.Module | None:
-        """The first module of `model` that `fits`."""
+        """Finds the first module of `model` that `fits`; None if there is none."""
         return next((module for module in model.modules() if cls.fits(module)), None)
 
     @classmethod
     def find(cls, model: nn.Module) -> nn.Module | None:
-        """The decoder whose keys can be pruned, or None."""
+        """Finds the decoder whose keys can be pruned; None if the model is of another family."""
         owner = cls.owner_in(model)
         return None if owner is None else cls.decoder_of(owner)
 
     @classmethod
     def attach(cls, model: nn.Module, plan: KeyPlan) -> None:
-        """Makes the decoder prune by `plan`; a plan attached before is replaced, unless this one is refused."""
+        """Makes the decoder prune by `plan`; a plan attached before is replaced, unless this one is invalid."""
         hooked = cls(model, plan)
         cls.detach(model)
         setattr(hooked.decoder, MARK, hooked)
@@ -129,7 +129,7 @@ class HookedDecoder(ABC):
 
     @classmethod
     def detach(cls, model: nn.Module) -> None:
-        """Takes everything off; the model is then bit for bit what it was."""
+        """Removes the plan; the model is then bit for bit as it was before `attach`."""
         hooked = cls._attached(model)
         if hooked is not None:
             hooked.remove()
@@ -137,12 +137,12 @@ class HookedDecoder(ABC):
 
     @classmethod
     def is_attached(cls, model: nn.Module) -> bool:
-        """Whether a plan is attached."""
+        """Returns whether a plan is attached."""
         return cls._attached(model) is not None
 
     @classmethod
     def has_pruned(cls, model: nn.Module) -> bool:
-        """Whether anything was removed since `attach`."""
+        """Returns whether any key was removed since `attach`."""
         return cls._attached(model).pruner.has_pruned
 
     @classmethod
@@ -162,7 +162,7 @@ class HookedDecoder(ABC):
 
     @classmethod
     def hear_keys(cls, model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle:
-        """Calls `heard` with the number of valid keys in each forward pass, of the sample that has most."""
+        """Calls `heard` with the largest number of valid keys of a sample, in each forward pass."""
         reader = cls(model, TgGBCPlan(r=0))
 
         def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -175,17 +175,17 @@ class HookedDecoder(ABC):
     def _attached(cls, model: nn.Module) -> HookedDecoder | None:
         return getattr(cls.find(model), MARK, None)
 
-    # The work.
+    # Hooks and stand-ins.
 
     def install(self) -> None:
-        """Puts hooks on the layers and fused kernels into their cross-attention."""
+        """Registers hooks on the layers and puts fused kernels into their cross-attention."""
         for layer, stand_in in zip(self.layers, self.stand_ins, strict=True):
             stand_in.install()
             self._handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._after_layer))
 
     def remove(self) -> bool:
-        """The opposite of `install`; returns whether it was installed."""
+        """Reverts `install`; returns whether it was installed."""
         was_installed = bool(self._handles)
         for handle in self._handles:
             handle.remove()
@@ -210,11 +210,14 @@ class HookedDecoder(ABC):
 
     def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         index = self.layers.index(layer)
+        # Decoders pass the same argument by position or by name, so all but the queries are collected by name.
         names = list(inspect.signature(layer.forward).parameters) if len(args) > 1 else []
         arguments = {**dict(zip(names[1:], args[1:])), **kwargs}
         if index == 0:
             self._keys, self._pruned = self._read(arguments), False
+        # No keys are chosen after the last layer, so its attention need not be recorded.
         self.stand_ins[index].armed = index < len(self.layers) - 1
+        # Until keys were removed the arguments are passed on as they are: a plan that removes nothing changes nothing.
         return (args[:1], self._write(arguments)) if self._pruned else (args, kwargs)
 
     def _after_layer(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
@@ -229,7 +232,7 @@ class HookedDecoder(ABC):
         self._pruned |= self._keys is not keys
 
     def _read(self, arguments: Mapping[str, Any]) -> Keys:
-        """The keys that the decoder passes, batch-first."""
+        """The keys that the decoder passes to a layer, converted to batch-first."""
         if arguments.get('key') is None:
             raise ValueError(f'{type(self.decoder).__name__} passes no `key` to its layers')
         turned = once_per_tensor(self._turned)
@@ -237,12 +240,12 @@ class HookedDecoder(ABC):
         value = key if arguments.get('value') is None else turned(arguments['value'])
         padding = bool_mask(arguments.get('key_padding_mask'))
         if padding is not None and not padding.any():
-            padding = None
+            padding = None  # a mask without padding would only slow down the kernel
         mask = mask_per_sample(self.cross_mask(arguments), len(key))
         return Keys(key, value, padding, mask, turned(arguments.get('key_pos')))
 
     def _write(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a layer with the keys that are left; what the decoder does not pass stays away."""
+        """Arguments of a layer with the remaining keys; arguments that the decoder does not pass are not added."""
         keys, turned = self._keys, once_per_tensor(self._turned)
         left = {'key': keys.key, 'value': keys.value, 'key_pos': keys.key_pos}
         left = {name: turned(tensor) for name, tensor in left.items() if arguments.get(name) is not None}
@@ -251,19 +254,20 @@ class HookedDecoder(ABC):
             arguments['key_padding_mask'] = keys.padding_mask
         if keys.attention_mask is None:
             return arguments
+        # After pruning each sample has other keys, so a mask that was shared becomes one per sample and head.
         heads = self.stand_ins[0].attention.num_heads
         return self.with_cross_mask(arguments, keys.attention_mask.repeat_interleave(heads, dim=0))
 
     def _turned(self, tokens: Tensor) -> Tensor:
-        """Between the decoder's layout and batch-first, in either direction."""
+        """Converts between the decoder's layout and batch-first, in either direction."""
         return tokens if self.batch_first else tokens.transpose(0, 1)
 
 
 def mask_per_sample(mask: Tensor | None, batch: int) -> Tensor | None:
-    """A mask [N_q, N_k] or [B * heads, N_q, N_k] as [B, N_q, N_k] bool.
+    """Reshapes a mask [N_q, N_k] or [B * heads, N_q, N_k] to [B, N_q, N_k] bool.
 
     Raises:
-        ValueError: If the heads of a sample have different masks: keys are removed for all heads at once.
+        ValueError: If the heads of a sample have different masks, because keys are removed for all heads together.
     """
     mask = bool_mask(mask)
     if mask is None or mask.dim() == 2:
@@ -275,5 +279,5 @@ def mask_per_sample(mask: Tensor | None, batch: int) -> Tensor | None:
 
 
 def activation_of(head: nn.Module) -> str:
-    """How a head of mmdet turns logits into scores, by its classification loss."""
+    """Returns the function with which a head of mmdet turns logits into scores, by its classification loss."""
     return 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'

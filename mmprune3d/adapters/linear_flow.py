@@ -1,8 +1,8 @@
-"""Detectors as SynFlow needs them: networks that only add and multiply positive numbers.
+"""Conversion of detectors to the homogeneous networks that SynFlow needs, with non-negative weights.
 
-SynFlow scores weights by the flow of ones from the input to the outputs. That means something, and is conserved from
-layer to layer, only where layers are homogeneous: not in norm layers, softmax or sigmoid. Inside of `linear_flow` these
-are replaced, whoever calls them::
+SynFlow scores weights by the flow of ones from the input to the outputs. This flow is conserved from layer to layer
+only if layers are homogeneous, which norm layers, softmax and sigmoid are not. Inside of `linear_flow` these functions
+are replaced, in all modules that call them::
 
     with linear_flow(model, double=True):
         scores = synflow(weights, flow_through(model, lambda: sum(output.sum() for output in model(ones))))
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mmprune3d.layers.preserved import call_with, evaluating
 
 GEOMETRY = ('frustum', 'dx', 'bx', 'nx')
-"""Parameters of lift-splat view transforms that are coordinates, not weights."""
+"""Parameters of lift-splat view transforms that are coordinates and not weights."""
 
 
 def _same(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -34,7 +34,7 @@ def _rectified(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _scaled(input: Tensor, weight: Tensor | None) -> Tensor:
-    """By one factor per channel (dim 1), or not at all."""
+    """Multiplies each channel (dim 1) by its weight; without weights the input is returned."""
     return input if weight is None else input * weight.view(-1, *[1] * (input.dim() - 2))
 
 
@@ -47,13 +47,13 @@ def _group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, *a
 
 
 def _uniform(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    """Equal shares of everything that is not masked by -inf."""
+    """Equal shares for all entries that are not masked by -inf."""
     shares = (input != -torch.inf).to(input.dtype)
     return shares / shares.sum(dim, keepdim=True).clamp(min=1)
 
 
 def _mean_value(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention with equal weights."""
+    """Attention with equal weights for all keys."""
     return value.mean(-2, keepdim=True).expand(*value.shape[:-2], query.shape[-2], value.shape[-1])
 
 
@@ -78,7 +78,7 @@ def _mean_attention(
     average_attn_weights: bool = True,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`F.multi_head_attention_forward` with equal weights for all keys, masked ones too."""
+    """`F.multi_head_attention_forward` with equal weights for all keys, including masked ones."""
     start = 2 * embed_dim_to_check
     weight = v_proj_weight if use_separate_proj_weight else in_proj_weight[start:]
     mean = F.linear(value.mean(0, keepdim=True), weight, None if in_proj_bias is None else in_proj_bias[start:])
@@ -101,14 +101,14 @@ _STAND_INS: dict[Callable, Callable] = {
     F.scaled_dot_product_attention: _mean_value,
     F.multi_head_attention_forward: _mean_attention,
 }
-"""Functions of torch that are not homogeneous, by whatever name modules call them, and what they are replaced by."""
+"""Functions of torch that are not homogeneous, under all names by which modules call them -> their replacement."""
 
 if hasattr(F, 'rms_norm'):  # torch 2.4
     _STAND_INS[F.rms_norm] = _same
 
 
 class _Homogeneous(TorchFunctionMode):
-    """Calls the stand-ins. Only in this thread, and without changing torch or any module."""
+    """Calls the replacements, in this thread only, without changing torch or any module."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -118,21 +118,21 @@ class _Homogeneous(TorchFunctionMode):
 
 @contextmanager
 def linear_flow(model: nn.Module, double: bool = False, untouched: Collection[str] = GEOMETRY) -> Iterator[None]:
-    """Makes `model` homogeneous for a while; afterwards it is what it was, in the same tensors.
+    """Makes `model` homogeneous in this context; afterwards it is restored, in the same tensors.
 
-    * Parameters and buffers are replaced by their absolute values (but see `untouched`).
-    * Batch, group and instance norms only multiply by their weights; layer norms, sigmoid and tanh do nothing; GELU and
-      its like are ReLU.
-    * Softmax gives equal shares, attention the mean of the values. So no flow goes through queries and keys, or through
-      the logits of a depth distribution: the weights behind them score zero, and should not be ranked with the others.
+    * Parameters and buffers are replaced by their absolute values (except `untouched`).
+    * Batch, group and instance norms only multiply by their weights; layer norms, sigmoid and tanh become identities;
+      GELU and similar activations become ReLU.
+    * Softmax gives equal shares, attention the mean of the values. So no flow passes through queries and keys, or
+      through the logits of a depth distribution: their weights score zero, and should not be ranked with the others.
     * The model is in evaluation mode, without activation checkpointing, which would recompute outside of the context.
 
     Args:
-        model: The model, not wrapped.
-        double: Whether parameters and buffers are float64 meanwhile; inputs must be, too. The flow of deep networks
-            overflows float32. Sparse convolutions on GPUs have no float64: move the model to the CPU.
-        untouched: Last parts of the names of parameters and buffers that stay as they are. Those without a fraction
-            always do.
+        model: The model, without a wrapper.
+        double: Whether parameters and buffers are float64 in the context; inputs must be float64, too. The flow of deep
+            networks overflows float32. Sparse convolutions on GPUs do not support float64: move the model to the CPU.
+        untouched: Last parts of the names of parameters and buffers that are not changed. Integer tensors are never
+            changed.
     """
     with evaluating(model), _Homogeneous():
         for module in model.modules():
@@ -143,7 +143,7 @@ def linear_flow(model: nn.Module, double: bool = False, untouched: Collection[st
 
 
 def flow_through(model: nn.Module, forward: Callable[[], Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """The argument `flow` of `synflow`: ``forward()``, a scalar, with the given weights in `model`."""
+    """Creates the argument `flow` of `synflow`: ``forward()``, a scalar, computed with the given weights in `model`."""
     return lambda weights: call_with(model, weights, forward)
 
 

@@ -1,4 +1,4 @@
-"""One sensor switched off: its stream's output is zeros, and the stream does not run (AlterMOMA, Eq. 3 with mu = 0)."""
+"""Masking of one sensor: zeros replace the output of its stream, which does not run (AlterMOMA, Eq. 3 with mu = 0)."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ _ABSENT = object()
 
 
 class ModalityMasker:
-    """Replaces what one modality gives to the fusion by zeros, without running the modality's stream.
+    """Replaces the output of one modality's stream by zeros, without running the stream.
 
-    Multiplying the stream's weights by 0 would not do: batch norm turns zeros into constants, and a sparse stream
-    would still tell which places are occupied. All parameters times 0, norm layers included, is what this equals.
+    Setting the stream's convolution weights to 0 would not be enough: batch norm turns zeros into constants, and a
+    sparse stream would still tell which voxels are occupied. The result equals a stream in which all parameters,
+    including those of norm layers, are 0.
 
     The shape of the output is learned from earlier passes that were not masked, or else from one pass of the stream
     without gradients in evaluation mode, after which the model and the random states are what they were.
 
     Args:
-        model: The detector, not wrapped.
-        fusion: Its map.
-        mask_cross_modal_inputs: Whether a masked modality's raw data are hidden from the other streams too, such as
-            the depth image that LiDAR feeds to BEVFusion's cameras.
+        model: The detector, without a wrapper.
+        fusion: Fusion map of the detector.
+        mask_cross_modal_inputs: Whether a masked modality's raw data are also hidden from the other streams, such as
+            the depth image from LiDAR in BEVFusion's camera stream.
 
     Raises:
-        ValueError: If raw data should be hidden, but the model has no flag for it.
+        ValueError: If raw data are to be hidden, but the model has no flag for this.
     """
 
     def __init__(self, model: nn.Module, fusion: FusionMap, mask_cross_modal_inputs: bool = False) -> None:
@@ -44,20 +45,22 @@ class ModalityMasker:
             wanted = ', '.join(self.flags.values()) or 'cross_modal in its fusion map'
             raise ValueError(
                 f'mask_cross_modal_inputs: {type(model).__name__} has no flag for it (looked for {wanted}), '
-                'no stream sees raw data of another'
+                'so no stream reads raw data of another sensor'
             )
         self._shapes: dict[Hashable, Any] = {}
 
     @contextmanager
     def masked(self, modality: str | None) -> Iterator[None]:
-        """A context in which `modality` is off; None switches nothing off and learns shapes.
+        """Masks `modality` in this context; with None nothing is masked and shapes are recorded.
 
         Raises:
             ValueError: If the modality is unknown.
         """
         interfaces = self.fusion.interfaces
         if modality is not None and modality not in interfaces:
-            raise ValueError(f'unknown modality {modality!r}; with an interface are {", ".join(interfaces) or "none"}')
+            raise ValueError(
+                f'unknown modality {modality!r}; those with an interface are {", ".join(interfaces) or "none"}'
+            )
         with ExitStack() as stack:
             for name, path in interfaces.items():
                 wrap = self._zeros if name == modality else self._recorded
@@ -77,7 +80,7 @@ class ModalityMasker:
 
     def _recorded(self, key: Hashable, original: Callable) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            # before the call, which may change the inputs in place
+            # Before the call, which may modify the inputs in place.
             signature = (key, _signature((args, kwargs)))
             outputs = original(*args, **kwargs)
             self._shapes[signature] = _map_stream(outputs, _Blueprint.of)
@@ -104,13 +107,13 @@ class ModalityMasker:
 def masked(
     model: nn.Module, modality: str | None, fusion: FusionMap, mask_cross_modal_inputs: bool = False
 ) -> Iterator[None]:
-    """A context in which `modality` is off; see :class:`ModalityMasker`, which is faster when used again and again."""
+    """Masks `modality` in this context; :class:`ModalityMasker` is faster if this is repeated."""
     with ModalityMasker(model, fusion, mask_cross_modal_inputs).masked(modality):
         yield
 
 
 def _calls(model: nn.Module, path: str) -> list[tuple[object, str]]:
-    """What has to be replaced so that calls of `path` end elsewhere: owners and names of attributes."""
+    """Owners and attribute names that have to be replaced in order to redirect calls of `path`."""
     found = resolve(model, path)
     if isinstance(found, nn.ModuleList):
         return [(module, 'forward') for module in found]
@@ -138,9 +141,9 @@ def _scaled(original: Callable, scale: float) -> Callable:
 
 
 def _signature(value: Any) -> Hashable:
-    """What the shape of the outputs depends on: shapes of tensors, number of samples.
+    """The values on which the shape of the outputs depends: shapes of tensors, number of samples.
 
-    Lists hold a cloud of points per sample, or its meta information: how many points there are does not matter.
+    Lists contain one point cloud or one meta information per sample; the number of points has no influence.
     """
     if isinstance(value, Tensor):
         return tuple(value.shape)
@@ -174,7 +177,7 @@ def _map_stream(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """What the end of a stream gave, with its tensors replaced.
 
     Raises:
-        TypeError: If it holds something else, such as a sparse tensor.
+        TypeError: If it contains other objects, such as a sparse tensor.
     """
 
     # not map_tensors, which passes on what it does not know: features of the masked modality must not get through

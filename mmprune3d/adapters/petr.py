@@ -1,4 +1,4 @@
-"""Our PETR: a head whose transformer has a decoder with a place for a key pruner."""
+"""Adapter for the PETR of this package, whose decoder has an attribute for a key pruner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = {'backbone': 'img_backbone', 'neck': 'img_neck'}
 
 
 def find(model: nn.Module) -> nn.Module | None:
-    """The decoder whose keys can be pruned, or None."""
+    """Finds the decoder whose keys can be pruned; None if the model is of another family."""
     return next((module for module in model.modules() if hasattr(module, 'key_pruner')), None)
 
 
@@ -26,17 +26,17 @@ def attach(model: nn.Module, plan: KeyPlan) -> None:
     """Makes the decoder prune by `plan`.
 
     Raises:
-        ValueError: If the plan does not fit the decoder, or if pruning is a part of the model already.
+        ValueError: If the plan does not match the decoder, or if the model already prunes by its own config.
     """
     decoder = find(model)
     if decoder.key_pruner is not None and not is_attached(model):
-        raise ValueError(f'the model prunes by itself ({decoder.key_pruner.plan}): take that out of its config first')
+        raise ValueError(f'the config of the model already sets {decoder.key_pruner.plan}: remove it there first')
     decoder.key_pruner = make_pruner(plan, len(decoder.layers))
     decoder.pruner_attached = True
 
 
 def detach(model: nn.Module) -> None:
-    """Takes the pruner off; the decoder is then what it was."""
+    """Removes the pruner; the decoder is then as it was before `attach`."""
     if is_attached(model):
         decoder = find(model)
         decoder.key_pruner = None
@@ -44,17 +44,17 @@ def detach(model: nn.Module) -> None:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Whether the decoder has got a pruner by `attach`."""
+    """Returns whether the decoder got its pruner from `attach`."""
     return getattr(find(model), 'pruner_attached', False)
 
 
 def has_pruned(model: nn.Module) -> bool:
-    """Whether anything was removed since `attach`."""
+    """Returns whether any key was removed since `attach`."""
     return find(model).key_pruner.has_pruned
 
 
 def hear_keys(model: nn.Module, heard: Callable[[int], None]) -> RemovableHandle:
-    """Calls `heard` with the number of valid keys in each forward pass, of the sample that has most."""
+    """Calls `heard` with the largest number of valid keys of a sample, in each forward pass."""
 
     def before(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         heard(most_valid(args[1] if len(args) > 1 else kwargs['keys']))

@@ -1,4 +1,4 @@
-"""What a detector's head says of its learned queries while it trains: the scores by which GPQ removes them."""
+"""Recording of the scores of learned queries during training, by which GPQ removes queries."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .learned_queries import LearnedQueries
 
 
 class QueryScorer:
-    """Listens to the head, and for ``criterion='cost'`` to the assigner, in training steps.
+    """Records scores from the head (for ``criterion='cost'`` from the assigner) in training steps.
 
-    Validation, and forward passes without gradients, do not count. Between `start` and `stop` there is a forward hook
-    on the head; nothing else of the model changes.
+    Validation and forward passes without gradients are ignored. Between `start` and `stop` there is a forward hook on
+    the head (and for costs a replaced method on the assigner); the model is not changed otherwise.
 
     Args:
-        queries: Of the detector.
-        plan: Says which scores.
+        queries: Learned queries of the detector.
+        plan: Plan that selects the score.
 
     Attributes:
-        heard: Samples of training steps that the head has seen; whoever listens may set it back to 0.
+        heard: Number of samples of training steps that the head has processed; users may reset it to 0.
 
     Raises:
-        ValueError: If the costs are asked for, but the assigner is of an unknown kind.
+        ValueError: If costs are needed, but the assigner is of an unknown kind.
     """
 
     def __init__(self, queries: LearnedQueries, plan: GPQPlan) -> None:
@@ -43,7 +43,7 @@ class QueryScorer:
             self._listener()
 
     def start(self) -> None:
-        """Begins to listen."""
+        """Registers the hook; recording begins with the next training step."""
         self._undo.append(self.queries.head.register_forward_hook(self._heard).remove)
         if self.plan.criterion == 'cost':
             name, listener = self._listener()
@@ -51,13 +51,13 @@ class QueryScorer:
             self._undo.append(partial(delattr, self.queries.assigner, name))
 
     def stop(self) -> None:
-        """Takes everything off."""
+        """Removes the hook and restores the assigner."""
         for undo in self._undo:
             undo()
         self._undo = []
 
     def take(self) -> Tensor:
-        """Scores [samples, N_q] float64, on the CPU, of the forward passes since they were taken last.
+        """Returns scores [samples, N_q] float64, on the CPU, of the forward passes since the last call.
 
         Costs are those of the last forward pass.
         """
@@ -67,7 +67,7 @@ class QueryScorer:
 
     @property
     def why_nothing(self) -> str:
-        """Why no query has a score although the head has seen samples, as a part of messages."""
+        """Explains, as a part of messages, why no query has a score although the head has processed samples."""
         if self.plan.criterion == 'cost':
             return (
                 'no sample since the last removal had an object that a query could be matched with, which '
@@ -85,9 +85,9 @@ class QueryScorer:
             self._scores.append(query_scores(logits, self.plan.score, self.queries.activation).cpu())
 
     def _listener(self) -> tuple[str, Callable[..., Any]]:
-        """Which method of the assigner to replace, and what by; the last decoder layer is matched last."""
+        """The method of the assigner to replace, and its replacement; the last decoder layer is matched last."""
         assigner = self.queries.assigner
-        if hasattr(assigner, 'costs'):  # ours
+        if hasattr(assigner, 'costs'):  # the assigner of this package
             return 'costs', partial(self._costs_of, assigner.costs)
         if hasattr(assigner, 'match_costs'):  # mmdet's HungarianAssigner
             return 'assign', partial(self._assign, assigner, assigner.assign)
@@ -96,7 +96,7 @@ class QueryScorer:
             f'HungarianAssigner), found {type(assigner).__name__}; valid here are lowest, highest and random'
         )
 
-    # Methods rather than closures: a detector is copied with what listens to it, by deepcopy and torch.save.
+    # Methods instead of closures, so that deepcopy and torch.save copy a detector together with the recorder.
 
     def _costs_of(self, costs: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         self._costs.append(costs(*args, **kwargs).cpu())

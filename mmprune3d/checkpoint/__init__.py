@@ -1,1 +1,1 @@
-"""Functions from state dict to state dict, and loading that does not hide what went wrong."""
+"""Reading, converting and loading of checkpoints: state dicts in and out, and errors instead of silent mismatches."""

@@ -1,4 +1,4 @@
-"""Checkpoints named by an address: found or downloaded once, then a file like any other."""
+"""Checkpoints given by an address (URL or model name): downloaded once, then read like any other file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ NAMES: Mapping[str, Callable[[], Mapping[str, str]]] = {
     'openmmlab': mmengine_checkpoint.get_external_models,
     'mmcls': mmengine_checkpoint.get_mmcls_models,
 }
-"""Scheme -> mmengine's list of names and the addresses that they stand for."""
+"""Scheme -> function that returns mmengine's table of model names and their addresses."""
 STORES = ('s3', 'petrel')
 WEB = ('http', 'https')
 ADDRESS = re.compile(rf'(?P<scheme>[\w.+:-]*[\w+-])://(?=[^/])|(?P<cut>{"|".join((*WEB, *STORES, *NAMES))}):/(?=[^/])')
-"""With one slash too: a ``Path`` makes ``http:/host`` of ``http://host``."""
+"""An address; one slash is accepted too, because a ``Path`` turns ``http://host`` into ``http:/host``."""
 
 
 def address_of(source: str | Path) -> tuple[str, str] | None:
-    """Scheme and full address, if `source` is one rather than a path."""
+    """Splits an address into its scheme and the full address; returns None for a path."""
     text = str(source)
     found = ADDRESS.match(text)
     if found is None or Path(text).exists():
@@ -45,17 +45,17 @@ def address_of(source: str | Path) -> tuple[str, str] | None:
 
 
 def local_file(source: str | Path, folder: str | Path | None = None) -> Path:
-    """The file that `source` names, downloaded if it is an address.
+    """Returns the file that `source` names; an address is downloaded first.
 
     Downloads are kept and used again.
 
     Args:
         source: A path; ``http://`` and ``https://``; ``s3://`` and ``petrel://`` (mmengine's petrel backend);
             ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` with a name from mmengine's lists.
-        folder: Where downloads are kept; None means where torch keeps its own (``TORCH_HOME``).
+        folder: Folder for downloads; None: torch's folder for its own downloads (``TORCH_HOME``).
 
     Raises:
-        UnreadableCheckpointError: If the address is of another kind, leads nowhere, or to something else.
+        UnreadableCheckpointError: If the scheme is not supported, the download fails, or the file is not a checkpoint.
     """
     address = address_of(source)
     if address is None:
@@ -75,27 +75,27 @@ def local_file(source: str | Path, folder: str | Path | None = None) -> Path:
     except (OSError, HTTPException, ImportError) as error:
         raise UnreadableCheckpointError(f'{text} cannot be fetched: {error}') from error
     valid = ', '.join(f'{one}://' for one in (*WEB, *STORES, *NAMES))
-    raise UnreadableCheckpointError(f'{text}: addresses of this kind are not known; valid are paths and {valid}')
+    raise UnreadableCheckpointError(f'{text}: addresses of this kind are not supported; valid are paths and {valid}')
 
 
 def _named(scheme: str, text: str) -> str:
-    """The address or file that mmengine's lists give for a name."""
+    """The address or file of a model name in mmengine's tables."""
     models, name = NAMES[scheme](), text.partition('://')[2]
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     if name not in models:
         near = ', '.join(difflib.get_close_matches(name, models, n=3)) or ', '.join(list(models)[:3])
-        raise UnreadableCheckpointError(f'{text}: mmengine knows no model of this name; similar are {near}')
+        raise UnreadableCheckpointError(f'{text}: mmengine has no model of this name; similar are {near}')
     found = models[name]
     return found if address_of(found) else os.path.join(mmengine_checkpoint._get_mmengine_home(), found)
 
 
 def _kept(address: str, target: Path, download: Callable[[Path], object]) -> Path:
-    """The downloaded copy; it appears whole and as something that can be read, or not at all."""
+    """The downloaded copy; it gets its final name only if it is complete and can be read."""
     if target.is_file():
         print_log(f'{address}: using the copy in {target}', logger='current')
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: the processes of a training may download at the same time
+    # A unique name, because several processes of a training may download at the same time.
     part = target.with_name(f'.{uuid.uuid4().hex}.{target.name}')
     try:
         download(part)
@@ -110,10 +110,10 @@ def _kept(address: str, target: Path, download: Callable[[Path], object]) -> Pat
 
 
 def kept_file(address: str, folder: str | Path | None = None) -> Path:
-    """Where the copy of an address is kept.
+    """Path of the local copy of an address.
 
-    torch keeps downloads by the last part of the address alone, so that ``a/epoch_24.pth`` would be taken for
-    ``b/epoch_24.pth``. Names with a hash, as published ones have, are kept as they are; others get one.
+    torch names downloads by the last part of the address alone, so that ``a/epoch_24.pth`` would be mistaken for
+    ``b/epoch_24.pth``. Names with a hash, as published files have, are kept; others get a hash of the address.
     """
     name = Path(unquote(urlparse(address).path)).name or 'checkpoint'
     if not re.search(r'-[0-9a-f]{8,}\.', name):

@@ -1,7 +1,7 @@
-"""What a piece of work was begun with: a later start goes on with the same, and with nothing else.
+"""Record of the settings that a training began with, so that it can only be resumed with the same settings.
 
-A folder with half a training does not say by itself whether it belongs to the config, the plan and the weights that a
-command names now. Going on from another one gives figures of the old settings under the name of the new ones.
+The folder of an interrupted training does not show by itself whether it belongs to the config, the plan and the weights
+of the current command. Resuming another training would report results of the old settings under the new name.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from mmprune3d import files
 from mmprune3d.config_types import dotted
 
 FILE = 'begun.json'
-"""File in the folder of the work that says what it was begun with."""
+"""File in the folder of a training that records its settings."""
 SECTIONS = (
     'model', 'data_preprocessor', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'auto_scale_lr', 'param_scheduler',
     'custom_hooks', 'runner_type', 'pruning', 'randomness', 'sync_bn', 'compile',
 )  # fmt: skip
-"""What a training depends on; the other parts of a config may change while it is interrupted."""
+"""Sections of a config on which a training depends; other sections may change before it is resumed."""
 HARMLESS = (
     'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'val_interval', 'val_begin',
     'dynamic_intervals',
 )  # fmt: skip
-"""Settings in these sections that may change too."""
+"""Settings in these sections that may change before a training is resumed."""
 NAMED = 4
-"""Differences that a message names."""
+"""Largest number of differences that a message lists."""
 
 
 def beginning(config: Mapping[str, Any], start: str | Path) -> dict[str, Any]:
-    """What a training depends on, as plain data by dotted key.
+    """Collects the settings on which a training depends, as plain data by dotted key.
 
     Args:
-        config: Of the training.
-        start: Checkpoint with the weights to begin with; what it holds counts, not its name.
+        config: Config of the training.
+        start: Checkpoint with the initial weights; its content is recorded, not its name.
     """
     found: dict[str, Any] = {'checkpoint': fingerprint(start)}
     for section in SECTIONS:
@@ -45,7 +45,7 @@ def beginning(config: Mapping[str, Any], start: str | Path) -> dict[str, Any]:
 
 
 def fingerprint(path: str | Path) -> str | None:
-    """SHA-256 of a file, None if there is none."""
+    """SHA-256 of a file, or None if the file does not exist."""
     if not Path(path).is_file():
         return None
     made = hashlib.sha256()
@@ -56,37 +56,37 @@ def fingerprint(path: str | Path) -> str | None:
 
 
 def write(folder: str | Path, data: Mapping[str, Any]) -> None:
-    """Notes in `folder` with what its work begins."""
+    """Records in `folder` the settings that its training begins with."""
     files.write_json(Path(folder) / FILE, data, indent=1)
 
 
 def require_same(folder: str | Path, data: Mapping[str, Any]) -> None:
-    """Refuses to go on with the work in `folder` if it was begun with something else.
+    """Checks that the training in `folder` began with the same settings.
 
     Args:
-        folder: Where the work is.
-        data: With what it would be begun now.
+        folder: Folder of the training.
+        data: Settings of the current command.
 
     Raises:
-        ValueError: If that differs, with the differences, or if the folder does not say with what it was begun.
+        ValueError: If settings differ (the message lists the differences), or if `folder` has no record.
     """
     path = Path(folder) / FILE
-    advice = 'choose another folder, or remove this one to begin anew'
+    advice = 'choose another folder, or remove this one to start again'
     try:
         theirs = json.loads(path.read_text())
     except (OSError, ValueError):
         theirs = None
     if not isinstance(theirs, dict):
-        raise ValueError(f'{folder} holds work of an earlier start, but no {FILE} that says which: {advice}')
+        raise ValueError(f'{folder} has results of an earlier run but no {FILE} with its settings: {advice}')
     changed = [key for key in sorted({*theirs, *data}) if theirs.get(key) != data.get(key)]
     if changed:
         more = f' and {len(changed) - NAMED} more' if len(changed) > NAMED else ''
         told = ', '.join(_told(key, theirs.get(key), data.get(key)) for key in changed[:NAMED])
-        raise ValueError(f'{folder} holds work that was begun otherwise ({told}{more}): {advice}')
+        raise ValueError(f'{folder} has results of a run with other settings ({told}{more}): {advice}')
 
 
 def note(folder: str | Path, data: Mapping[str, Any]) -> None:
-    """`write` for a folder that says nothing yet, `require_same` for any other."""
+    """Records the settings if `folder` has no record (`write`); otherwise checks them (`require_same`)."""
     if (Path(folder) / FILE).is_file():
         require_same(folder, data)
     else:
@@ -95,7 +95,7 @@ def note(folder: str | Path, data: Mapping[str, Any]) -> None:
 
 def _told(key: str, old: Any, new: Any) -> str:
     if key == 'checkpoint':
-        return 'with other weights'
+        return 'other initial weights'
     return f'{key} was {_short(old)}, is {_short(new)}'
 
 
@@ -105,7 +105,7 @@ def _short(value: Any) -> str:
 
 
 def _flatten(key: str, value: Any, found: dict[str, Any]) -> None:
-    """Puts the leaves of `value` into `found`; None, and what is not there, are the same."""
+    """Puts the leaves of `value` into `found`; None and a missing value are treated alike."""
     if isinstance(value, Mapping):
         for name in value:
             if name not in HARMLESS:

@@ -1,4 +1,4 @@
-"""From a checkpoint of which queries were removed to one that never had them."""
+"""Conversion of a checkpoint with pruned queries to one that contains only the remaining queries."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 from mmprune3d.pruning.gpq import RANK
 
 TRAINING_STATE = ('optimizer', 'param_schedulers', 'message_hub')
-"""Parts of a checkpoint that only resuming needs."""
+"""Parts of a checkpoint that are needed only to resume training."""
 HOOK_STATE = 'gpq'
-"""What GPQHook keeps; it has nothing more to do."""
+"""State of GPQHook in a checkpoint; a compact checkpoint has no use for it."""
 AVERAGED = 'module.'
-"""Prefix of names in the state dict of an averaged model."""
+"""Prefix of tensor names in the state dict of an averaged model."""
 
 
 def without_queries(state_dict: Mapping[str, Tensor], key: str, kept: Tensor) -> dict[str, Tensor]:
-    """A state dict with the rows `kept` of one embedding, and nothing that says that there were others.
+    """Reduces one embedding of a state dict to the rows `kept`, and removes the record of removed rows.
 
     Args:
-        state_dict: Of a model; not modified. Its ``_metadata`` goes along.
+        state_dict: State dict of a model, with its ``_metadata``; not modified.
         key: Name of the embedding.
-        kept: [n] int64, ids of rows.
+        kept: Ids of the remaining rows [n] int64.
 
     Raises:
-        KeyError: If there is no such embedding.
+        KeyError: If the state dict has no such embedding.
     """
     weight = f'{key}.weight'
     if weight not in state_dict:
@@ -41,13 +41,13 @@ def without_queries(state_dict: Mapping[str, Tensor], key: str, kept: Tensor) ->
 
 
 def optimizer_without_queries(state: Mapping[str, Any], index: int, num_rows: int, kept: Tensor) -> dict[str, Any]:
-    """The state of an optimizer with the rows `kept` of one parameter; what has no rows (step counters) stays.
+    """Reduces the optimizer state of one parameter to the rows `kept`; values without rows (step counters) stay.
 
     Args:
-        state: Of a torch optimizer; not modified.
-        index: The parameter's number among the optimizer's parameters.
-        num_rows: Rows of the parameter.
-        kept: [n] int64, ids of rows.
+        state: State of a torch optimizer; not modified.
+        index: Index of the parameter among the optimizer's parameters.
+        num_rows: Number of rows of the parameter.
+        kept: Ids of the remaining rows [n] int64.
     """
     moments = {
         name: value[kept].clone() if isinstance(value, Tensor) and value.dim() and len(value) == num_rows else value
@@ -64,17 +64,19 @@ def compact_checkpoint(
     optimizer_index: int | None = None,
     drop: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """A checkpoint that loads into the unmodified detector with ``len(kept)`` queries, averaged weights included.
+    """Creates a checkpoint that loads into the unmodified detector with ``len(kept)`` queries.
+
+    Averaged weights are reduced as well.
 
     Args:
-        checkpoint: As mmengine writes it, or a bare state dict; not modified.
+        checkpoint: Checkpoint of mmengine, or a bare state dict; not modified.
         key: Name of the embedding of the queries.
-        kept: [n] int64, ids of the queries that stay.
-        optimizer_index: Number of the embedding's parameter in the optimizer; needed to keep the optimizer.
+        kept: Ids of the remaining queries [n] int64.
+        optimizer_index: Index of the embedding's parameter in the optimizer; needed to keep the optimizer state.
         drop: Parts to leave out, such as `TRAINING_STATE`.
 
     Raises:
-        ValueError: If the optimizer should stay, but `optimizer_index` is None.
+        ValueError: If the optimizer state is to be kept, but `optimizer_index` is None.
     """
     whole = dict(checkpoint) if 'state_dict' in checkpoint else {'state_dict': checkpoint, 'meta': {}}
     num_rows = len(whole['state_dict'][f'{key}.weight'])
@@ -84,7 +86,7 @@ def compact_checkpoint(
         made['ema_state_dict'] = without_queries(whole['ema_state_dict'], AVERAGED + key, kept)
     if 'optimizer' in made:
         if optimizer_index is None:
-            raise ValueError('the optimizer of the checkpoint can be kept only if its parameters are known')
+            raise ValueError('the optimizer state of the checkpoint can be kept only if optimizer_index is given')
         made['optimizer'] = optimizer_without_queries(whole['optimizer'], optimizer_index, num_rows, kept)
     meta = dict(whole.get('meta', {}))
     record = {'embedding': key, 'kept': kept.tolist(), 'of': num_rows}

@@ -1,10 +1,10 @@
-"""Published weights into ours: state_dict in, state_dict out.
+"""Conversion of published PETR weights to those of ``PETR3D``: state dict in, state dict out.
 
-PETR has the same parameters in all implementations; only the meaning of the ten box outputs differs. Ours is that of
+PETR has the same parameters in all implementations; only the meaning of the ten box outputs differs. Here it is that of
 mmdet3d 1.x (cx, cy, l, w, cz, h, sin yaw, cos yaw, vx, vy). Official PETR regresses w before l, and both it and
 mmdet3d's ``projects/PETR`` regress the angle -yaw - pi / 2, whose sine is -cos(yaw) and whose cosine is -sin(yaw). So
-the last regression layer's rows are permuted and two of them change sign. That is exact: the converted model finds the
-same boxes, bit by bit up to the rounding of the angle.
+the rows of the last regression layer are permuted and two of them change sign. This is exact: the converted model finds
+the same boxes, bit by bit up to the rounding of the angle.
 
 PETRv2-like heads cannot be converted this way (length and width come from different hidden layers); their box coder
 takes ``convention='petr'`` instead.
@@ -30,17 +30,17 @@ from .read import read_checkpoint
 
 CODE_SIZE = 10
 
-# For every slot of ours: the slot of theirs, and its sign.
+# For every row here: the row in the source, and its sign.
 _LEGACY_ANGLE = [(7, -1), (6, -1)]
 _ROWS = {
     'petr-official': [(0, 1), (1, 1), (3, 1), (2, 1), (4, 1), (5, 1), *_LEGACY_ANGLE, (8, 1), (9, 1)],
     'petr-mmdet3d': [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), *_LEGACY_ANGLE, (8, 1), (9, 1)],
 }
 SOURCES = tuple(_ROWS)
-"""What can be converted of PETR: the official repository (mmdet3d 0.17), and mmdet3d's ``projects/PETR``."""
+"""Sources of PETR weights: the official repository (mmdet3d 0.17), and mmdet3d's ``projects/PETR``."""
 
 ALL_SOURCES = (*SOURCES, convert_bevfusion.SOURCE, convert_sst.SOURCE)
-"""Whatever can be converted."""
+"""All sources of weights that can be converted."""
 
 CLASSES = (
     'car',
@@ -80,21 +80,21 @@ _KNOWN = re.compile(
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights of a published PETR, BEVFusion or SST as weights of ``PETR3D``, ``BEVFusion3D`` or ``SSTDetector``.
+    """Converts weights of a published PETR, BEVFusion or SST to ``PETR3D``, ``BEVFusion3D`` or ``SSTDetector``.
 
     Args:
-        state_dict: All weights of the detector (of PETR ``img_backbone.*``, ``img_neck.*``, ``pts_bbox_head.*``). It is
-            not modified; tensors that need no change are shared with the result.
-        source: One of `ALL_SOURCES`.
+        state_dict: All weights of the detector (for PETR ``img_backbone.*``, ``img_neck.*``, ``pts_bbox_head.*``). It
+            is not modified; tensors that need no change are shared with the result.
+        source: Origin of the weights, one of `ALL_SOURCES`.
 
     Returns:
-        Of PETR the same keys and shapes; rows of the last regression layers and `code_weights` are in our order. Of
-        BEVFusion see :func:`~mmprune3d.checkpoint.convert_bevfusion.convert_bevfusion`, of SST
+        For PETR the same keys and shapes; rows of the last regression layers and `code_weights` are in our order. For
+        BEVFusion see :func:`~mmprune3d.checkpoint.convert_bevfusion.convert_bevfusion`, for SST
         :func:`~mmprune3d.checkpoint.convert_sst.convert_sst`.
 
     Raises:
-        ValueError: If `source` is unknown; if keys do not belong to PETR, or the head is not there (one message lists
-            all of them); or if the boxes do not have ten numbers.
+        ValueError: If `source` is unknown; if keys do not belong to PETR, or the head is missing (one message lists all
+            of them); or if the boxes do not have ten numbers.
     """
     if source == convert_bevfusion.SOURCE:
         return convert_bevfusion.convert_bevfusion(state_dict)
@@ -112,14 +112,14 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[st
         )
     boxes = [key for key in state_dict if _LAST_LAYER.fullmatch(key)]
     if not boxes:
-        raise ValueError('there are no keys pts_bbox_head.reg_branches.*: this is no PETR head')
+        raise ValueError('there are no keys pts_bbox_head.reg_branches.*: this is not a PETR head')
     rows = torch.tensor([row for row, _ in _ROWS[source]])
     signs = torch.tensor([float(sign) for _, sign in _ROWS[source]])
     converted = dict(state_dict)
     for key in boxes:
         tensor = state_dict[key]
         if len(tensor) != CODE_SIZE:
-            raise ValueError(f'{key} has {len(tensor)} rows; boxes of {CODE_SIZE} numbers can be converted')
+            raise ValueError(f'{key} has {len(tensor)} rows; only boxes of {CODE_SIZE} numbers can be converted')
         sign = signs.to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
         converted[key] = tensor[rows.to(tensor.device)] * sign
     weights = 'pts_bbox_head.code_weights'
@@ -129,10 +129,10 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], source: str) -> dict[st
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A checkpoint (or bare state_dict) as a checkpoint of ours: weights, class names and where they came from.
+    """Converts a checkpoint or bare state dict; the result has the weights, the class names and their origin.
 
     Raises:
-        ValueError: If it was converted before, or as in :func:`convert_state_dict`.
+        ValueError: If the checkpoint was converted before, or as in :func:`convert_state_dict`.
     """
     meta = checkpoint.get('meta', {})
     if 'converted_from' in meta:
@@ -151,13 +151,13 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], source: str) -> dict[str, 
 
 
 def convert_file(src: str | Path, dst: Path, source: str) -> None:
-    """Converts a checkpoint file; see :func:`convert_checkpoint`. Nothing is written if it fails.
+    """Converts a checkpoint file with :func:`convert_checkpoint`; nothing is written if this fails.
 
     Raises:
         FileExistsError: If `dst` exists.
-        FileNotFoundError: If there is no `src`.
-        OSError: If it cannot be written.
-        ValueError: If it cannot be read, or does not come from `source`.
+        FileNotFoundError: If `src` does not exist.
+        OSError: If `dst` cannot be written.
+        ValueError: If `src` cannot be read, or does not come from `source`.
     """
     if Path(dst).exists():
         raise FileExistsError(f'{dst} exists; choose another name')

@@ -1,6 +1,6 @@
-"""Weights of mit-han-lab's BEVFusion into ours (and mmdet3d's): state_dict in, state_dict out.
+"""Conversion of mit-han-lab's BEVFusion weights to ours (and mmdet3d's): state dict in, state dict out.
 
-The networks are the same; three things differ beside the names. Weights of sparse convolutions are in the order of
+The networks are the same; besides the names, three things differ. Weights of sparse convolutions are in the order of
 spconv 1. Boxes are (w, l, h) there and (l, w, h) here. And yaw there is -yaw - pi / 2 of here, so that the sine here is
 minus the cosine there and the cosine minus the sine. The last layers of the box branches are converted accordingly, so
 the converted detector finds the same boxes.
@@ -20,7 +20,7 @@ from .sparse_layout import SPCONV_2
 SOURCE = 'bevfusion-mit'
 
 DROPPED = ('heads.map.',)
-"""The map segmentation head has no counterpart in the detector."""
+"""Keys that are left out: the map segmentation head has no counterpart in the detector."""
 
 _MODULES = {
     'encoders.camera.backbone.': 'img_backbone.',
@@ -43,12 +43,12 @@ _DECODER_PARTS = {
 }
 _DECODER = re.compile(r'(bbox_head\.decoder\.\d+\.)(.+)')
 _BRANCH = re.compile(r'(bbox_head\.prediction_heads\.\d+\.(dim|rot)\.)(\d+)\.(weight|bias)')
-# For every row of ours: the row of theirs, and its sign.
+# For every row here: the row in the source, and its sign.
 _ROWS = {'dim': ((1, 0, 2), (1.0, 1.0, 1.0)), 'rot': ((1, 0), (-1.0, -1.0))}
 
 
 def rename(key: str) -> str | None:
-    """Our name of a tensor of theirs, or None if we have none."""
+    """Translates the name of a tensor of mit-han-lab to ours; returns None if there is no counterpart."""
     for theirs, ours in _MODULES.items():
         if key.startswith(theirs):
             return _rename_in_decoder(ours + key.removeprefix(theirs))
@@ -65,20 +65,20 @@ def _rename_in_decoder(key: str) -> str:
 
 
 def convert_bevfusion(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Weights of mit-han-lab's detector as weights of ``BEVFusion3D``.
+    """Converts the weights of mit-han-lab's detector to those of ``BEVFusion3D``.
 
     Args:
         state_dict: All weights (``encoders.*``, ``fuser.*``, ``decoder.*``, ``heads.object.*``), of cameras and LiDAR
             or of one of them. It is not modified; tensors that need no change are shared with the result.
 
     Returns:
-        Our names, in the same order; sparse weights as (out, k, k, k, in) of spconv 2, which ``_metadata`` says too, so
-        that mmdet3d alone can read a file of it. `DROPPED` keys are left out.
+        The weights by our names, in the same order; sparse weights as (out, k, k, k, in) of spconv 2, which is also
+        recorded in ``_metadata``, so that mmdet3d alone can read a file of it. `DROPPED` keys are left out.
 
     Raises:
         ValueError: If there are keys of other parts, such as the radar's (one message lists all of them), if the
-            detection head is not there, if sparse weights are not in the order of spconv 1, or if a box branch does not
-            end in the rows that it should have.
+            detection head is missing, if sparse weights are not in the order of spconv 1, or if the last layer of a box
+            branch has another number of rows than expected.
     """
     names = {key: rename(key) for key in state_dict if not key.startswith(DROPPED)}
     unknown = [key for key, name in names.items() if name is None]
@@ -89,7 +89,7 @@ def convert_bevfusion(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tens
             f'\n  {listed}\nTheir names begin with one of {", ".join(_MODULES)}; {", ".join(DROPPED)} is left out.'
         )
     if not any(key.startswith('heads.object.') for key in state_dict):
-        raise ValueError('there are no keys heads.object.*: this is no BEVFusion detector')
+        raise ValueError('there are no keys heads.object.*: this is not a BEVFusion detector')
     converted = {name: state_dict[key] for key, name in names.items()}
     _check_sparse_order(converted)
     last = _last_layers(converted)
@@ -100,7 +100,7 @@ def convert_bevfusion(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tens
 
 
 def _check_sparse_order(state_dict: Mapping[str, Tensor]) -> None:
-    """Refuses weights of spconv 2, whose sizes 1 to 3 are the kernel's, not 0 to 2."""
+    """Raises an error for weights of spconv 2, whose kernel sizes are dimensions 1 to 3 and not 0 to 2."""
     key = 'pts_middle_encoder.conv_input.0.weight'
     if key in state_dict and len(set(state_dict[key].shape[:3])) > 1:
         raise ValueError(
@@ -110,7 +110,7 @@ def _check_sparse_order(state_dict: Mapping[str, Tensor]) -> None:
 
 
 def _last_layers(state_dict: Mapping[str, Tensor]) -> set[str]:
-    """Prefixes, with the index, of the last layers of the dim and rot branches."""
+    """Prefixes, including the index, of the last layers of the dim and rot branches."""
     depth: dict[str, int] = {}
     for branch in filter(None, map(_BRANCH.fullmatch, state_dict)):
         depth[branch[1]] = max(depth.get(branch[1], 0), int(branch[3]))

@@ -1,4 +1,4 @@
-"""Weights of the official SST (on mmdet3d 0.15) into ours: state_dict in, state_dict out.
+"""Conversion of the official SST weights (on mmdet3d 0.15) to ours: state dict in, state dict out.
 
 Names and networks are the same; boxes are not. mmdet3d 1.0 turned (w, l, h, yaw) of LiDAR boxes into (l, w, h,
 -yaw - pi / 2); points, axes and velocities did not change. So only the last layers that regress sizes and angles
@@ -7,12 +7,13 @@ change, and the converted detector finds the same boxes.
 Centre heads: sizes (or their logarithms) are swapped; the sine of the new angle is minus the old cosine, the new cosine
 minus the old sine.
 
-Anchor heads: residuals of length and width are swapped, that of the angle changes its sign. An anchor of angle 0
-becomes one of -pi / 2, one of 1.57 becomes one of -1.57 - pi / 2. As an anchor's box is the same after half a turn, and
-the direction classifier decides about half turns, these are the anchors of 1.57 and 0 up to pi / 2 - 1.57, which goes
-into the bias; so both anchors of a size change places. A direction bin begins at `dir_offset`, and bins keep their
-numbers if the new head has ``dir_offset = pi / 2 - 0.7854``, where 0.7854 is that of the official configs; with
-mmdet3d's own -0.7854 all boxes within 45 degrees of the x axis would point backwards. All of it is exact.
+Anchor heads: residuals of length and width are swapped, and that of the angle changes its sign. An anchor of angle 0
+becomes one of -pi / 2, one of 1.57 becomes one of -1.57 - pi / 2. An anchor's box is the same after half a turn, and
+the direction classifier decides about half turns, so these are the anchors of 1.57 and 0 up to a difference of
+pi / 2 - 1.57, which is added to the bias; hence the two anchors of each size are swapped. A direction bin begins at
+`dir_offset`, and bins keep their numbers if the new head has ``dir_offset = pi / 2 - 0.7854``, where 0.7854 is that of
+the official configs; with mmdet3d's own -0.7854 all boxes within 45 degrees of the x axis would point backwards. All of
+this is exact.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ CLASSES = ('Car', 'Pedestrian', 'Cyclist')
 """Class order of the official Waymo configs."""
 
 ROTATIONS = (0.0, 1.57)
-"""Angles of the anchors that can be converted, before and after."""
+"""Angles of the anchors that can be converted, the same before and after."""
 
 DIR_OFFSET = 0.7854
-"""Where the direction bins of the official anchor head begin; ours begin at pi / 2 minus this."""
+"""Lower end of the first direction bin of the official anchor head; that of ours is pi / 2 minus this."""
 
 CODE_SIZE = 7
-"""Numbers per anchor box."""
+"""Number of values that encode an anchor box."""
 
 _AFFINE = ('weight', 'bias')
 _BATCH_NORM = (*_AFFINE, 'running_mean', 'running_var', 'num_batches_tracked')
 _CONV_BN = ('conv.weight', *(f'bn.{name}' for name in _BATCH_NORM))
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
-# For every row of ours: the row of theirs, and its sign.
+# For every row here: the row in the source, and its sign.
 _CENTER_ROWS = {'dim': ((1, 0, 2), (1, 1, 1)), 'rot': ((1, 0), (-1, -1))}
 _ANCHOR_ROWS = ((0, 1, 2, 4, 3, 5, 6), (1, 1, 1, 1, 1, 1, -1))
 
 
 def convert_sst(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of SST on mmdet3d 0.15 as weights of ``SSTDetector``.
+    """Converts the weights of SST on mmdet3d 0.15 to those of ``SSTDetector``.
 
     Args:
         state_dict: All weights of a ``DynamicCenterPoint`` (CenterHead of DCNSeparateHeads) or a ``DynamicVoxelNet``
@@ -60,8 +61,8 @@ def convert_sst(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The same keys and shapes in the same order.
 
     Raises:
-        ValueError: If keys are missing or do not belong to such a detector (one message lists all of them), or if a
-            box branch has not the rows that it should have.
+        ValueError: If keys are missing or do not belong to such a detector (one message lists all of them), or if the
+            last layer of a box branch has another number of rows than expected.
     """
     _check_keys(state_dict)
     if 'bbox_head.conv_reg.weight' in state_dict:
@@ -72,10 +73,11 @@ def convert_sst(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_meta(meta: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose own config has an anchor head that means something else than is converted.
+    """Checks that the anchor head in the config of a checkpoint is one that can be converted.
 
     Args:
-        meta: What mmcv's runner wrote beside the weights; its ``config`` is a text. Without one nothing can be said.
+        meta: Meta data that mmcv's runner wrote with the weights; its ``config`` is a text. Without it nothing is
+            checked.
 
     Raises:
         ValueError: If the angles of the anchors are not `ROTATIONS`, or the direction bins do not begin at
@@ -88,14 +90,16 @@ def check_meta(meta: Mapping[str, Any]) -> None:
         for found in re.findall(rf'\b{name}\s*=\s*[\[(]?([-+\d.eE,\s]+)', config):
             values = tuple(float(value) for value in found.split(',') if value.strip())
             if values != wanted:
-                raise ValueError(f'the anchor head of this checkpoint has {name} {values}; {wanted} can be converted')
+                raise ValueError(
+                    f'the anchor head of this checkpoint has {name} {values}; only {wanted} can be converted'
+                )
 
 
 def _check_keys(keys: Collection[str]) -> None:
-    """Refuses anything but one whole detector.
+    """Checks that the keys are those of one whole detector.
 
     Raises:
-        ValueError: If keys are unknown or missing; all of them are in the message.
+        ValueError: If keys are unknown or missing; the message lists all of them.
     """
     expected = _voxel_encoder(keys) | _backbone(keys) | _neck(keys) | _head(keys)
     problems = []
@@ -110,7 +114,7 @@ def _check_keys(keys: Collection[str]) -> None:
 
 
 def _count(keys: Iterable[str], prefix: str) -> int:
-    """One more than the largest index behind `prefix`, at least 1: what has to be there is then missed by name."""
+    """One more than the largest index after `prefix`, at least 1, so that a missing first layer is reported by name."""
     pattern = re.compile(re.escape(prefix) + r'\.(\d+)\.')
     return 1 + max((int(match[1]) for match in map(pattern.match, keys) if match), default=0)
 
@@ -167,7 +171,7 @@ def _head(keys: Collection[str]) -> set[str]:
 
 
 def _center_head(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The last layers of all size and angle branches, converted."""
+    """Converts the last layers of all size and angle branches of a centre head."""
     changed = {}
     for task in range(_count(state_dict, 'bbox_head.task_heads')):
         for branch, (rows, signs) in _CENTER_ROWS.items():
@@ -180,10 +184,10 @@ def _center_head(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _anchor_head(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All three layers of an anchor head, converted."""
+    """Converts all three layers of an anchor head."""
     anchors = len(state_dict['bbox_head.conv_dir_cls.weight']) // 2
     if anchors == 0 or anchors % len(ROTATIONS):
-        raise ValueError(f'bbox_head.conv_dir_cls has {anchors} anchors; those of angles {ROTATIONS} come in pairs')
+        raise ValueError(f'bbox_head.conv_dir_cls has {anchors} anchors; with the angles {ROTATIONS} it must be even')
     classes = len(state_dict['bbox_head.conv_cls.weight']) // anchors
     size, signs = _ANCHOR_ROWS
     layers = {
@@ -209,6 +213,6 @@ def _check_rows(key: str, tensor: Tensor, rows: int) -> None:
 
 
 def _take(tensor: Tensor, rows: Sequence[int], signs: Sequence[int]) -> Tensor:
-    """Rows in another order, each with a sign."""
+    """Selects rows in another order, each multiplied by a sign."""
     sign = torch.tensor(signs).to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
     return tensor[torch.tensor(rows, device=tensor.device)] * sign

@@ -1,4 +1,4 @@
-"""Two detectors that were trained alone, as the start of one that fuses them."""
+"""Combination of separately trained camera and LiDAR detectors as initial weights of a fusion detector."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 from .metadata import with_metadata
 
 CAMERA_STREAM = ('img_backbone', 'img_neck', 'view_transform')
-"""Children of BEVFusion's camera stream."""
+"""Names of the child modules of BEVFusion's camera stream."""
 
 
 def fuse_checkpoints(
     camera: Mapping[str, Any], lidar: Mapping[str, Any], camera_stream: Sequence[str] = CAMERA_STREAM
 ) -> dict[str, Any]:
-    """The camera stream of one checkpoint and everything of another one.
+    """Combines the camera stream of one checkpoint with all weights of another one.
 
-    What comes after the fusion (backbone, neck and head) is that of the LiDAR detector, as in BEVFusion's own recipe;
-    the fuser is in neither and starts untrained.
+    The modules after the fusion (backbone, neck and head) come from the LiDAR detector, as in BEVFusion's own recipe;
+    the fuser is in neither checkpoint and starts untrained.
 
     Args:
         camera: Checkpoint of a camera detector (or bare weights).
-        lidar: Checkpoint of a LiDAR detector.
-        camera_stream: Names of the children that come from the first one.
+        lidar: Checkpoint of a LiDAR detector (or bare weights).
+        camera_stream: Names of the child modules that are taken from the first one.
 
     Returns:
-        A checkpoint whose metadata is that of the LiDAR detector's (classes).
+        A checkpoint with the metadata (class names) of the LiDAR detector.
 
     Raises:
-        ValueError: If a child is not in the camera checkpoint, or is in the LiDAR one as well.
+        ValueError: If a child module is not in the camera checkpoint, or is also in the LiDAR checkpoint.
     """
     seen, swept = _weights(camera), _weights(lidar)
     missing = [child for child in camera_stream if not any(key.startswith(f'{child}.') for key in seen)]
@@ -39,7 +39,7 @@ def fuse_checkpoints(
         raise ValueError(f'the camera checkpoint has no {", ".join(missing)}; it has {", ".join(children)}')
     twice = [child for child in camera_stream if any(key.startswith(f'{child}.') for key in swept)]
     if twice:
-        raise ValueError(f'{", ".join(twice)} is in the LiDAR checkpoint as well: which one is meant?')
+        raise ValueError(f'{", ".join(twice)} is in the LiDAR checkpoint as well: it must be in the camera one only')
     chosen = {key: value for key, value in seen.items() if key.split('.')[0] in camera_stream}
     classes = lidar.get('meta', {}).get('dataset_meta')
     meta = {} if classes is None else {'dataset_meta': classes}

@@ -1,4 +1,4 @@
-"""What a file that should be a checkpoint seems to be, judged by its bytes; nothing in it is executed."""
+"""Detection of the format of a file from its bytes, without executing anything in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .text_files import describe_text
 HEAD = 4096
 MIB = 2**20
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""How files of ``torch.save`` before version 1.6 begin."""
+"""First bytes of files of ``torch.save`` before version 1.6."""
 RESAVE = "where it was written, save weights instead: torch.save({'state_dict': model.state_dict()}, 'weights.pth')"
 COPY_AGAIN = 'copy or download it again, or take an earlier checkpoint of the training'
 UNPACK = 'unpack it and give the file inside'
@@ -32,20 +32,20 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 class UnreadableCheckpointError(ValueError):
-    """A file holds no weights, or none that can be read without running what is in it."""
+    """Raised if a file has no weights, or none that can be read without executing code in it."""
 
 
 class MissingCheckpointError(FileNotFoundError):
-    """The file that was named as a checkpoint does not exist."""
+    """Raised if a file that was given as a checkpoint does not exist."""
 
 
 class Kind(NamedTuple):
-    """What a file seems to be.
+    """The detected format of a file.
 
     Attributes:
-        format: ``'zip'`` or ``'legacy'`` (both of ``torch.save``) or ``'safetensors'``; ``''`` for what cannot be read.
-        says: What it is, as the end of "it is ...".
-        advice: What to do, if it cannot be read.
+        format: ``'zip'`` or ``'legacy'`` (both of ``torch.save``) or ``'safetensors'``; ``''`` if it cannot be read.
+        says: Description for an error message, such as "it is empty".
+        advice: What the user can do, if it cannot be read.
     """
 
     format: str
@@ -54,14 +54,14 @@ class Kind(NamedTuple):
 
 
 def unreadable(path: Path | str, says: str, advice: str) -> UnreadableCheckpointError:
-    """The error for a file: its name, its size, what it is and what to do."""
+    """Creates the error for a file, with its name, its size, its format and advice."""
     return UnreadableCheckpointError(
         f'{path} ({size_of(Path(path))}) cannot be read as a checkpoint: {says}.\n  -> {advice}.'
     )
 
 
 def size_of(path: Path) -> str:
-    """The size of a file, for people."""
+    """Formats the size of a file, or says that it is a folder."""
     if path.is_dir():
         return 'a folder'
     size = path.stat().st_size
@@ -69,10 +69,10 @@ def size_of(path: Path) -> str:
 
 
 def kind_of(path: Path) -> Kind:
-    """What the file `path` is.
+    """Detects the format of a file.
 
     Raises:
-        MissingCheckpointError: (a FileNotFoundError) If there is none.
+        MissingCheckpointError: (a FileNotFoundError) If the file does not exist.
     """
     if not path.exists():
         raise MissingCheckpointError(f'{path} does not exist')
@@ -95,21 +95,21 @@ def kind_of(path: Path) -> Kind:
 
 
 def _by_structure(path: Path, head: bytes) -> Kind:
-    """Formats without a signature at their beginning."""
+    """Detects formats without a signature at their beginning."""
     if head[257:262] == b'ustar':
         return Kind('', 'it is a tar archive', UNPACK)
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < max(path.stat().st_size, 100 * MIB):
         return Kind('safetensors')
     if head[:1] == b'\x80' and head[1] <= pickle.HIGHEST_PROTOCOL:
         return Kind('', 'it is a Python pickle that torch.save did not write', RESAVE)
-    # Protocol buffers: field 1 is the version, a small number; field 2 is the name of the program that wrote it.
+    # Protocol buffers: field 1 is the version, a small number; field 2 is the name of the program that wrote the file.
     if path.suffix == '.onnx' or (head[:1] == b'\x08' and head[2:3] == b'\x12'):
         return Kind('', 'it is an ONNX model', 'give the checkpoint that it was exported from')
     text = describe_text(head)
     if text is not None:
         return Kind('', *text)
     begin = head[:16].hex(' ')
-    return Kind('', f'it is of no known format (its first bytes are {begin})', COPY_AGAIN)
+    return Kind('', f'it is of an unknown format (its first bytes are {begin})', COPY_AGAIN)
 
 
 def _folder(path: Path) -> Kind:

@@ -1,8 +1,8 @@
-"""Loading weights without surprises.
+"""Strict loading of weights.
 
-mmengine prints what does not fit and goes on with random weights. :func:`load_state_dict` takes its place (see
-:func:`mmprune3d.compat.install_strict_loading`): a tensor of another shape is an error, missing and unexpected keys
-are one message.
+mmengine prints which tensors do not match and continues with random weights. :func:`load_state_dict` replaces its
+function (see :func:`mmprune3d.compat.install_strict_loading`): a tensor of another shape is an error, and missing and
+unexpected keys are reported in one message.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .sparse_layout import with_sparse_versions
 
 HEADLINE = 'The model and loaded state dict do not match exactly'
 PREPARERS: list[Callable[[nn.Module, Mapping[str, Tensor]], None]] = []
-"""Called with model and state dict before loading: what makes room for things that only pruned models have."""
+"""Functions of model and state dict that run before loading, to prepare the model for tensors of pruned models only."""
 
 
 @dataclass
 class _Report:
-    """What the modules said while they were loaded."""
+    """Keys and errors that the modules reported while they were loaded."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -48,14 +48,14 @@ def load_state_dict(
     whether or not the state dict still has its ``_metadata``.
 
     Args:
-        module: The model, wrapped or not.
+        module: The model, with or without a wrapper.
         state_dict: Name of each tensor -> tensor. It is not modified.
         strict: Whether missing and unexpected keys are errors too.
-        logger: Where the message about missing and unexpected keys goes, as in ``mmengine.logging.print_log``.
+        logger: Logger of the message about missing and unexpected keys, as in ``mmengine.logging.print_log``.
 
     Raises:
-        CheckpointMismatchError: (a RuntimeError) If a shape differs, if no key at all fits, or, with `strict`, if keys
-            are missing or unexpected. Tensors that fit have been loaded by then.
+        CheckpointMismatchError: (a RuntimeError) If a shape differs, if no key matches, or, with `strict`, if keys are
+            missing or unexpected. Matching tensors have been loaded by then.
     """
     model = module.module if is_model_wrapper(module) else module
     for prepare in PREPARERS:
@@ -88,12 +88,12 @@ def _load(module: nn.Module, state: dict[str, Tensor], metadata: Mapping, prefix
             below = f'{prefix}{name}.'
             _load(child, {k: v for k, v in state.items() if k.startswith(below)}, metadata, below, report)
     for hook in module._load_state_dict_post_hooks.values():
-        # Post-hooks edit the lists in place, as torch documents it.
+        # Post-hooks modify the lists in place, as documented by torch.
         hook(module, _IncompatibleKeys(report.missing, report.unexpected))
 
 
 def _explain_errors(errors: list[str]) -> str:
-    """One message for the errors that torch reports; those that are not about shapes are kept as they are."""
+    """Combines the errors that torch reports into one message; those that are not about shapes are not changed."""
     parsed = [(error, parse_error(error)) for error in errors]
     mismatches = [mismatch for _, mismatch in parsed if mismatch is not None]
     others = [error for error, mismatch in parsed if mismatch is None]
@@ -102,18 +102,18 @@ def _explain_errors(errors: list[str]) -> str:
 
 
 def _explain_strangers(missing: list[str], unexpected: list[str]) -> str:
-    """The message for a checkpoint of which nothing fits."""
+    """The message for a checkpoint none of whose keys is in the model."""
     return (
         f'{HEADLINE}: none of its {len(unexpected)} keys is in the model, nothing would be loaded.\n'
         f'  the checkpoint has, for example: {", ".join(unexpected[:3])}\n'
-        f'  the model wants, for example: {", ".join(missing[:3])}\n'
-        '  -> It belongs to another model, or its keys carry another prefix (revise_keys of load_checkpoint, '
+        f'  the model expects, for example: {", ".join(missing[:3])}\n'
+        '  -> It belongs to another model, or its keys have another prefix (revise_keys of load_checkpoint, '
         'prefix of init_cfg).'
     )
 
 
 def summarise(missing: Iterable[str], unexpected: Iterable[str]) -> str:
-    """One message for keys that are only on one side, counted by the modules that they belong to."""
+    """Combines missing and unexpected keys into one message, counted by the modules that they belong to."""
     lines = [HEADLINE]
     for label, keys in (
         ('not in the checkpoint, left as initialised', list(missing)),
@@ -129,8 +129,8 @@ def count_by_module(keys: Iterable[str], depth: int = 2, shown: int = 8) -> str:
 
     Args:
         keys: Names from a state dict.
-        depth: How many parts of a name make a group.
-        shown: How many groups are named before the rest is only counted.
+        depth: Number of parts of a name that form a group.
+        shown: Largest number of groups that are listed; further ones are only counted.
     """
     groups = Counter('.'.join(key.split('.')[:-1][:depth]) or key for key in keys)
     named = [f'{name}: {count}' for name, count in groups.most_common(shown)]

@@ -1,4 +1,4 @@
-"""Files with masks: what ``tools/prune.py`` writes, and checkpoints of masked models."""
+"""Files with pruning masks: those that ``tools/prune.py`` writes, and checkpoints of masked models."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from .addresses import local_file
 from .torch_files import read_file
 
 STATE = 'mmprune3d'
-"""Key of a checkpoint under which masks and their record are kept."""
+"""Key of a checkpoint under which masks and their record are stored."""
 
 
 def packed_state(masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps under `STATE`: the masks, packed, and plain data about them."""
+    """Creates the content of `STATE` in a checkpoint: the packed masks, and plain data about them."""
     return {'masks': pack(masks), 'record': dict(record)}
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Writes a file that `load_masks` and ``MaskHook(masks=...)`` read."""
+    """Writes masks to a file that `load_masks` and ``MaskHook(masks=...)`` can read."""
     save_checkpoint({STATE: packed_state(masks, record)}, path)
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:
-    """Parameter -> bool mask, True where a weight stays, from a file of `save_masks` or a checkpoint.
+    """Reads masks from a file of `save_masks` or a checkpoint: parameter -> bool mask, True where a weight is kept.
 
     Raises:
         ValueError: If the file has no masks, or cannot be read.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     found = read_file(local_file(path))
     packed = found.get(STATE, {}).get('masks') if isinstance(found, dict) else None
     if not packed:
-        raise ValueError(f'{path} has no masks: neither tools/prune.py wrote it, nor a training with MaskHook')
+        raise ValueError(
+            f'{path} has no masks: it was written neither by tools/prune.py nor by a training with MaskHook'
+        )
     return unpack(packed)

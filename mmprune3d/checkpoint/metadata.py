@@ -1,4 +1,4 @@
-"""The versions that state dicts carry out of sight, and that plain dicts lose."""
+"""The module versions in the ``_metadata`` of state dicts, which are lost when these become plain dicts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def with_metadata(weights: Mapping[str, Tensor], *sources: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """`weights` as a state dict with the module versions of `sources`.
+    """Returns `weights` as a state dict with the module versions of `sources`.
 
-    mmdet3d permutes the weights of sparse convolutions that come without a version (it takes them for those of
-    spconv 1), so what is made from a state dict must carry its versions on.
+    mmdet3d permutes the weights of sparse convolutions that have no version (it assumes that they come from spconv 1),
+    so a state dict that is derived from another one must keep its versions.
 
     Args:
         weights: Parameter name -> tensor.
-        sources: The state dicts that they come from; later ones win.
+        sources: State dicts from which the versions are taken; later ones take precedence.
     """
     made = OrderedDict(weights)
     versions: dict[str, dict] = {}

@@ -1,11 +1,11 @@
-"""Why a tensor of a checkpoint does not fit a model, and what to do about it."""
+"""Explanations for tensors of a checkpoint that do not match a model, with advice."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-# torch's own message, and that of mmdet3d's spconv layers, which put the key beside the shape.
+# torch's own message, and that of mmdet3d's spconv layers, which write the key next to the shape.
 _SIZE_MISMATCH = re.compile(
     r'size mismatch for (?P<key>\S+): copying a param with shape [^\[]*\[(?P<saved>[\d, ]*)\]'
     r'.*the shape in current model is [^\[]*\[(?P<model>[\d, ]*)\]',
@@ -19,20 +19,20 @@ _CLASSES = re.compile(
 
 
 class CheckpointMismatchError(RuntimeError, ValueError):
-    """The weights of a checkpoint do not fit the model that they were loaded into.
+    """Raised if the weights of a checkpoint do not match the model.
 
-    A ValueError too, which is what all tools turn into one line.
+    It is also a ValueError, which all tools report in one line without a traceback.
     """
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One tensor whose shape differs.
+    """One tensor whose shape differs between checkpoint and model.
 
     Args:
         key: Name of the tensor in the state dict.
-        saved: Its shape in the checkpoint.
-        model: Its shape in the model.
+        saved: Shape in the checkpoint.
+        model: Shape in the model.
     """
 
     key: str
@@ -44,12 +44,12 @@ class Mismatch:
 
     @property
     def rows_only(self) -> bool:
-        """Whether only the length of the first dimension differs."""
+        """Whether the shapes differ only in the first dimension."""
         return bool(self.saved and self.model) and self.saved[1:] == self.model[1:]
 
 
 def parse_error(message: str) -> Mismatch | None:
-    """The mismatch that torch describes in `message`, or None if it speaks of something else."""
+    """Parses the mismatch that torch describes in `message`; returns None for any other message."""
     found = _SIZE_MISMATCH.search(message)
     if found is None:
         return None
@@ -58,7 +58,7 @@ def parse_error(message: str) -> Mismatch | None:
 
 
 def remedy(mismatch: Mismatch) -> str:
-    """What most likely went wrong with one tensor, and what to do, in one sentence."""
+    """Describes, in one sentence, the most likely cause of one mismatch and what to do."""
     saved, model = mismatch.saved, mismatch.model
     if sorted(saved) == sorted(model) and len(saved) == len(model) == 5:
         return _sparse_layout(mismatch)
@@ -80,7 +80,7 @@ def remedy(mismatch: Mismatch) -> str:
         prefix = mismatch.key.partition('reg_branches')[0] + 'reg_branches'
         return (
             f'the checkpoint has {saved[0]} numbers per box, the model {model[0]} (the checkpoint {velocities}): set '
-            f'{saved[0]} code_weights, or, to fine-tune on boxes of the other kind, learn these weights anew with '
+            f'{saved[0]} code_weights, or, to fine-tune on boxes of the other kind, train these weights anew with '
             f"custom_hooks=[dict(type='AllowShapeMismatchHook', prefixes=['{prefix}'])]"
         )
     if [size for size in saved if size != 1] == [size for size in model if size != 1]:
@@ -92,28 +92,28 @@ def remedy(mismatch: Mismatch) -> str:
 
 
 def _sparse_layout(mismatch: Mismatch) -> str:
-    """The remedy for a sparse convolution whose weights are stored in the other of the two known orders."""
+    """Advice for a sparse convolution whose weights are stored in the other of the two known orders."""
     saved, model = mismatch.saved, mismatch.model
     if saved[-1:] + saved[:-1] == model:
         return (
-            'the checkpoint stores sparse convolutions as (k, k, k, in, out), the model wants (out, k, k, k, in) of '
+            'the checkpoint stores sparse convolutions as (k, k, k, in, out), the model expects (out, k, k, k, in) of '
             'spconv 2: permute these weights by (4, 0, 1, 2, 3)'
         )
     if saved[1:] + saved[:1] == model:
         return (
             'either the state dict lost its _metadata (copies as plain dicts do), so that spconv 2 took its own '
             'weights for older ones and permuted them: keep _metadata; or the checkpoint stores (out, k, k, k, in) of '
-            'spconv 2 and the model wants (k, k, k, in, out): permute these weights by (1, 2, 3, 4, 0)'
+            'spconv 2 and the model expects (k, k, k, in, out): permute these weights by (1, 2, 3, 4, 0)'
         )
     return 'the dimensions are stored in another order: permute these weights'
 
 
 def explain(mismatches: list[Mismatch], shown: int = 10) -> str:
-    """One message for all mismatches: key, both shapes, and every remedy once.
+    """Combines all mismatches into one message, with keys, both shapes, and each advice once.
 
     Args:
-        mismatches: What does not fit, at least one.
-        shown: How many tensors are listed under each remedy before the rest is only counted.
+        mismatches: Mismatches, at least one.
+        shown: Largest number of tensors that are listed under each advice; further ones are only counted.
     """
     groups: dict[str, list[Mismatch]] = {}
     for mismatch in mismatches:

@@ -1,4 +1,4 @@
-"""What a pickle would build, read off its operations; nothing is built."""
+"""Analysis of the classes that a pickle refers to, from its operations; no object is created."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 LEGACY_PREFACE = 3
-"""Pickles before the one that counts in a file of ``torch.save`` before 1.6: a number, a version, sizes of numbers."""
+"""Number of pickles before the main one in a file of ``torch.save`` before 1.6: magic number, version, number sizes."""
 MAPPINGS = ('collections.OrderedDict', 'collections.defaultdict', 'mmengine.config.config.ConfigDict')
 HARMLESS = ('torch.', 'collections.', 'numpy.', 'mmengine.', 'builtins.', '__builtin__.', '_codecs.')
-"""What state dicts and mmengine's training state are made of; not worth naming in a message."""
+"""Packages whose classes occur in every state dict and training state of mmengine; not worth naming in a message."""
 
 
 class Contents(NamedTuple):
-    """What is in a pickle.
+    """The classes and functions that a pickle refers to.
 
     Attributes:
-        root: The class of the outermost object, or None for a dict, list, number and so on.
-        names: Classes and functions that it names, in order, each once.
-        protocol: Its version of the pickle format.
+        root: Class of the outermost object, or None for a dict, list, number and so on.
+        names: Names of the classes and functions, in order, each once.
+        protocol: Version of the pickle format.
     """
 
     root: str | None
@@ -31,15 +31,15 @@ class Contents(NamedTuple):
 
     @property
     def foreign(self) -> list[str]:
-        """Names that do not begin like those of `HARMLESS` packages."""
+        """Names of classes and functions that are not from `HARMLESS` packages."""
         return [name for name in self.names if not name.startswith(HARMLESS)]
 
 
 def contents_of(path: Path) -> Contents:
-    """What the pickle in a file of ``torch.save`` would build.
+    """Analyses the pickle in a file of ``torch.save``.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If the file is damaged.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -52,11 +52,11 @@ def contents_of(path: Path) -> Contents:
 
 
 def scan(stream: BinaryIO) -> Contents:
-    """What the next pickle of a stream would build."""
+    """Analyses the next pickle of a stream."""
     operations = list(pickletools.genops(stream))
     first = next((one.name for one, _, _ in operations if one.name not in ('PROTO', 'FRAME')), '')
     names = tuple(dict.fromkeys(_names(operations)))
-    # torch.save before 1.6 put ('module', class, source code) in the place of a module's class.
+    # torch.save before 1.6 stored ('module', class, source code) instead of the class of a module.
     looked_up = first in ('GLOBAL', 'SHORT_BINUNICODE') or (first == 'MARK' and _strings(operations)[:1] == ['module'])
     is_object = looked_up and names and names[0] not in MAPPINGS and not names[0].startswith('torch._utils.')
     protocol = next((argument for one, argument, _ in operations if one.name == 'PROTO'), 0)

@@ -1,4 +1,4 @@
-"""A training checkpoint made small enough to hand out: weights in half precision, and where they come from."""
+"""Reduction of a training checkpoint for publication: weights in half precision, and their origin."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KEPT_META = ('epoch', 'iter', 'seed', 'mmprune3d', 'dataset_meta')
 
 
 def half_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in float16; tensors that share memory (PETR's branches) still do, so they are stored once.
+    """Converts weights to float16; tensors that share memory (PETR's branches) still do, so they are stored once.
 
-    Integer tensors stay as they are.
+    Integer tensors are not changed.
 
     Raises:
         ValueError: If a weight is too large for float16.
@@ -31,22 +31,22 @@ def half_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if identity not in made:
             made[identity] = value.half() if value.is_floating_point() else value
             if not torch.isfinite(made[identity]).all():
-                raise ValueError(f'{name} does not fit into float16')
+                raise ValueError(f'{name} has values that are too large for float16')
     halved = {name: made[value.data_ptr(), value.shape] for name, value in state_dict.items()}
     return with_metadata(halved, state_dict)
 
 
 def publish(source: str | Path, target: Path, metrics: Mapping[str, Any] | None = None) -> None:
-    """Writes `source` without optimizer, schedules and logs.
+    """Writes a checkpoint without optimizer, schedules and logs, with weights in float16.
 
     Args:
-        source: A checkpoint that mmengine wrote: a file or an address.
-        target: The file to write; models load it as any other checkpoint.
-        metrics: What the weights reached, stored in the meta under `metrics`.
+        source: Checkpoint of mmengine, a file or an address.
+        target: File to write; it can be loaded like any other checkpoint.
+        metrics: Results of the weights, stored in the meta data under `metrics`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or a weight is too large for float16.
+        FileNotFoundError: If `source` does not exist.
+        ValueError: If `source` cannot be read, or a weight is too large for float16.
     """
     checkpoint = read_checkpoint(source)
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key in KEPT_META}

@@ -1,6 +1,6 @@
-"""The one way in which checkpoints that a user names are read: safely, from a file or an address.
+"""Safe reading of all checkpoints that a user names, from a file or an address.
 
-Whatever cannot be read is one message with the file, its size, what it seems to be and what to do.
+Whatever cannot be read gives one error message with the file, its size, its detected format and advice.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .metadata import with_metadata
 from .torch_files import read_file
 
 WEIGHTS = ('state_dict', 'model', 'model_state', 'model_state_dict', 'network', 'net', 'weights')
-"""Where checkpoints keep their weights, in the order in which they are looked for."""
+"""Keys under which checkpoints store their weights, in the order of the search."""
 AVERAGED = ('ema_state_dict', 'model_ema', 'ema')
-"""Running averages; taken only if there is nothing else. mmengine's EMAHook stores the average as ``state_dict``."""
+"""Keys of running averages, used only if there are no other weights; EMAHook stores averages as ``state_dict``."""
 PREFIX = 'module.'
-"""What wrappers for several GPUs put before every name."""
+"""Prefix that wrappers for several GPUs add to every name."""
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Reads the weights that a user named, wherever and however they are stored.
+    """Reads the weights that a user named, in any supported place and format.
 
     Args:
         source: A file of ``torch.save`` (zip or legacy) or safetensors, or an address; see `addresses.local_file`.
 
     Returns:
-        The checkpoint, on the CPU, with `state_dict` (names without ``module.``) and `meta`, which may be empty. What
-        else was in the file stays, but for the name under which the weights were.
+        The checkpoint, on the CPU, with `state_dict` (names without ``module.``) and `meta`, which may be empty. The
+        other content of the file is kept, except the original key of the weights.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        UnreadableCheckpointError: If it holds no weights, or none that can be read safely.
+        FileNotFoundError: If the file does not exist.
+        UnreadableCheckpointError: If it has no weights, or none that can be read safely.
     """
     path = local_file(source)
     data = read_file(path)
@@ -50,15 +50,15 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, source: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint and loads its weights into `model`; see `load.load_state_dict`.
+    """Reads a checkpoint and loads its weights into `model` with `load.load_state_dict`.
 
     Returns:
-        The checkpoint, as `read_checkpoint` gives it.
+        The checkpoint, as from `read_checkpoint`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         UnreadableCheckpointError: If it cannot be read.
-        CheckpointMismatchError: If the weights do not fit.
+        CheckpointMismatchError: If the weights do not match the model.
     """
     checkpoint = read_checkpoint(source)
     load_state_dict(model, checkpoint['state_dict'])
@@ -66,14 +66,14 @@ def load_weights(model: nn.Module, source: str | Path) -> dict[str, Any]:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Takes the place of mmengine's loader of local files, so that Runner and ``init_model`` read as our tools do.
+    """Replaces mmengine's loader of local files, so that Runner and ``init_model`` read the same formats as our tools.
 
     Args:
-        filename: The file; for an address that mmengine has no loader for, the message says which are valid.
-        map_location: As for ``torch.load``.
+        filename: Path of the file; for an address without a loader in mmengine the message lists the valid ones.
+        map_location: Device of the tensors, as for ``torch.load``.
 
     Returns:
-        What is in the file; weights under another name than ``state_dict`` are also found under that one.
+        Content of the file; weights under another key than ``state_dict`` are also stored under that one.
     """
     path = local_file(filename)
     data = read_file(path, map_location)
@@ -87,16 +87,16 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
-    """Takes the place of ``torch.hub.load_state_dict_from_url`` in mmengine's loaders of addresses.
+    """Replaces ``torch.hub.load_state_dict_from_url`` in mmengine's loaders of addresses.
 
-    That one loads with ``weights_only=False`` unless told otherwise, and mmengine does not tell it (0.10.7).
+    The original uses ``weights_only=False`` by default, and mmengine 0.10.7 does not change this.
     """
-    del progress  # shown where somebody watches
+    del progress  # `local_file` shows progress if the output is a terminal
     return load_from_local(str(local_file(url, model_dir)), map_location)
 
 
 def without_prefix(weights: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """A state dict whose names do not begin with ``module.``, with its module versions."""
+    """Removes the prefix ``module.`` from the names of a state dict, and keeps its module versions."""
     made = with_metadata({name.removeprefix(PREFIX): value for name, value in weights.items()}, weights)
     if any(name.startswith(PREFIX) for name in weights):
         made._metadata = OrderedDict((f'{name}.'.removeprefix(PREFIX)[:-1], v) for name, v in made._metadata.items())
@@ -104,10 +104,10 @@ def without_prefix(weights: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
 
 
 def _name_of_weights(path: Path, data: Any) -> str | None:
-    """The key under which the weights are; None if they are the file itself.
+    """The key of the weights in a checkpoint; None if the file consists of the weights alone.
 
     Raises:
-        UnreadableCheckpointError: If there are none.
+        UnreadableCheckpointError: If it has no weights.
     """
     if isinstance(data, Mapping):
         name = _found(data)
@@ -119,8 +119,8 @@ def _name_of_weights(path: Path, data: Any) -> str | None:
             return None
         says = f'it has no weights, but {", ".join(map(str, list(data)[:8])) or "nothing"}'
     else:
-        says = f'it holds a {type(data).__name__}, not weights by name'
-    raise unreadable(path, says, f'give a file with the weights under {", ".join(WEIGHTS[:3])}, or with nothing else')
+        says = f'it contains a {type(data).__name__}, not weights by name'
+    raise unreadable(path, says, f'give a file with the weights under {", ".join(WEIGHTS[:3])}, or with weights alone')
 
 
 def _found(data: Mapping) -> str | None:

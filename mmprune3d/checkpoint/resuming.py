@@ -1,10 +1,10 @@
-"""Trainings that go on after a kill, Ctrl-C or a full disk in any moment, also in the one in which they saved.
+"""Resuming of trainings after a kill, Ctrl-C or a full disk at any moment, including while a checkpoint is saved.
 
-mmengine (0.10.7) deletes what `max_keep_ckpts` has no place for, writes the new checkpoint straight under its name, and
-then its path into ``last_checkpoint``. A run that ends in between leaves half a file, or a ``last_checkpoint`` that is
-empty or names a file that is gone, and every later start with ``--resume`` dies of it. Importing mmprune3d makes
-mmengine write checkpoints beside and rename them (:func:`save_whole`), and look for the newest that is whole
-(:func:`find_latest_checkpoint`).
+mmengine (0.10.7) deletes the checkpoints beyond `max_keep_ckpts`, writes the new checkpoint directly under its name,
+and then writes its path into ``last_checkpoint``. A run that is stopped in between leaves an incomplete file, or a
+``last_checkpoint`` that is empty or names a deleted file, and every later start with ``--resume`` fails. Importing
+mmprune3d makes mmengine write checkpoints to a temporary file and rename it (:func:`save_whole`), and resume from the
+newest complete checkpoint (:func:`find_latest_checkpoint`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAST = 'last_checkpoint'
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is all of what ``torch.save`` wrote: its directory, which comes last, and what that lists."""
+    """Checks that a file of ``torch.save`` is complete: its directory, which comes last, and all records in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition('/')[2] == 'data.pkl' for name in archive.namelist())
@@ -39,11 +39,11 @@ def is_whole(path: Path) -> bool:
 
 
 def newest_whole_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint from which a training goes on, or None if it has to begin anew.
+    """Finds the checkpoint from which a training is resumed; None if it has to start from the beginning.
 
-    That is the one that ``last_checkpoint`` names, also if the folder was moved since. If that is gone or not whole, a
-    warning says so, and the one of most iterations in the folder with the state of an optimizer takes its place.
-    Without ``last_checkpoint``, nothing is resumed, as mmengine has it.
+    This is the one that ``last_checkpoint`` names, even if the folder was moved since. If that is missing or
+    incomplete, a warning is logged, and the checkpoint with the most iterations and an optimizer state in the folder is
+    used. Without ``last_checkpoint`` nothing is resumed, as in mmengine.
 
     Args:
         work_dir: Folder of the training.
@@ -67,7 +67,7 @@ def _named(work_dir: Path) -> Path | None:
 
 
 def _iterations(path: Path) -> int | None:
-    """How many iterations a training had done when it wrote `path`; None if nothing can go on from it."""
+    """Number of finished iterations stored in a checkpoint; None if training cannot be resumed from it."""
     if not is_whole(path):
         return None
     try:
@@ -81,23 +81,23 @@ def _tell(work_dir: Path, named: Path | None, newest: Path | None) -> None:
     if named is None:
         what = f'{work_dir / LAST} names no checkpoint'
     else:
-        what = f'{named}, named in {work_dir / LAST}, is {"not whole" if named.is_file() else "gone"}'
-    then = f'going on from {newest}' if newest else 'no other one is there to go on from'
+        what = f'{named}, named in {work_dir / LAST}, is {"not complete" if named.is_file() else "missing"}'
+    then = f'resuming from {newest}' if newest else 'there is no other checkpoint to resume from'
     print_log(f'The training was interrupted while it saved: {what}; {then}', logger='current', level=WARNING)
 
 
 def go_on(config: Config, work_dir: str | Path, start: str | Path) -> None:
-    """Sets up a config, in place, to train in `work_dir`: from where an earlier run stopped, or from `start`.
+    """Prepares a config, in place, to train in `work_dir`: resumed from an earlier run, or starting from `start`.
 
-    At least two checkpoints are kept: if it is one, mmengine deletes it before it writes the next.
+    At least two checkpoints are kept: with only one, mmengine deletes it before it writes the next.
 
     Args:
-        config: Of a training, complete: what it depends on is noted in the folder, see `begun`.
-        work_dir: Its folder.
-        start: Checkpoint with the weights to begin with.
+        config: Complete config of a training; the settings on which it depends are recorded in the folder (`begun`).
+        work_dir: Folder of the training.
+        start: Checkpoint with the initial weights.
 
     Raises:
-        ValueError: If the earlier run was begun with another config or other weights.
+        ValueError: If the earlier run began with another config or other weights.
     """
     last, data = newest_whole_checkpoint(work_dir), begun.beginning(config, start)
     if last is None:
@@ -113,18 +113,18 @@ def go_on(config: Config, work_dir: str | Path, start: str | Path) -> None:
 
 
 def find_latest_checkpoint(path: str) -> str | None:
-    """Stands in for mmengine's function of this name: it returns only checkpoints that are whole.
+    """Replaces mmengine's function of this name and returns only checkpoints that are complete.
 
     Raises:
-        ValueError: If there was a checkpoint and none is whole: mmengine would begin anew, and with random weights,
-            since ``--resume`` puts `load_from` aside.
+        ValueError: If there were checkpoints and none is complete: mmengine would start from random weights, since
+            ``--resume`` ignores `load_from`.
     """
     newest = newest_whole_checkpoint(path)
     if newest is not None:
         return str(newest)
     if (Path(path) / LAST).is_file():
         raise ValueError(
-            f'{path}: none of the checkpoints is whole, so this training cannot be resumed. To begin anew, remove '
+            f'{path}: none of the checkpoints is complete, so this training cannot be resumed. To start again, remove '
             f'{LAST} there and leave --resume out'
         )
     print_log('Did not find last_checkpoint to be resumed.', logger='current')
@@ -132,7 +132,7 @@ def find_latest_checkpoint(path: str) -> str | None:
 
 
 def save_whole(original: Callable[..., None]) -> Callable[..., None]:
-    """mmengine's ``save_checkpoint``, which writes local files beside and renames them; other places are left to it."""
+    """Wraps mmengine's ``save_checkpoint``: local files are written under another name and then renamed."""
 
     @wraps(original)
     def save_checkpoint(

@@ -1,7 +1,7 @@
-"""Files in the safetensors format: the length of a JSON header (8 bytes), the header, the numbers.
+"""Reader of files in the safetensors format: the length of a JSON header (8 bytes), the header, the data.
 
-The header gives type, shape and place of every tensor; https://huggingface.co/docs/safetensors describes it. The format
-is so small that it is read here; the package of that name is not needed.
+The header gives type, shape and position of every tensor; https://huggingface.co/docs/safetensors describes it. The
+format is simple enough to be read here, so the package of that name is not needed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name.
+    """Reads the tensors of a file, by name.
 
     Raises:
-        UnreadableCheckpointError: If the file is cut off or its header is wrong.
+        UnreadableCheckpointError: If the file is truncated or its header is not valid.
     """
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
@@ -51,7 +51,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             says = 'it begins as a safetensors file, but its header is damaged'
             raise unreadable(path, says, COPY_AGAIN) from error
         if path.stat().st_size < end:
-            says = f'it is a safetensors file that was cut off: its header speaks of {end} bytes'
+            says = f'it is a safetensors file that was cut off: its header lists {end} bytes'
             raise unreadable(path, says, COPY_AGAIN)
         return {name: _tensor(path, file, 8 + length, name, entry) for name, entry in entries.items()}
 
@@ -60,7 +60,7 @@ def _tensor(path: Path, file: BinaryIO, start: int, name: str, entry: dict[str, 
     dtype = getattr(torch, DTYPES.get(entry.get('dtype'), ''), None)
     if dtype is None:
         advice = 'convert it where it was written; valid are ' + ', '.join(DTYPES)
-        raise unreadable(path, f'{name} in it has the type {entry.get("dtype")!r}, which is not known here', advice)
+        raise unreadable(path, f'{name} in it has the type {entry.get("dtype")!r}, which is not supported', advice)
     begin, end = entry['data_offsets']
     shape = entry['shape']
     if end - begin != math.prod(shape) * torch.empty((), dtype=dtype).element_size():

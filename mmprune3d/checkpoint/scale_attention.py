@@ -1,16 +1,17 @@
-"""A trained SST as the start of one with narrower attention: state dict in, state dict out.
+"""Pruning of the attention in a trained SST, as initial weights of a narrower one: state dict in, state dict out.
 
-These are the baselines of dynamic token halting (section A.2.2), width and head scaling. Only the inside of attention
-gets smaller; tokens keep their width, so all other tensors are passed on as they are. What is smallest goes:
+These are the baselines of dynamic token halting (section A.2.2), width scaling and head scaling. Only the inner width
+of attention changes; tokens keep their width, so all other tensors are unchanged. The smallest channels are removed:
 
-* of the channels that make a head's values, those with the smallest ``|v row| |out_proj column|``; a head counts by the
-  sum of its channels;
-* of the channels that make its logits, those with the smallest ``|q row and bias| |k row|``. (A bias of the keys adds
-  the same to all logits of a query, which changes no attention; in cosine attention it does, and counts.)
+* of the channels of a head's values, those with the smallest ``|v row| |out_proj column|``; the strength of a head is
+  the sum over its channels;
+* of the channels of its logits, those with the smallest ``|q row and bias| |k row|``. (A bias of the keys adds the same
+  value to all logits of a query, which does not change the attention; in cosine attention it does, and is counted.)
 
-Attention weights add up to 1, so the value bias of a removed channel reaches every token alike: it goes into the bias
-of out_proj. Logits of dot products are divided by the root of a head's width, which is made up for. So what adds
-nothing to the large model can be removed without any change.
+Attention weights sum to 1, so the value bias of a removed channel reaches every token alike: it is moved into the bias
+of out_proj. Logits of dot products are divided by the square root of a head's width; the change of this divisor is
+compensated in the weights of the queries. Channels that contribute nothing in the large model can thus be removed
+without any change of the output.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ _NAMES = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 
 
 def keep_heads(state_dict: Mapping[str, Tensor], num_heads: int, keep: int) -> dict[str, Tensor]:
-    """The `keep` strongest heads of every attention layer, in their order.
+    """Reduces every attention layer to its `keep` strongest heads, in their order.
 
-    Fits ``nhead=[keep] * num_blocks``, with ``head_dims`` in ``layer_cfg`` set to the width that heads have now.
+    The result matches ``nhead=[keep] * num_blocks``, with ``head_dims`` in ``layer_cfg`` set to the present head width.
 
     Args:
-        state_dict: Of an SST backbone or detector; not modified, and shared where nothing is removed.
-        num_heads: Heads of its attention layers.
-        keep: Heads to keep, 1 to `num_heads`; of equally strong ones the first stay.
+        state_dict: State dict of an SST backbone or detector; not modified, and shared where nothing is removed.
+        num_heads: Number of heads of its attention layers.
+        keep: Number of heads to keep, 1 to `num_heads`; of equally strong ones the first are kept.
 
     Raises:
-        ValueError: If there are no attention layers, `num_heads` does not fit them, or `keep` is out of range.
+        ValueError: If there are no attention layers, `num_heads` does not match them, or `keep` is out of range.
     """
     made = dict(state_dict)
     for layer in _layers(state_dict, num_heads):
@@ -50,17 +51,17 @@ def keep_heads(state_dict: Mapping[str, Tensor], num_heads: int, keep: int) -> d
 
 
 def keep_head_channels(state_dict: Mapping[str, Tensor], num_heads: int, keep: int) -> dict[str, Tensor]:
-    """The `keep` strongest channels of every head in every attention layer, in their order.
+    """Reduces every head of every attention layer to its `keep` strongest channels, in their order.
 
-    Channels of logits and of values are chosen apart. Fits ``head_dims=keep`` in ``layer_cfg``.
+    Channels of logits and of values are chosen separately. The result matches ``head_dims=keep`` in ``layer_cfg``.
 
     Args:
-        state_dict: Of an SST backbone or detector; not modified, and shared where nothing is removed.
-        num_heads: Heads of its attention layers.
-        keep: Channels to keep, 1 to the width of a head; of equally strong ones the first stay.
+        state_dict: State dict of an SST backbone or detector; not modified, and shared where nothing is removed.
+        num_heads: Number of heads of its attention layers.
+        keep: Number of channels to keep, 1 to the width of a head; of equally strong ones the first are kept.
 
     Raises:
-        ValueError: If there are no attention layers, `num_heads` does not fit them, or `keep` is out of range.
+        ValueError: If there are no attention layers, `num_heads` does not match them, or `keep` is out of range.
     """
     made = dict(state_dict)
     for layer in _layers(state_dict, num_heads):
@@ -87,16 +88,16 @@ class _Attention:
         return self.weight.shape[2]
 
     def value_strength(self) -> Tensor:
-        """[H, D]; without the bias, which stays."""
+        """Strength of each value channel [H, D]; the bias is not counted, because it is kept."""
         return self.weight[2].norm(dim=2) * self.out.norm(dim=0)
 
     def logit_strength(self) -> Tensor:
-        """[H, D]."""
+        """Strength of each logit channel [H, D]."""
         query, key = torch.cat((self.weight[:2], self.bias[:2, ..., None]), dim=3)
         return query.norm(dim=2) * (self.weight[1] if self.tau is None else key).norm(dim=2)
 
     def taken(self, heads: Tensor, logits: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """State dict of the layer with some heads [h] and of each of them some channels [h, d]; {} if that is all."""
+        """State dict of the layer with heads [h] and, of each, channels [h, d]; {} if these are all."""
         if values.shape == self.bias.shape[1:]:
             return {}
         head = heads[:, None]
@@ -120,25 +121,26 @@ class _Attention:
 
 
 def _strongest(strength: Tensor, count: int) -> Tensor:
-    """Places of the `count` largest in the last dimension, ascending."""
+    """Indices of the `count` largest values in the last dimension, ascending."""
     return strength.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
 
 
 def _layers(state_dict: Mapping[str, Tensor], num_heads: int) -> list[_Attention]:
-    """All attention layers, by head.
+    """Collects all attention layers, with tensors arranged by head.
 
     Raises:
-        ValueError: If there is none, one is incomplete, or its shapes do not fit `num_heads`.
+        ValueError: If there is no layer, one is incomplete, or its shapes do not match `num_heads`.
     """
     ending = _ATTENTION + _NAMES[0]
     names = [key.removesuffix(_NAMES[0]) for key in state_dict if key.endswith(ending)]
     if not names:
         raise ValueError(
-            f'no attention of SST, *{ending}, in a state dict with {", ".join(list(state_dict)[:3]) or "nothing"}, ...'
+            f'no attention layer of SST (*{ending}) in the state dict, which has '
+            f'{", ".join(list(state_dict)[:3]) or "nothing"}, ...'
         )
     missing = [name + part for name in names for part in _NAMES if name + part not in state_dict]
     if missing:
-        raise ValueError(f'the state dict lacks {", ".join(missing)}')
+        raise ValueError(f'the state dict has no {", ".join(missing)}')
     return [_layer(name, state_dict, num_heads) for name in names]
 
 
@@ -149,7 +151,7 @@ def _layer(name: str, state_dict: Mapping[str, Tensor], num_heads: int) -> _Atte
     shapes = [list(t.shape) for t in (weight, bias, out_bias)]
     if shapes != [[3 * inner, embed], [3 * inner], [embed]] or num_heads < 1 or inner % num_heads:
         raise ValueError(
-            f'{name}: out_proj takes {inner} channels to {embed} and the other tensors are {shapes}, which is not an '
+            f'{name}: out_proj maps {inner} channels to {embed} and the other tensors are {shapes}, which is not an '
             f'attention with {num_heads} heads'
         )
     if tau is not None and tau.dim() == 4 and tau.shape[1] != num_heads:

@@ -1,4 +1,4 @@
-"""Checkpoints without the channels that were removed: state dicts and averaged weights, smaller tensors throughout."""
+"""Removal of pruned channels from checkpoints: smaller tensors in state dicts and averaged weights."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from .compact import AVERAGED, TRAINING_STATE
 from .metadata import with_metadata
 
 META = 'channels'
-"""Under ``checkpoint['meta']['mmprune3d']``: group name -> [channels kept, of how many]."""
+"""Key in ``checkpoint['meta']['mmprune3d']`` for group name -> [number of kept channels, number of all channels]."""
 
 
 def structure_of(state_dict: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Tensor name -> shape: what :func:`mmprune3d.layers.slim.slim_model_` and ``SlimDetector`` need, fit for JSON."""
+    """Maps tensor names to shapes, the input of :func:`mmprune3d.layers.slim.slim_model_` and ``SlimDetector``."""
     return {name: list(value.shape) for name, value in state_dict.items()}
 
 
 def slim_state_dict(
     state_dict: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A state dict without the removed channels; module versions in ``_metadata`` go along.
+    """Removes channels from a state dict and keeps the module versions in its ``_metadata``.
 
     Args:
-        state_dict: Of the dense model; not modified, and shared where nothing is removed.
-        groups: Groups of the model.
-        keep: Group name -> bool [C], True = keep; groups that are not named keep everything.
+        state_dict: State dict of the dense model; not modified, and shared where nothing is removed.
+        groups: Channel groups of the model.
+        keep: Group name -> mask [C] bool, True = keep; groups that are not named keep all channels.
 
     Raises:
-        ValueError: If groups, `keep` and weights do not belong together.
+        ValueError: If groups, `keep` and weights do not match.
     """
     _check_present(state_dict, groups)
     return with_metadata(slice_tensors(state_dict, groups, keep), state_dict)
@@ -42,7 +42,7 @@ def slim_state_dict(
 def mask_state_dict(
     state_dict: Mapping[str, Tensor], groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A dense state dict whose model computes what the slim one does: weights, biases and norm affines are 0."""
+    """Zeroes the removed channels (weights, biases, norm affines), so that the dense model acts like the slim one."""
     _check_present(state_dict, groups)
     return with_metadata(mask_tensors(state_dict, groups, keep), state_dict)
 
@@ -50,18 +50,18 @@ def mask_state_dict(
 def slim_checkpoint(
     checkpoint: Mapping[str, Any], groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """A checkpoint of the slim model, averaged weights included; what only resuming needs is left out.
+    """Creates a checkpoint of the slim model, with averaged weights, and without the state for resuming.
 
-    ``SlimDetector`` can build its model from the file alone; what was removed is written into
+    ``SlimDetector`` can build its model from the file alone; the numbers of removed channels are recorded in
     ``meta['mmprune3d']['channels']``.
 
     Args:
-        checkpoint: As mmengine writes it, or a bare state dict; not modified.
-        groups: Groups of the model.
-        keep: Group name -> bool [C].
+        checkpoint: Checkpoint of mmengine, or a bare state dict; not modified.
+        groups: Channel groups of the model.
+        keep: Group name -> mask [C] bool, True = keep.
 
     Raises:
-        ValueError: If groups, `keep` and weights do not belong together.
+        ValueError: If groups, `keep` and weights do not match.
     """
     whole = dict(checkpoint) if 'state_dict' in checkpoint else {'state_dict': checkpoint}
     made = {name: value for name, value in whole.items() if name not in TRAINING_STATE}
@@ -80,10 +80,10 @@ def _renamed(group: ChannelGroup, prefix: str) -> ChannelGroup:
 
 
 def _check_present(state_dict: Mapping[str, Tensor], groups: Sequence[ChannelGroup]) -> None:
-    """A missing member would leave a model half sliced."""
+    """Checks that all tensors of the groups are there; otherwise only some members of a group would be sliced."""
     missing = [m.tensor for group in groups for m in group.members if m.tensor not in state_dict]
     if missing:
         raise ValueError(
-            f'the state dict lacks {len(missing)} tensors of the channel groups, such as {missing[0]}; it has '
+            f'{len(missing)} tensors of the channel groups are not in the state dict, such as {missing[0]}; it has '
             f'{", ".join(list(state_dict)[:3])}, ...'
         )

@@ -1,4 +1,4 @@
-"""Text where a checkpoint should be: web pages, pointers of Git LFS, error messages of servers."""
+"""Detection of text files in place of a checkpoint: web pages, Git LFS pointers, error messages of servers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ DOWNLOAD = 'download the file itself: the address may need a login, or lead to a
 
 
 def describe_text(head: bytes) -> tuple[str, str] | None:
-    """What a text seems to be, and what to do; None if it is no text.
+    """Describes a text file, with advice; returns None if the file is not text.
 
     Args:
         head: The first bytes of the file, at least one.
     """
     try:
-        # the last character may have been cut in two
+        # The last character may have been cut in two.
         text = head.decode('utf-8-sig', errors='strict' if len(head) < 4 else 'ignore')
     except UnicodeDecodeError:
         return None

@@ -1,8 +1,9 @@
-"""Which channels of a model can only be removed together, found by experiment on one small input.
+"""Coupled groups: the channels of a model that can only be removed together, found by runs on one small input.
 
-No table of layer types and no walk over the autograd graph: :mod:`mmprune3d.coupling.probe` marks channels and
-looks where the marks arrive. Two kinds of runs are enough: all layers at once, marked with the bits of the channels'
-numbers, tell which *channel* a reader's input is; one layer at a time tells which *layers* it comes from.
+Neither a table of layer types nor the autograd graph is used: :mod:`mmprune3d.coupling.probe` marks the output channels
+of layers and records which inputs of other layers the marks reach. Two kinds of runs are enough. Runs that mark all
+layers at once, by the bits of the channel numbers, tell which *channel* arrives at each input of a layer; runs that
+mark one layer at a time tell from which *layers* the input comes. A layer that reads marked channels is a *reader*.
 """
 
 from __future__ import annotations
@@ -25,43 +26,43 @@ from .probe import ChannelProbe, Forward, Seen
 
 @dataclass(frozen=True)
 class FoundGroups:
-    """What can be pruned, and why the rest cannot.
+    """The channel groups of a model, and the layers whose channels cannot be removed.
 
     Attributes:
-        groups: In the order of execution.
-        left_out: Name of a layer -> why its output channels stay.
+        groups: Channel groups in the order of execution.
+        left_out: Name of a layer -> reason why its output channels cannot be removed.
     """
 
     groups: list[ChannelGroup]
     left_out: dict[str, str] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
+        """Converts the groups to plain types that can be written as JSON."""
         return {'groups': [group.to_dict() for group in self.groups], 'left_out': dict(self.left_out)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FoundGroups:
-        """The inverse of `to_dict`."""
+        """Creates the groups from the output of `to_dict`."""
         return cls([ChannelGroup.from_dict(row) for row in data['groups']], dict(data['left_out']))
 
 
 def find_channel_groups(model: nn.Module, forward: Forward, protect: Iterable[str] = ()) -> FoundGroups:
-    """The channel groups of a model.
+    """Finds the channel groups of a model.
 
     A layer's output channels form a group, together with those of all layers that they are added to, multiplied with or
-    otherwise aligned with. They stay whole (see `FoundGroups.left_out`) if they reach the output, if a layer with
-    trained parameters of another kind sees them (attention, layer and group norm, deformable or grouped convolution,
-    embeddings added to them), or if they are mixed among each other on the way (softmax over channels, the outer
-    product of depth and context in a view transform, patch merging).
+    otherwise aligned with. They cannot be removed (see `FoundGroups.left_out`) if they reach the output, if a layer
+    with trained parameters of another kind reads them (attention, layer and group norm, deformable or grouped
+    convolution, embeddings added to them), or if they are mixed with each other on the way (softmax over channels, the
+    outer product of depth and context in a view transform, patch merging).
 
     About one run per layer, in which dense layers cost nothing; a small image is enough. The model and the generators
     of random numbers are afterwards what they were.
 
     Args:
         model: The detector.
-        forward: Runs ``forward(model)`` on one sample, the same every time, and returns whatever must keep its shape,
-            as nested tensors. It should reach every layer that is to be considered.
-        protect: Names of modules; output channels of these and everything below stay.
+        forward: Function that runs the model on one sample, the same in every call, and returns all tensors whose shape
+            must not change, in nested lists, tuples or dicts. Layers that it does not run are not pruned.
+        protect: Names of modules whose output channels, including those of their submodules, are kept.
 
     Raises:
         ValueError: If a name in `protect` is not that of a module, or no group is found.
@@ -86,13 +87,13 @@ def find_channel_groups(model: nn.Module, forward: Forward, protect: Iterable[st
 
 @dataclass
 class _Wiring:
-    """Who reads which channel of whom.
+    """The dependency graph of the channels: which channel of which layer arrives at each input of each reader.
 
     Attributes:
-        sizes: Layer -> output channels.
-        codes: Reader -> int64 [input channels], the number of the channel that arrives there.
-        sources: Reader -> per layer that it reads, bool [input channels].
-        blocked: Layer -> why its channels stay.
+        sizes: Layer -> number of output channels.
+        codes: Reader -> number of the channel that arrives at each input, int64 [input channels].
+        sources: Reader -> layer that it reads -> inputs at which channels of this layer arrive, bool [input channels].
+        blocked: Layer -> reason why its channels cannot be removed.
     """
 
     sizes: dict[str, int]
@@ -114,7 +115,7 @@ class _Wiring:
     def _note(self, name: str, seen: Seen, mixed: Mapping[str, Tensor]) -> None:
         read = {reader: touched for reader, touched in seen.readers.items() if touched.any()}
         if seen.opaque:
-            self.blocked.setdefault(name, f'seen by {min(seen.opaque)}, which is no plain layer')
+            self.blocked.setdefault(name, f'read by {min(seen.opaque)}, a type of layer that cannot be sliced')
         for reader, touched in read.items():
             self.sources[reader][name] = touched
             if bool((mixed[reader] & touched).any()):
@@ -122,17 +123,17 @@ class _Wiring:
         if seen.output:
             self.blocked.setdefault(name, 'reaches the output')
         if not read:
-            self.blocked.setdefault(name, 'nobody reads it')
+            self.blocked.setdefault(name, 'no layer reads it')
 
     def _note_strangers(self, seen: Seen) -> None:
         """Blocks layers whose channels are aligned with something that cannot be sliced."""
         for reader, theirs in seen.readers.items():
             for name, touched in self.sources[reader].items():
                 if bool((touched & theirs).any()):
-                    self.blocked.setdefault(name, f'arrives at {reader} together with what no plain layer makes')
+                    self.blocked.setdefault(name, f'arrives at {reader} together with channels that cannot be sliced')
 
     def groups(self, model: nn.Module) -> FoundGroups:
-        """The groups, and what is left out."""
+        """Builds the groups of a model, and the reasons for the layers that are in no group."""
         groups, left_out = [], {}
         aliases = _aliases(model)
         modules = dict(model.named_modules())
@@ -152,7 +153,7 @@ class _Wiring:
         return FoundGroups(groups, left_out)
 
     def _components(self) -> list[list[str]]:
-        """Layers that share a channel of a reader, transitively; in the order of execution."""
+        """Connected components: layers that arrive at the same input of a reader, in the order of execution."""
         root = {name: name for name in self.sizes}
 
         def find(name: str) -> str:
@@ -173,7 +174,7 @@ class _Wiring:
     def _members(
         self, layers: Sequence[str], size: int, modules: Mapping[str, nn.Module]
     ) -> tuple[list[Member], str | None]:
-        """Every slice of a group, or why there is none."""
+        """Every slice of a group, or the reason why the group cannot be pruned."""
         members = [member for name in layers for member in _made_by(name, modules[name])]
         for reader, by_layer in self.sources.items():
             ours = [touched for name, touched in by_layer.items() if name in layers]
@@ -181,7 +182,7 @@ class _Wiring:
                 continue
             runs = _runs(torch.stack(ours).any(0), self.codes[reader], size)
             if runs is None:
-                return [], f'its channels arrive in an order at {reader} that is not known'
+                return [], f'its channels arrive at {reader} in an unknown order'
             members += [member for run in runs for member in _read_by(reader, modules[reader], *run)]
         if not any(member.role == 'in' for member in members):
             return [], 'no layer reads it'
@@ -190,6 +191,15 @@ class _Wiring:
 
 def _channel_numbers(probe: ChannelProbe) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """For each reader the number of the channel that arrives at each input, and whether several different ones do."""
+    # log2(C) pairs of runs are enough for C channels. In the run of a bit, the channels are marked (in all layers at
+    # once) whose number has this bit set; the marks at an input then spell the number of its channel in binary. For
+    # example, a layer A makes the channels 0, 1, 2, 3, and a reader gets cat(A[2], A[0], A[3] + A[1]):
+    #     bit 0, marked are 1 and 3:     [0, 0, 1]    where the bit is 0, marked are 0 and 2:    [1, 1, 0]
+    #     bit 1, marked are 2 and 3:     [1, 0, 1]    where the bit is 0, marked are 0 and 1:    [0, 1, 1]
+    #     codes = 1 * [0, 0, 1] + 2 * [1, 0, 1] = [2, 0, 3]
+    #     mixed = [0 & 1, 0 & 1, 1 & 0] | [1 & 0, 0 & 1, 1 & 1] = [0, 0, 1]
+    # The last input has a mark in both runs of bit 1: it gets channels with different numbers, so its code means
+    # nothing. A sum of channels with the same number, as in a residual connection of two layers, is not a mixture.
     codes: dict[str, Tensor] = {}
     mixed: dict[str, Tensor] = {}
     for bit in range(max((max(probe.makers.values(), default=1) - 1).bit_length(), 1)):
@@ -202,12 +212,18 @@ def _channel_numbers(probe: ChannelProbe) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _runs(touched: Tensor, codes: Tensor, size: int) -> list[tuple[int, int, int]] | None:
-    """The touched positions as runs (offset, repeat, tiles) of all `size` channels in order; None if they are not."""
+    """Describes the touched inputs as runs (offset, repeat, tiles), each with all `size` channels in order.
+
+    In a run every channel occurs `repeat` times in succession (as after flattening a map), and the whole sequence
+    `tiles` times: with 2 channels the codes 0 0 0 1 1 1 0 0 0 1 1 1 have repeat 3 and tiles 2. Returns None if the
+    codes are not of this form, so that the inputs cannot be sliced.
+    """
     positions = touched.nonzero()[:, 0]
     breaks = (positions.diff() != 1).nonzero()[:, 0] + 1
     found = []
     for run in positions.tensor_split(breaks):
         numbers = codes[run]
+        # Channel 0 comes first, so the position of the first other number is how often it is repeated.
         repeat = int((numbers != 0).int().argmax()) if bool((numbers != 0).any()) else len(numbers)
         if repeat < 1 or len(numbers) % (size * repeat):
             return None
@@ -235,7 +251,7 @@ def _read_by(name: str, module: nn.Module, offset: int, repeat: int, tiles: int)
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """First name of a module -> all its names, for modules that are in the model (and its state dict) several times."""
+    """First name of each module -> all of its names, several for modules that the model shares."""
     first: dict[int, str] = {}
     names: dict[str, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -252,18 +268,18 @@ def _with_aliases(member: Member, aliases: Mapping[str, list[str]]) -> Iterator[
 def check_channel_groups(
     model: nn.Module, groups: Sequence[ChannelGroup], forward: Forward, share: float = 0.5, tolerance: float = 1e-4
 ) -> float:
-    """Removes random channels of every group for real, and compares with the dense model where they are zero.
+    """Checks groups by removing random channels and comparing with a dense model in which these channels are zero.
 
     Args:
         model: The dense model; not modified.
-        groups: Its groups.
-        forward: As for :func:`find_channel_groups`; what it returns must not jump with rounding, as proposals in the
-            order of their scores do.
-        share: Of the channels of each group to remove, rounded down.
-        tolerance: Largest difference of an output, relative to its largest value.
+        groups: Channel groups of the model.
+        forward: Function as for :func:`find_channel_groups`; its outputs must depend continuously on the features,
+            unlike proposals that are sorted by score.
+        share: Share of the channels of each group to remove, rounded down.
+        tolerance: Largest difference of an output, relative to the largest value of this output.
 
     Returns:
-        The largest relative difference.
+        The largest relative difference of all outputs.
 
     Raises:
         ValueError: If the outputs differ by more than `tolerance`.
@@ -284,5 +300,5 @@ def check_channel_groups(
     for ours, theirs in pairs:
         difference = max(difference, float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)))
     if not difference <= tolerance:
-        raise ValueError(f'removing channels changes the output by {difference:.1e}; some coupling was not seen')
+        raise ValueError(f'removing channels changes the output by {difference:.1e}; a coupling was not found')
     return difference

@@ -1,7 +1,8 @@
-"""Where channels go: NaN put on channels where they are made shows which layers read them, whatever lies between.
+"""Propagation of channels through a model: NaN in the outputs of layers marks channels, and reaches all their readers.
 
-Concatenation, flattening, residual sums, pooling, resizing, sparse tensors and view transforms need no rule of their
-own: a NaN survives them all. Layers that make channels are replaced by zeros, so that nothing else is on the way.
+Concatenation, flattening, residual sums, pooling, resizing, sparse tensors and view transforms need no rules of their
+own, because a NaN passes through all of them. The outputs of layers that make channels are replaced by zeros, so that
+there are no other values.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ NAN = float('nan')
 
 @dataclass
 class Seen:
-    """What one run with marked channels touched.
+    """The inputs and layers that the marks of one run reached.
 
     Attributes:
-        readers: Layer name -> bool [input channels], for layers that make channels and those that scale them.
-        opaque: Names of layers with trained parameters of another kind that met a mark.
-        output: Whether a mark is in the output.
+        readers: Layer name -> inputs with a mark, bool [input channels], for layers that make or scale channels.
+        opaque: Names of other layers with trained parameters whose input has a mark.
+        output: Whether a mark is in the output of the model.
     """
 
     readers: dict[str, Tensor] = field(default_factory=dict)
@@ -40,14 +41,14 @@ class Seen:
 
 
 class ChannelProbe:
-    """Runs a model with marks instead of features.
+    """Runs a model with marks (NaN) instead of features.
 
     Args:
-        model: In eval mode.
-        forward: Runs the model; everything tensor-like in what it returns is output.
+        model: Model in evaluation mode.
+        forward: Function that runs the model; all tensors in its result are outputs.
 
     Attributes:
-        makers: Name -> number of output channels, for the layers that ran, in the order of execution.
+        makers: Name -> number of output channels of each layer that ran, in the order of execution.
 
     Raises:
         ValueError: If `forward` returns no tensors, or features are NaN without any mark.
@@ -72,7 +73,7 @@ class ChannelProbe:
         self._check_clean(self.run(lambda name: None))
 
     def run(self, pattern: Pattern) -> Seen:
-        """What is touched when ``pattern(name)``, bool [C] or None, marks output channels of the layer `name`."""
+        """Returns what the marks reach if ``pattern(name)``, bool [C] or None, marks output channels of each layer."""
         seen = Seen()
         with self._stubs(pattern, seen), torch.no_grad():
             result = self._forward(self._model)
@@ -80,7 +81,7 @@ class ChannelProbe:
         return seen
 
     def run_strangers(self) -> Seen:
-        """What is touched by the outputs of layers with trained parameters of another kind."""
+        """Returns what the outputs of other layers with trained parameters, which cannot be sliced, reach."""
         hooks = [
             module.register_forward_hook(lambda module, args, output: mapped(output, lambda t: torch.full_like(t, NAN)))
             for module in self._opaque.values()
@@ -95,17 +96,17 @@ class ChannelProbe:
         dirty = [name for name, touched in seen.readers.items() if touched.any()] or sorted(seen.opaque)
         if dirty or seen.output:
             raise ValueError(
-                f'{dirty[0] if dirty else "the output"} is NaN where all features are 0, so that channels cannot be '
+                f'{dirty[0] if dirty else "the output"} is NaN where all features are 0, so channels cannot be '
                 'followed: give a forward that stops earlier, or other inputs'
             )
 
     def _record(self) -> None:
-        """One ordinary run: which layers take part, and what they make of which input."""
+        """Records, in one ordinary run, the layers that take part and the shape of their output for each input."""
 
         def note(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple, output: Any) -> None:
                 self.makers[name] = module.weight.shape[weight_layout(module)[0]]
-                # Not the values: one element stands for all of them. The sites of sparse tensors do not change.
+                # Only the shape is kept: one expanded zero takes no memory. The sites of sparse tensors are kept too.
                 self._outputs[name, features(args[0]).shape] = mapped(output, lambda t: t.new_zeros(()).expand(t.shape))
 
             return hook
@@ -165,7 +166,7 @@ def _opaque_hook(name: str, seen: Seen) -> Callable[..., None]:
 
 
 def _channel_dim(module: nn.Module) -> int:
-    """Where a dense layer has its channels, counted from the last dimension."""
+    """Dimension of the channels in the input of a dense layer, counted from the last dimension."""
     return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
 
 
@@ -185,7 +186,7 @@ def _marked(value: Tensor, dim: int, marked: Tensor | None) -> Tensor:
 
 
 def features(value: Any) -> Tensor:
-    """A tensor, or the features of a sparse one."""
+    """Returns the features of a sparse tensor, and any other tensor as it is."""
     return getattr(value, 'features', value)
 
 

@@ -1,0 +1,1 @@
+"""Data transforms for detectors with several cameras, and the generator of synthetic data sets."""

@@ -1,4 +1,4 @@
-"""Metrics that mmdet3d lacks or has for CUDA only; importing this also lets others evaluate what finds nothing."""
+"""Metrics that mmdet3d does not have or has for CUDA only; importing this also makes metrics accept empty results."""
 
 from . import nothing_found
 from .kitti_ap import kitti_average_precision

@@ -15,23 +15,23 @@ from .nothing_found import check_predictions, warn_if_nothing
 
 @METRICS.register_module('MMPrune3DKittiMetric')
 class KittiMetricCPU(KittiMetric):
-    """mmdet3d's ``KittiMetric``, with the same arguments and the same keys, that needs no CUDA.
+    """mmdet3d's ``KittiMetric`` without CUDA, with the same arguments and the same keys.
 
     In a config it is ``dict(type='MMPrune3DKittiMetric', ...)``. Overlaps of rotated boxes are exact and in float64
-    (see :mod:`mmprune3d.evaluation.kitti_ap`), those of mmdet3d are in float32 on the GPU.
+    (see :mod:`mmprune3d.evaluation.kitti_ap`); those of mmdet3d are in float32 on the GPU.
     """
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps the results of a batch.
+        """Stores the results of a batch.
 
         Raises:
-            NaNPredictionError: If there is NaN in boxes or scores.
+            NaNPredictionError: If boxes or scores contain NaN.
         """
         check_predictions(data_samples)
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Average precisions of everything that was kept; 0, with a warning, if nothing was found."""
+        """Computes the average precisions of all stored results; 0, with a warning, if there are no detections."""
         warn_if_nothing(results)
         return super().compute_metrics(results)
 
@@ -43,20 +43,20 @@ class KittiMetricCPU(KittiMetric):
         classes: Sequence[str] | None = None,
         logger: MMLogger | None = None,
     ) -> dict[str, float]:
-        """Average precisions of each kind of results.
+        """Computes the average precisions of each kind of results.
 
         Args:
             results_dict: Detections of each frame by ``pred_instances_3d`` and ``pred_instances``.
             gt_annos: Ground truth of each frame.
-            metric: With ``img_bbox`` only boxes in the image are compared.
+            metric: With ``img_bbox`` only image boxes are evaluated.
             classes: Names of the classes, of which KITTI evaluates Car, Pedestrian and Cyclist.
-            logger: Gets the tables.
+            logger: Logger that gets the tables.
 
         Returns:
             Percentages with four digits by names such as ``pred_instances_3d/KITTI/Car_3D_AP40_easy_strict``.
 
         Raises:
-            ValueError: If there is no ground truth at all, or a class is not evaluated by KITTI.
+            ValueError: If no frame has ground truth, or a class is not evaluated by KITTI.
         """
         found = {}
         for kind, dt_annos in results_dict.items():

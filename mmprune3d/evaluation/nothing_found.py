@@ -1,9 +1,9 @@
-"""Figures for detectors that find nothing, and a message for those that predict NaN, where evaluations would stop.
+"""Metrics for detectors without any detection, and an error message for predictions that contain NaN.
 
-A detector from which too much was pruned, that has just begun to train, or whose score threshold is high finds nothing
-in a whole data set. The nuScenes devkit (1.2.0) then stops with ``Invalid box type: None``, and mmdet's ``CocoMetric``
-returns no figures at all. A training, test or study that ran for hours would end without a result. Importing
-mmprune3d makes both return what they define: an average precision of 0, errors of 1.
+A detector that was pruned too much, that has just begun to train, or whose score threshold is high may find nothing in
+a whole data set. The nuScenes devkit (1.2.0) then stops with ``Invalid box type: None``, and mmdet's ``CocoMetric``
+returns no values at all, so a training, test or study of many hours would end without a result. Importing mmprune3d
+makes both return the values that they define for this case: an average precision of 0 and errors of 1.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from torch import Tensor
 from .nuscenes_metric import check_velocities
 
 GEOMETRY = 7
-"""Numbers of a box that must be known; velocities, which follow, may be NaN in nuScenes."""
+"""Numbers of a box that must be finite; the velocities, which follow, may be NaN in nuScenes."""
 COCO_FIGURES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-"""What ``CocoMetric`` gives if it is not asked for other figures."""
+"""Values that ``CocoMetric`` returns unless its `metric_items` says otherwise."""
 
 
 class NaNPredictionError(ValueError):
-    """A detector predicts NaN, so that its accuracy cannot be measured."""
+    """Raised if a detector predicts NaN, so that its accuracy cannot be measured."""
 
 
 def check_predictions(data_samples: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses NaN in boxes and scores.
+    """Checks that boxes and scores contain no NaN.
 
     Args:
-        data_samples: As metrics get them: ``pred_instances_3d`` with ``bboxes_3d`` and ``scores_3d``.
+        data_samples: Data samples as metrics get them: ``pred_instances_3d`` with ``bboxes_3d`` and ``scores_3d``.
 
     Raises:
-        NaNPredictionError: If there is one; the message says in which sample.
+        NaNPredictionError: If there is a NaN; the message names the sample.
     """
     for sample in data_samples:
         found = sample.get('pred_instances_3d') or {}
@@ -48,19 +48,19 @@ def check_predictions(data_samples: Sequence[Mapping[str, Any]]) -> None:
             if bad:
                 raise NaNPredictionError(
                     f'the detector predicts NaN: {bad} of {len(tensor)} {name} of sample {sample.get("sample_idx")}. '
-                    'Look at its weights and, with mixed precision, for numbers too large for float16'
+                    'Check its weights and, with mixed precision, for numbers too large for float16'
                 )
 
 
 def check_labels(data_samples: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> None:
-    """Refuses labels without a class, with which the evaluation would stop after the whole set (``IndexError``).
+    """Checks that every label has a class; the evaluation would otherwise stop after the whole set (``IndexError``).
 
     Args:
-        data_samples: As metrics get them.
-        classes: Names of the data set's classes, if it says them.
+        data_samples: Data samples as metrics get them.
+        classes: Names of the data set's classes, or None if they are not known.
 
     Raises:
-        ValueError: If there is such a label.
+        ValueError: If a label is not less than the number of classes.
     """
     for sample in data_samples if classes is not None else ():
         labels = (sample.get('pred_instances_3d') or {}).get('labels_3d')
@@ -78,9 +78,9 @@ def _tensor(values: Any) -> Tensor:
 
 @contextmanager
 def devkit_counts_nothing() -> Iterator[None]:
-    """Inside, the nuScenes devkit evaluates predictions without a single box as it does those of a class without any.
+    """In this context the nuScenes devkit evaluates predictions without any box like a class without any box.
 
-    It asks the first box whether this is detection or tracking, and stops if there is none.
+    It reads from the first box whether the task is detection or tracking, and raises an error if there is none.
     """
     from nuscenes.eval.common import loaders
 
@@ -131,7 +131,7 @@ def _warning(original: Callable[..., dict[str, float]]) -> Callable[..., dict[st
 
 
 def warn_if_nothing(results: Sequence[Mapping[str, Any]]) -> None:
-    """Says so if there is not one box in all `results` of a 3D metric."""
+    """Logs a warning if `results` of a 3D metric contain no box at all."""
     counts = [len(result['pred_instances_3d']['scores_3d']) for result in results if 'pred_instances_3d' in result]
     if counts and not any(counts):
         MMLogger.get_current_instance().warning(
@@ -155,7 +155,7 @@ def _coco(original: Callable[..., dict[str, float]]) -> Callable[..., dict[str, 
 
 
 def install() -> None:
-    """Wraps the metrics of mmdet3d and mmdet, once; nothing else that they compute changes."""
+    """Wraps the metrics of mmdet3d and mmdet, once; other results of theirs do not change."""
     from mmdet.evaluation.metrics import CocoMetric
 
     for owner, name, around in (

@@ -15,24 +15,24 @@ from torch import Tensor
 
 @METRICS.register_module('MMPrune3DNuScenesMetric')
 class NuScenesMetricWithoutVelocity(NuScenesMetric):
-    """mmdet3d's ``NuScenesMetric``, with the same arguments and keys, that also takes boxes of seven numbers.
+    """mmdet3d's ``NuScenesMetric`` with support for boxes of seven numbers; it has the same arguments and keys.
 
-    In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities stand still: both
-    numbers are 0, as a reader of such boxes would assume, so that AVE is the mean speed of the objects that were found,
-    attributes are those of standing objects, and NDS counts both. (Velocities that are not numbers would be left out of
-    AVE instead, which could make it 0.) Boxes with velocities are evaluated as by mmdet3d's metric. That
-    one fails on others after the whole test set, where it rotates velocities; with mmprune3d imported it fails at the
-    first batch, with a message that names this class.
+    In a config it is ``dict(type='MMPrune3DNuScenesMetric', ...)``. Detections without velocities count as standing
+    still (both velocities are 0), so that AVE is the mean speed of the objects that were found, attributes are those of
+    standing objects, and NDS includes both. (NaN velocities would be left out of AVE instead, which could make it 0.)
+    Boxes with velocities are evaluated as by mmdet3d's metric. The latter fails on boxes without velocities after the
+    whole test set, where it rotates velocities; with mmprune3d imported it fails at the first batch, with a message
+    that names this class.
     """
 
     _warned = False
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keeps the predictions of a batch, with velocities of 0 where there are none.
+        """Stores the predictions of a batch, with velocities of 0 where there are none.
 
         Args:
             data_batch: Not used.
-            data_samples: With ``pred_instances_3d``, ``pred_instances`` and ``sample_idx``.
+            data_samples: Data samples with ``pred_instances_3d``, ``pred_instances`` and ``sample_idx``.
         """
         super().process(data_batch, data_samples)
         for result in self.results[len(self.results) - len(data_samples) :]:
@@ -52,10 +52,10 @@ class NuScenesMetricWithoutVelocity(NuScenesMetric):
 
 
 def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses boxes without velocities where `metric` needs them.
+    """Checks that boxes have velocities if `metric` needs them.
 
     Raises:
-        ValueError: If a sample has boxes of 7 numbers and `metric` is mmdet3d's own.
+        ValueError: If a sample has boxes of 7 numbers and `metric` is mmdet3d's own metric.
     """
     if isinstance(metric, NuScenesMetricWithoutVelocity):
         return
@@ -70,7 +70,7 @@ def check_velocities(metric: NuScenesMetric, data_samples: Sequence[Mapping[str,
 
 
 def standing(boxes: BaseInstance3DBoxes) -> BaseInstance3DBoxes:
-    """Boxes [N, 7] with two velocities of 0 [N, 9], in the same place; others are left as they are."""
+    """Appends two velocities of 0 to boxes [N, 7], which makes them [N, 9]; other boxes are returned as they are."""
     values: Tensor = boxes.tensor
     if values.shape[1] != 7:
         return boxes

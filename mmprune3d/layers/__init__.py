@@ -1,4 +1,4 @@
-"""Modules made of the pruning and ops rooms."""
+"""Layers of the detectors: attention with a record for key pruning, token halting, sparse and slimmable layers."""
 
 from . import tggbc, tome
 

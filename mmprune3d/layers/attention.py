@@ -1,8 +1,8 @@
-"""Attention with positional encodings: fused, and able to say how much chosen queries attend to each key.
+"""Attention with positional encodings: fused kernels, and the attention of chosen queries to each key.
 
-All tensors are batch-first, [B, N, C]. The fused kernels never hand out the attention map, and key pruning needs sums
-over a few rows of it only; :class:`AttentionRecord` computes exactly those from the projected queries and keys that the
-forward pass made anyway.
+All tensors are batch-first, [B, N, C]. Fused kernels never return the attention map, but key pruning needs sums over a
+few of its rows only; :class:`AttentionRecord` computes exactly these from the projected queries and keys of the forward
+pass.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mmprune3d.pruning.tggbc import attention_rows, fused_key_importance, key_im
 
 
 class Keys(NamedTuple):
-    """What cross-attention attends to.
+    """The keys and values of a cross-attention, with positions and masks.
 
     Attributes:
-        key: [B, N_k, C], positional encoding included (unless it is in `key_pos`).
-        value: [B, N_k, C], without it.
-        padding_mask: [B, N_k] bool, True where a key is padding, or None.
-        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None.
-        key_pos: [B, N_k, C], positional encoding of `key` where the attention itself adds it, or None.
+        key: Keys [B, N_k, C], with positional encoding (unless it is in `key_pos`).
+        value: Values [B, N_k, C], without positional encoding.
+        padding_mask: Padding of the keys [B, N_k] bool, True where a key is padding, or None.
+        attention_mask: Mask [B, N_q, N_k] bool, True where a query may not attend, or None.
+        key_pos: Positional encoding of `key` [B, N_k, C], if the attention itself adds it, or None.
     """
 
     key: Tensor
@@ -39,12 +39,12 @@ class Keys(NamedTuple):
     key_pos: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Keys:
-        """Applies `change` to all but the attention mask; `key` and `value` stay one tensor if they were one."""
+        """Applies `change` to all tensors but the attention mask; `key` and `value` stay one tensor if they are one."""
         key, value, padding_mask, key_pos = map(once_per_tensor(change), (*self[:3], self.key_pos))
         return Keys(key, value, padding_mask, self.attention_mask, key_pos)
 
     def select(self, index: Tensor) -> Keys:
-        """The keys `index` [B, K] of every sample, with their masks."""
+        """Selects the keys `index` [B, K] of every sample, with their masks."""
         chosen = self.map(lambda tokens: gather_tokens(tokens, index))
         if self.attention_mask is None:
             return chosen
@@ -53,7 +53,7 @@ class Keys(NamedTuple):
 
 
 def most_valid(keys: Keys) -> int:
-    """How many keys the sample has whose fewest keys are padding."""
+    """Largest number of keys in a sample that are not padding."""
     if keys.padding_mask is None:
         return keys.key.shape[1]
     return int((~keys.padding_mask).sum(1).max())
@@ -63,11 +63,11 @@ class AttentionRecord(NamedTuple):
     """The projected inputs of one cross-attention, detached: enough to compute any row of its map.
 
     Attributes:
-        query: [B, heads, N_q, D].
-        key: [B, heads, N_k, D].
-        padding_mask: [B, N_k] bool, True for padding, or None.
-        log_sum: [B, heads, N_q], logarithms of the softmax' denominators, or None if the kernel did not tell.
-        attention_mask: [B, N_q, N_k] bool, True where a query may not attend, or None.
+        query: Projected queries [B, heads, N_q, D].
+        key: Projected keys [B, heads, N_k, D].
+        padding_mask: Padding of the keys [B, N_k] bool, True for padding, or None.
+        log_sum: Logarithms of the softmax denominators [B, heads, N_q], or None if the kernel does not return them.
+        attention_mask: Mask [B, N_q, N_k] bool, True where a query may not attend, or None.
     """
 
     query: Tensor
@@ -88,7 +88,9 @@ class AttentionRecord(NamedTuple):
         return attention_rows(self._chosen(index), self.key, forbidden)
 
     def importance(self, confidence: Tensor, index: Tensor) -> Tensor:
-        """Importance of every key [B, N_k] for the queries `index` [B, k] of this confidence [B, k]."""
+        """Importance of every key [B, N_k] for the queries `index` [B, k], which have the given confidence [B, k]."""
+        # With the softmax denominators no row of the map is stored; this shortcut excludes padding, but not single
+        # query-key pairs, so records with an attention mask compute the rows.
         if self.log_sum is None or self.attention_mask is not None:
             return key_importance(confidence, self.rows(index), self.padding_mask)
         log_sum = self.log_sum.gather(2, index[:, None].expand(-1, self.query.shape[1], -1))
@@ -99,19 +101,19 @@ class AttentionRecord(NamedTuple):
         return self.query.gather(2, chosen)
 
     def without_first(self, count: int) -> AttentionRecord:
-        """The same without the first `count` queries (denoising queries, which know the ground truth)."""
+        """The record without the first `count` queries (denoising queries, which contain ground truth)."""
         log_sum = None if self.log_sum is None else self.log_sum[:, :, count:]
         mask = None if self.attention_mask is None else self.attention_mask[:, count:]
         return self._replace(query=self.query[:, :, count:], log_sum=log_sum, attention_mask=mask)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """[B, N, C] to [B, heads, N, C / heads]."""
+    """Splits tokens [B, N, C] into heads [B, heads, N, C / heads]."""
     return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def project(attention: nn.MultiheadAttention, tokens: Tensor, which: int) -> Tensor:
-    """The query (0), key (1) or value (2) projection, split into heads: [B, N, C] to [B, heads, N, C / heads]."""
+    """Applies the query (0), key (1) or value (2) projection to tokens [B, N, C]: [B, heads, N, C / heads]."""
     width = attention.embed_dim
     part = slice(which * width, (which + 1) * width)
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[part]
@@ -119,11 +121,11 @@ def project(attention: nn.MultiheadAttention, tokens: Tensor, which: int) -> Ten
 
 
 def allowed(attn_mask: Tensor | None, keys: Keys) -> Tensor | None:
-    """All masks as one for ``F.scaled_dot_product_attention``, where True means "may attend" (the opposite).
+    """Combines all masks into one for ``F.scaled_dot_product_attention``, where True means "may attend" (the opposite).
 
     Args:
-        attn_mask: [N_q, N_k] bool, True where attention is forbidden, or None.
-        keys: Have a padding mask, an attention mask, both or none.
+        attn_mask: Mask [N_q, N_k] bool, True where attention is forbidden, or None.
+        keys: Keys, which may have a padding mask and an attention mask.
     """
     masks = [
         attn_mask,
@@ -138,15 +140,15 @@ class PositionalAttention(BaseModule):
     """Multi-head attention with positional encodings and a residual connection.
 
     Weights have the names and shapes of ``nn.MultiheadAttention`` inside ``attn`` (as in the PETR family), so that
-    official checkpoints fit; the arithmetic is one fused kernel. Queries and keys get their positional encodings,
-    values do not.
+    official checkpoints can be loaded; the computation is one fused kernel. Positional encodings are added to queries
+    and keys, not to values.
 
     Args:
         embed_dims: Width C of the tokens.
         num_heads: Number of heads; must divide `embed_dims`.
-        attn_drop: Dropout of the attention weights.
-        proj_drop: Dropout of the output, before it is added to the residual.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        attn_drop: Dropout probability of the attention weights.
+        proj_drop: Dropout probability of the output, before it is added to the residual.
+        init_cfg: Initialization, as in ``BaseModule``.
     """
 
     def __init__(
@@ -168,17 +170,17 @@ class PositionalAttention(BaseModule):
         query_pos: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, AttentionRecord]:
-        """Attends and adds the result to `query`.
+        """Computes attention and adds the result to `query`.
 
         Args:
-            query: [B, N_q, C].
-            keys: What to attend to; None means the queries themselves, with `query_pos` as their positions.
-            query_pos: [B, N_q, C] or None.
-            attn_mask: [N_q, N_k] bool, True where attention is forbidden, or None.
+            query: Queries [B, N_q, C].
+            keys: Keys to attend to; None: the queries themselves, with `query_pos` as their positions.
+            query_pos: Positional encoding of the queries [B, N_q, C] or None.
+            attn_mask: Mask [N_q, N_k] bool, True where attention is forbidden, or None.
 
         Returns:
-            The new queries [B, N_q, C], and a record from which attention weights can be computed. The record holds
-            references, it costs nothing; let it go before the next layer.
+            The updated queries [B, N_q, C], and a record from which attention weights can be computed. The record only
+            holds references, which keep tensors in memory; delete it before the next layer.
         """
         positioned, keys = self._positioned(query, keys, query_pos)
         q, k, v = (project(self.attn, part, i) for i, part in enumerate((positioned, keys.key, keys.value)))
@@ -201,9 +203,9 @@ class PositionalAttention(BaseModule):
         query_pos: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same by ``nn.MultiheadAttention`` itself, with the full map [B, N_q, N_k], as detectors run it today.
+        """Computes attention with ``nn.MultiheadAttention``, with the full map [B, N_q, N_k], for comparison.
 
-        A query that may attend to nothing gets zeros and a row of zeros; ``nn.MultiheadAttention`` alone gives NaN.
+        A query that may attend to no key gets zeros and a row of zeros; ``nn.MultiheadAttention`` alone gives NaN.
         """
         positioned, keys = self._positioned(query, keys, query_pos)
         may = allowed(attn_mask, keys)
@@ -212,7 +214,7 @@ class PositionalAttention(BaseModule):
             return query + self.dropout(output), attention
         shape = (len(query), self.attn.num_heads, query.shape[1], keys.key.shape[1])
         lost = ~may.any(-1, keepdim=True).expand(*shape[:3], 1)
-        # Lost queries attend to everything until their rows are overwritten, so that gradients are finite too.
+        # Such queries attend to all keys until their rows are overwritten, so that their gradients are finite too.
         output, attention = self.attn(
             positioned, keys.key, keys.value, attn_mask=~(may | lost).expand(shape).flatten(0, 1)
         )

@@ -1,4 +1,4 @@
-"""Batch norms over points or voxels, of which a batch may hold one, or none."""
+"""Batch norms over points or voxels that support batches with a single row or none."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class FewRows:
-    """Mixin for a ``BatchNorm1d``, so that one row or none passes in training as well.
+    """Mixin for a ``BatchNorm1d`` that supports one row or none in training as well.
 
     torch does not train on a single row, which has no variance, and mmdet3d's ``NaiveSyncBatchNorm1d`` stops in a
-    process without rows while the others wait for it. Here a single row is normalised by the running statistics, which
-    stay what they are; a process without rows contributes the running statistics. All else is as it was.
+    process without rows while the others wait for it. Here a single row is normalized by the running statistics, which
+    are not changed; a process without rows contributes the running statistics. All other cases are as before.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [N, C] or [N, C, L], N from 0."""
+        """Normalizes rows [N, C] or [N, C, L], where N may be 0."""
         count = rows.numel() // rows.shape[1]
         if not self.training or count > 1:
             return super().forward(rows)
@@ -28,7 +28,7 @@ class FewRows:
         return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def _beside_others(self, rows: Tensor) -> Tensor:
-        """No rows; for the sums over processes, two rows with the running mean and variance go through the norm."""
+        """Handles a process without rows: for the sums over processes, two rows with the running mean and variance."""
         spread = self.running_var.clamp(min=0).sqrt()
         two = torch.stack((self.running_mean - spread, self.running_mean + spread)).to(rows)
         two = two if rows.dim() == 2 else two[:, :, None].expand(-1, -1, rows.shape[2])
@@ -36,11 +36,11 @@ class FewRows:
 
 
 class RowBatchNorm1d(FewRows, nn.BatchNorm1d):
-    """``BatchNorm1d`` for rows of which there may be few."""
+    """A ``BatchNorm1d`` that supports batches with a single row or none."""
 
 
 def allow_few_rows(module: nn.Module) -> nn.Module:
-    """Mixes `FewRows` into every ``BatchNorm1d`` in `module`, in place; only their classes change."""
+    """Mixes `FewRows` into every ``BatchNorm1d`` in `module`, in place; only the classes change."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm1d) and not isinstance(norm, FewRows):
             norm.__class__ = _with_few_rows(type(norm))

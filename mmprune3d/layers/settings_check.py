@@ -18,11 +18,11 @@ def check_equal(what: str, settings: Mapping[str, Sequence[float] | None]) -> No
     """Checks that settings with the same meaning are equal.
 
     Args:
-        what: Their meaning, for the message.
-        settings: Name in the config -> numbers, as many in each; None where a setting is not given.
+        what: Meaning of the settings, for the message.
+        settings: Name in the config -> numbers, of the same count in each; None where a setting is not given.
 
     Raises:
-        ValueError: If two differ; the message has all of them.
+        ValueError: If two settings differ; the message lists all of them.
     """
     given = {name: [float(value) for value in values] for name, values in settings.items() if values is not None}
     first = next(iter(given.values()), [])
@@ -36,7 +36,7 @@ def check_equal(what: str, settings: Mapping[str, Sequence[float] | None]) -> No
 
 
 def check_room(what: str, have: Sequence[int], need: Sequence[int], why: str) -> None:
-    """Checks that a shape has room for all cells of a grid; a larger shape is harmless.
+    """Checks that a shape has room for all cells of a grid; a larger shape is allowed.
 
     Raises:
         ValueError: If an axis is too short.
@@ -49,7 +49,7 @@ def check_columns(found: int, expected: int, setting: str) -> None:
     """Compares the columns of a point cloud with those that a model was built for.
 
     Raises:
-        ValueError: If they are not as many; the message says which settings of the pipeline decide.
+        ValueError: If the numbers differ; the message names the settings of the pipeline that determine them.
     """
     if found != expected:
         raise ValueError(
@@ -63,7 +63,7 @@ def check_labels(labels: Sequence[Tensor], num_classes: int, setting: str) -> No
     """Compares the labels [N_b] of the objects in each sample with the classes of a head.
 
     Raises:
-        ValueError: If an object is of no class of the head, which would read or write beyond its tensors.
+        ValueError: If a label is not a class of the head, which would read or write beyond its tensors.
     """
     highest = max((int(of_sample.max()) for of_sample in labels if len(of_sample)), default=-1)
     if highest >= num_classes:

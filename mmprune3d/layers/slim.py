@@ -1,4 +1,4 @@
-"""Modules that get narrower in place: from the shapes of a slim state dict to layers that compute with them."""
+"""Reduction of modules to fewer channels in place, from the shapes of a slim state dict."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 def weight_layout(module: nn.Module) -> tuple[int, int] | None:
-    """The dimensions (output channels, input channels) of a module's weight; None if it mixes channels in other ways.
+    """The dimensions (output channels, input channels) of a module's weight; None if channels are mixed otherwise.
 
-    Known are linear layers, convolutions and transposed convolutions without groups, and sparse convolutions of
-    spconv 2 ``(out, *kernel, in)`` and mmcv ``(*kernel, in, out)``, found by what they have, not by their class.
+    Supported are linear layers, convolutions and transposed convolutions without groups, and sparse convolutions of
+    spconv 2 ``(out, *kernel, in)`` and mmcv ``(*kernel, in, out)``, recognized by their attributes, not by their class.
     """
     if isinstance(module, nn.Linear):
         return 0, 1
@@ -30,42 +30,42 @@ def weight_layout(module: nn.Module) -> tuple[int, int] | None:
 
 
 def is_sparse_conv(module: nn.Module) -> bool:
-    """Whether a module is a sparse convolution of spconv or mmcv, or a subclass."""
+    """Whether a module is a sparse convolution of spconv or mmcv, or of a subclass."""
     return hasattr(module, 'indice_key') and isinstance(getattr(module, 'weight', None), Tensor)
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether a module is a convolution that treats every channel on its own."""
+    """Whether a module is a convolution that processes every channel separately."""
     if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd):
         return False
     return module.groups == module.in_channels == module.out_channels > 1
 
 
 def slim_model_(model: nn.Module, structure: Mapping[str, Sequence[int]]) -> list[str]:
-    """Gives the tensors of a model the shapes of `structure`, in place, and its layers the numbers that go with them.
+    """Gives the tensors of a model the shapes of `structure`, in place, and updates the attributes of its layers.
 
-    Values are the first entries of the dense ones: load the slim weights afterwards. Parameters are new objects, so
-    this comes before an optimizer is made. ``in_channels``, ``out_channels``, ``groups``, ``in_features``,
-    ``out_features``, ``num_features`` and ``normalized_shape`` follow, also those of mmcv's ConvModule.
+    The values are the first entries of the dense tensors: load the slim weights afterwards. Parameters are new objects,
+    so call this before an optimizer is built. ``in_channels``, ``out_channels``, ``groups``, ``in_features``,
+    ``out_features``, ``num_features`` and ``normalized_shape`` are updated, also those of mmcv's ConvModule.
 
     Args:
         model: The dense model.
-        structure: Name of a tensor in the state dict -> shape; tensors that it does not name stay as they are.
+        structure: Name of a tensor in the state dict -> shape; tensors that it does not name are not changed.
 
     Returns:
-        Names of the tensors that became smaller; none if `structure` is that of the dense model.
+        Names of the tensors that became smaller; an empty list if `structure` is that of the dense model.
 
     Raises:
-        ValueError: If `structure` names tensors that the model lacks, or shapes that are no part of the dense ones, or
-            shapes within a layer do not fit each other, or belong to a layer that cannot become narrower.
+        ValueError: If `structure` names tensors that the model does not have, or shapes that are not part of the dense
+            ones, or shapes within a layer that do not match, or that belong to a layer that cannot become narrower.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = {name: name.rpartition('.')[::2] for name in structure}
     unknown = [name for name, (path, leaf) in owners.items() if path not in modules or leaf not in _own(modules[path])]
     if unknown:
         raise ValueError(
-            f'the structure names {len(unknown)} tensors that the model has not: {", ".join(unknown[:5])}; it belongs '
-            f'to another model, this one has {", ".join(list(model.state_dict())[:3])}, ...'
+            f'the structure names {len(unknown)} tensors that are not in the model: {", ".join(unknown[:5])}; it '
+            f'belongs to another model, this one has {", ".join(list(model.state_dict())[:3])}, ...'
         )
     changed: list[str] = []
     was_depthwise = {path: is_depthwise(module) for path, module in modules.items()}
@@ -83,7 +83,7 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _narrow_(module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> bool:
-    """Cuts one tensor to `shape`; whether that changed anything."""
+    """Cuts one tensor to `shape`; returns whether that changed anything."""
     tensor = _own(module)[leaf]
     if tuple(tensor.shape) == shape:
         return False
@@ -101,7 +101,7 @@ def _narrow_(module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) ->
 
 
 def _renumber_(module: nn.Module, path: str, depthwise: bool) -> None:
-    """Sets what a layer knows of its own width from its weight, and checks its other tensors against it."""
+    """Updates the width attributes of a layer from its weight, and checks its other tensors against it."""
     layout = weight_layout(module)
     if depthwise:
         out = module.groups = module.in_channels = module.out_channels = len(module.weight)
@@ -124,6 +124,6 @@ def _renumber_(module: nn.Module, path: str, depthwise: bool) -> None:
 
 
 def _renumber_wrapper_(parent: nn.Module | None, module: nn.Module) -> None:
-    """mmcv's ConvModule repeats the numbers of its convolution."""
+    """Updates mmcv's ConvModule, which repeats the width attributes of its convolution."""
     if parent is not None and getattr(parent, 'conv', None) is module and hasattr(parent, 'in_channels'):
         parent.in_channels, parent.out_channels = module.in_channels, module.out_channels

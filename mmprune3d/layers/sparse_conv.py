@@ -1,8 +1,8 @@
-"""spconv's layers, exact on a CPU: spconv itself on a GPU, :mod:`mmprune3d.ops.sparse_conv` elsewhere.
+"""Exact versions of spconv's layers: spconv itself on a GPU, :mod:`mmprune3d.ops.sparse_conv` on a CPU.
 
-spconv 2.3.8's build for the CPU loses rows with more than one thread, cannot go backward where torch has no CUDA, and
-its maximum over a window begins at 0. The classes `NAMES` of this module are subclasses of spconv's classes of the same
-names, with the same parameters, keys and layout; spconv is imported when one of them is first asked for.
+spconv 2.3.8's build for the CPU loses rows with more than one thread, has no backward pass where torch has no CUDA, and
+its maximum over a window starts at 0. The classes `NAMES` of this module are subclasses of spconv's classes of the same
+names, with the same parameters, keys and layout; spconv is imported when one of them is used for the first time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .sparse_sites import Sites, sites_of
 
 _FAMILIES = ('SubMConv', 'SparseConv', 'SparseInverseConv', 'SparseMaxPool')
 NAMES = (*(f'{family}{axes}d' for family in _FAMILIES for axes in range(1, 5)), 'SparseGlobalMaxPool')
-"""spconv's classes that are covered."""
+"""Names of spconv's classes that have an exact version."""
 _SPCONV = 'spconv.pytorch'
 
 
@@ -33,10 +33,10 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def exact_class(name: str) -> type[nn.Module]:
-    """The exact class for spconv's class `name`, one of ``NAMES``.
+    """Returns the exact class for spconv's class `name`, one of ``NAMES``.
 
     Raises:
-        ImportError: Without spconv 2; the message says what to type.
+        ImportError: If spconv 2 is not installed; the message has the command that installs it.
     """
     try:
         import spconv.pytorch as spconv
@@ -47,26 +47,26 @@ def exact_class(name: str) -> type[nn.Module]:
         ) from error
     base = getattr(spconv, name)
     mixin = _mixin(base)
-    # Named like an attribute of this module, which __getattr__ finds: a model can be pickled whole.
+    # The name of an attribute of this module, which __getattr__ finds, so that a whole model can be pickled.
     return type(name, (mixin, base), {'__module__': __name__, '__doc__': mixin.__doc__})
 
 
 def make_exact(model: nn.Module) -> int:
-    """Makes the sparse convolutions and pools of a model of others exact on a CPU, in place.
+    """Makes the sparse convolutions and pools of any model exact on a CPU, in place.
 
-    Only the class of each layer changes, if it is one of `NAMES` or a subclass that leaves ``forward`` alone:
-    parameters, hooks, state-dict keys and the version in the metadata stay.
+    Only the class of each layer changes, if it is one of `NAMES` or a subclass that does not override ``forward``:
+    parameters, hooks, state-dict keys and the version in the metadata are kept.
 
     Args:
         model: Any module, such as a detector with mmdet3d's ``SparseEncoder``.
 
     Returns:
-        How many layers were changed; 0 in a second call.
+        Number of layers that were changed; 0 in a second call.
 
     Raises:
-        ValueError: If there is no GPU and the model has layers of spconv that have no exact version (transposed
-            convolutions, average pools, subclasses with a ``forward`` of their own); nothing was changed then. Where
-            there is a GPU, such a layer refuses features that are on the CPU.
+        ValueError: If there is no GPU and the model has layers of spconv without an exact version (transposed
+            convolutions, average pools, subclasses with a ``forward`` of their own); nothing is changed then. If there
+            is a GPU, such a layer raises the error for features that are on the CPU.
     """
     if _SPCONV not in sys.modules:
         return 0
@@ -87,18 +87,18 @@ def _refusal(layers: dict[str, str]) -> str:
     found = ', '.join(f'{name} ({kind})' for name, kind in layers.items())
     return (
         f'spconv is wrong or absent on a CPU, and these layers have no exact version: {found}. Valid are '
-        f'{", ".join(NAMES)}, and subclasses that leave forward alone; run this model on a GPU'
+        f'{", ".join(NAMES)}, and subclasses that do not override forward; run this model on a GPU'
     )
 
 
 def _refuse_cpu(module: nn.Module, args: tuple) -> None:
-    """A forward pre-hook, so that a layer without an exact version never computes on a CPU."""
+    """Forward pre-hook that raises an error if a layer without an exact version runs on a CPU."""
     if args and not args[0].features.is_cuda:
         raise ValueError(_refusal({getattr(module, 'name', None) or 'here': type(module).__name__}))
 
 
 def _computes(module: nn.Module) -> bool:
-    """Whether it is a layer in which spconv itself computes; others of its modules are plain torch."""
+    """Whether spconv itself computes in this layer; its other modules are plain torch."""
     spconv = sys.modules[_SPCONV]
     kinds = (spconv.conv.SparseConvolution, spconv.pool.SparseMaxPool)
     others = (getattr(spconv.pool, name, ()) for name in ('SparseAvgPool', 'SparseGlobalMaxOrAvgPool'))
@@ -115,7 +115,7 @@ def _covered(module: nn.Module) -> bool:
 
 @cache
 def _mixin(base: type[nn.Module]) -> type | None:
-    """The mixin for a class of spconv, or for a subclass that computes as its base does; None if there is none."""
+    """The mixin for a class of spconv, or for a subclass that computes like its base; None if there is none."""
     spconv = sys.modules[_SPCONV]
     roots = [
         (spconv.conv.SparseConvolution, _ExactOnCPU),
@@ -142,7 +142,7 @@ def _exact_subclass(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _reduce_subclass(module: nn.Module, protocol: int) -> tuple:
-    """For copies and pickles: the class has the name of its base, by which it would not be found."""
+    """Supports copies and pickles of a subclass, which has the name of its base and would not be found by it."""
     return _blank, (type(module).__mro__[2],), module.__dict__
 
 
@@ -155,7 +155,7 @@ class _ExactOnCPU:
     """spconv's convolution of the same name, computed by spconv on a GPU and exactly, in plain torch, elsewhere."""
 
     def forward(self, input: Any, add_input: Any = None) -> Any:
-        """The convolution of a ``SparseConvTensor``; see spconv for the arguments."""
+        """Computes the convolution of a ``SparseConvTensor``; the arguments are those of spconv."""
         # spconv's own path for single cells is a plain matrix product (of the weight read as (in, out)).
         if input.features.is_cuda or self.conv1x1:
             return super().forward(input, add_input)
@@ -167,8 +167,8 @@ class _ExactOnCPU:
         return output
 
     def _sites(self, input: Any) -> tuple[Sites, dict]:
-        """Those of the ``indice_key``, or new ones; and the dict of the output, which knows them."""
-        # Submanifold layers without a key share too: mmdet3d gives none to the two halves of a SparseBasicBlock.
+        """The sites of the ``indice_key``, or new ones; and the dict of the output, in which they are stored."""
+        # Submanifold layers without a key share sites too: mmdet3d gives the two halves of a SparseBasicBlock no key.
         key = self.indice_key
         if key is None and self.subm:
             key = ('submanifold', *self.kernel_size, *self.dilation)
@@ -198,8 +198,8 @@ class _ExactOnCPU:
         strided = isinstance(known, Sites) and not known.submanifold and known.kernel == self.kernel_size
         if not strided or not known.inverse().starts_at(input.indices, input.spatial_shape):
             raise ValueError(
-                f'an inverse convolution goes back through a strided one with its kernel {self.kernel_size}, from the '
-                f'sites that one led to; indice_key {self.indice_key!r} has none, those of the input: '
+                f'an inverse convolution needs a strided convolution with the same kernel {self.kernel_size}, whose '
+                f'output sites are its input sites; indice_key {self.indice_key!r} has none, keys of the input are '
                 f'{list(input.indice_dict)}'
             )
         return known.inverse(), input.indice_dict

@@ -1,4 +1,4 @@
-"""Mixins for spconv's pooling layers, see :mod:`mmprune3d.layers.sparse_conv`."""
+"""Mixins for spconv's pooling layers; they are used by :mod:`mmprune3d.layers.sparse_conv`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ExactMaxPool:
     """spconv's ``SparseMaxPool``, computed by spconv on a GPU and exactly, in plain torch, elsewhere."""
 
     def forward(self, input: Any) -> Any:
-        """The largest feature of the active sites in each window, of a ``SparseConvTensor``."""
+        """Computes the maximum over the active sites in each window of a ``SparseConvTensor``."""
         if input.features.is_cuda:
             return super().forward(input)
         if input.is_quantized:
@@ -24,7 +24,7 @@ class ExactMaxPool:
         key, known = self.indice_key, input.indice_dict
         if key is not None and key in known:
             raise ValueError(
-                f'indice_key {key!r} of a {type(self).__name__} exists already; a pool needs one of its own'
+                f'indice_key {key!r} of a {type(self).__name__} is already used; a pool needs a key of its own'
             )
         sites = sites_of(self, input)
         output = input.replace_feature(sparse_max_pool(input.features, sites.rulebook))
@@ -34,10 +34,10 @@ class ExactMaxPool:
 
 
 class ExactGlobalMaxPool:
-    """spconv's ``SparseGlobalMaxPool``, which has no CPU version."""
+    """spconv's ``SparseGlobalMaxPool`` with support for CPUs, which spconv does not have."""
 
     def forward(self, input: Any) -> Tensor:
-        """The largest features [B, C] of each sample.
+        """Computes the maximum over all active sites of each sample: [B, C].
 
         Raises:
             ValueError: If a sample has no active site.
@@ -47,5 +47,5 @@ class ExactGlobalMaxPool:
         samples = input.indices[:, 0].long()
         empty = (torch.bincount(samples, minlength=input.batch_size) == 0).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f'samples {empty} have no active sites, so that their largest features are not defined')
+            raise ValueError(f'samples {empty} have no active sites, so their maximum is not defined')
         return torch.stack([input.features[samples == i].max(0).values for i in range(input.batch_size)])

@@ -1,4 +1,4 @@
-"""The sites that a sparse layer of :mod:`mmprune3d.layers.sparse_conv` goes from and leads to."""
+"""The input and output sites of a sparse layer of :mod:`mmprune3d.layers.sparse_conv`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmprune3d.ops.sparse_rulebook import Rulebook, strided_rulebook, submanifol
 
 @dataclass(frozen=True)
 class Sites:
-    """What layers with one ``indice_key`` share: a rulebook and the sites on both sides of it.
+    """The data that layers with one ``indice_key`` share: a rulebook, and the input and output sites.
 
     Attributes:
         rulebook: Pairs of input and output rows for each kernel cell.
         kernel: Kernel size of each axis.
-        dilation: Distance of neighbouring kernel cells of each axis.
-        indices: [N, 1 + D], sites of the input.
-        shape: Cells of the input grid.
-        out_indices: [M, 1 + D], sites of the output; the tensor `indices` itself for a submanifold layer.
-        out_shape: Cells of the output grid.
+        dilation: Distance between neighbouring kernel cells of each axis.
+        indices: Sites of the input [N, 1 + D].
+        shape: Number of cells of the input grid along each axis.
+        out_indices: Sites of the output [M, 1 + D]; the tensor `indices` itself for a submanifold layer.
+        out_shape: Number of cells of the output grid along each axis.
     """
 
     rulebook: Rulebook
@@ -39,21 +39,21 @@ class Sites:
         return self.out_indices is self.indices
 
     def starts_at(self, indices: Tensor, shape: list[int]) -> bool:
-        """Whether the input has these sites in a grid of this shape."""
+        """Returns whether the input sites are `indices` in a grid of `shape`."""
         return shape == self.shape and (indices is self.indices or torch.equal(indices, self.indices))
 
     def inverse(self) -> Sites:
-        """Sites of the inverse convolution: input and output change places."""
+        """Sites of the inverse convolution: input and output are swapped."""
         book, there, back = self.rulebook.transposed(), (self.indices, self.shape), (self.out_indices, self.out_shape)
         return Sites(book, self.kernel, self.dilation, *back, *there)
 
 
 def sites_of(layer: Any, input: Any) -> Sites:
-    """The sites that a convolution or pooling layer of spconv goes from and leads to.
+    """Computes the input and output sites of a convolution or pooling layer of spconv.
 
     Args:
-        layer: With ``kernel_size``, ``stride``, ``padding``, ``dilation`` and ``subm``.
-        input: A ``SparseConvTensor``.
+        layer: Layer with ``kernel_size``, ``stride``, ``padding``, ``dilation`` and ``subm``.
+        input: Input of the layer, a ``SparseConvTensor``.
     """
     shape, geometry = input.spatial_shape, (layer.kernel_size, layer.dilation)
     where = (input.indices, shape, input.batch_size)

@@ -16,23 +16,23 @@ ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu}
 
 
 class HeadProjections(nn.Module):
-    """Queries, keys and values of all heads and the way back, with the parameter names of ``nn.MultiheadAttention``.
+    """Projections to queries, keys and values of all heads and back, with the names of ``nn.MultiheadAttention``.
 
     Args:
         embed_dims: Width of tokens.
-        num_heads: Heads.
-        head_dims: Width of a head; None: embed_dims / num_heads. It may be anything, so that heads can be removed or
+        num_heads: Number of heads.
+        head_dims: Width of a head; None: embed_dims / num_heads. Any width is allowed, so that heads can be removed or
             made narrower.
-        cosine: Normalise queries and keys and divide their products by a learned temperature, instead of the root of
-            the width.
-        tau_min: Lower limit of that temperature.
-        non_shared_tau: A temperature per head.
-        dropout: Of attention weights.
-        backend: One of ``sdpa``, ``explicit``, see :func:`~mmprune3d.ops.window_attention.window_attention`.
-        halted_gradient: One of ``derivative``, ``difference``, see there.
+        cosine: Whether to normalize queries and keys and divide their products by a learned temperature, instead of
+            dividing by the square root of the width.
+        tau_min: Lower limit of this temperature.
+        non_shared_tau: Whether each head has a temperature of its own.
+        dropout: Dropout probability of attention weights.
+        backend: ``sdpa`` or ``explicit``, see :func:`~mmprune3d.ops.window_attention.window_attention`.
+        halted_gradient: ``derivative`` or ``difference``, see there.
 
     Raises:
-        ValueError: If heads do not divide the width, or backend or halted_gradient are unknown.
+        ValueError: If the number of heads does not divide the width, or backend or halted_gradient is unknown.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class HeadProjections(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query_key: Tensor, value: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
-        """Attention within windows.
+        """Computes attention within windows.
 
         Args:
-            query_key: [N, embed_dims], what queries and keys are made from.
-            value: [N, embed_dims].
-            plan: The tokens' windows.
-            weights: [N] of the keys, or None.
+            query_key: Input of the query and key projections [N, embed_dims].
+            value: Input of the value projection [N, embed_dims].
+            plan: Layout of the tokens' windows.
+            weights: Weights of the keys [N], or None.
 
         Returns:
-            [N, embed_dims].
+            Outputs [N, embed_dims].
         """
         inner = self.inner_dims
         qk = F.linear(query_key, self.in_proj_weight[: 2 * inner], self.in_proj_bias[: 2 * inner])
@@ -91,14 +91,14 @@ class HeadProjections(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows; positions go into queries and keys, not into values (SST's state-dict level)."""
+    """Attention within windows; positions are added to queries and keys only (a level of SST's state-dict keys)."""
 
     def __init__(self, embed_dims: int, num_heads: int, **kwargs: object) -> None:
         super().__init__()
         self.self_attn = HeadProjections(embed_dims, num_heads, **kwargs)
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
-        """[N, C] from tokens [N, C], position embeddings [N, C] and weights [N] of the keys."""
+        """Updates tokens [N, C] with position embeddings [N, C] and weights [N] of the keys; returns [N, C]."""
         return self.self_attn(tokens + positions, tokens, plan, weights)
 
 
@@ -107,13 +107,13 @@ class SSTEncoderLayer(nn.Module):
 
     Args:
         embed_dims: Width of tokens.
-        num_heads: Heads of the attention.
-        feedforward_channels: Hidden width of the token-wise part.
-        dropout: Of attention weights and of both residuals.
-        activation: ``'relu'`` or ``'gelu'``.
-        post_norm: Normalise sums (SST's code) instead of inputs (the equations).
-        use_bn: Batch norm over tokens instead of layer norm.
-        mlp_dropout: Inside the token-wise part.
+        num_heads: Number of heads of the attention.
+        feedforward_channels: Hidden width of the feed-forward network.
+        dropout: Dropout probability of attention weights and of both residuals.
+        activation: Activation, ``'relu'`` or ``'gelu'``.
+        post_norm: Whether to normalize sums (as in SST's code) instead of inputs (as in the equations).
+        use_bn: Whether to use batch norm over tokens instead of layer norm.
+        mlp_dropout: Dropout probability inside the feed-forward network.
         **attention: Further arguments of :class:`HeadProjections`.
 
     Raises:
@@ -147,7 +147,7 @@ class SSTEncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: WindowPlan, weights: Tensor | None = None) -> Tensor:
-        """[N, C] from tokens [N, C], position embeddings [N, C] and weights [N] of the keys (None: all 1)."""
+        """Updates tokens [N, C] with position embeddings [N, C] and key weights [N] (None: all 1); returns [N, C]."""
         if self.post_norm:
             tokens = self.norm1(tokens + self.dropout(self.win_attn(tokens, positions, plan, weights)))
             return self.norm2(tokens + self._feedforward(tokens))
@@ -159,7 +159,7 @@ class SSTEncoderLayer(nn.Module):
 
 
 class SSTBlock(nn.Module):
-    """Two layers: attention in windows, then in windows moved by half their size (Eq. 3)."""
+    """Two layers: attention in windows, then in windows shifted by half their size (Eq. 3)."""
 
     def __init__(self, embed_dims: int, num_heads: int, feedforward_channels: int, **layer: object) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class SSTBlock(nn.Module):
         plans: Sequence[WindowPlan],
         weights: Sequence[Tensor | None] = (None, None),
     ) -> Tensor:
-        """[N, C] from tokens [N, C]; positions, plans and weights of the keys are those of either layer."""
+        """Updates tokens [N, C]; positions, plans and weights of the keys are given for each of the two layers."""
         for layer, position, plan, weight in zip(self.encoder_list, positions, plans, weights, strict=True):
             tokens = layer(tokens, position, plan, weight)
         return tokens

@@ -1,4 +1,4 @@
-"""Detectors that mmdet3d 1.4's wheel lacks; importing this registers them."""
+"""Detectors that are not in the mmdet3d 1.4 wheel; importing this package registers them."""
 
 from . import bevfusion, petr, slim_detector, sst
 

@@ -1,4 +1,4 @@
-"""Detectors with fewer channels, built from the config of the dense one."""
+"""Detectors with pruned channels, built from the config of the dense detector."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ CHECKPOINTS = ('.pth', '.pt')
 def SlimDetector(  # noqa: N802  (configs name it like a class)
     detector: Mapping[str, Any], structure: Mapping[str, Sequence[int]] | str, **overrides: Any
 ) -> nn.Module:
-    """Builds a detector and removes channels from its layers; what comes back is the detector itself.
+    """Builds a detector, removes channels from its layers, and returns this detector (not a wrapper).
 
-    Keys of the state dict are therefore those of the dense detector, and runners, hooks and ``init_model`` meet nothing
-    new. The layers are narrow before any optimizer is made. Weights come from ``load_from`` or from the checkpoint that
-    ``init_model`` gets; initial weights of the dense detector (``Pretrained``) do not fit and are not loaded.
+    The keys of the state dict are therefore those of the dense detector, and runners, hooks and ``init_model`` work
+    without changes. The layers are narrow before any optimizer is built. The weights come from ``load_from`` or from
+    the checkpoint that ``init_model`` gets; initial weights of the dense detector (``Pretrained``) have other shapes
+    and are not loaded.
 
     Args:
         detector: Config of the dense detector; not modified.
-        structure: Tensor name -> shape (tensors that are not named stay as they are); or the path of a JSON file with
-            that; or the path of a checkpoint with slim weights (``.pth``), whose shapes count.
-        **overrides: Further arguments of the detector, such as ``train_cfg``; None changes nothing (``init_model`` sets
+        structure: Tensor name -> shape (tensors that are not named are not changed); or the path of a JSON file with
+            such a mapping; or the path of a checkpoint with slim weights (``.pth``), whose shapes are used.
+        **overrides: Further arguments of the detector, such as ``train_cfg``; None has no effect (``init_model`` sets
             ``train_cfg=None`` in every config).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the structure does not fit the detector.
+        FileNotFoundError: If the file of the structure does not exist.
+        ValueError: If the structure does not match the detector.
     """
     set_again = {name: value for name, value in overrides.items() if value is not None}
     config = {**copy.deepcopy(dict(detector)), **set_again}
@@ -49,11 +50,11 @@ def SlimDetector(  # noqa: N802  (configs name it like a class)
 
 
 def read_structure(path: str | Path) -> dict[str, list[int]]:
-    """Tensor name -> shape, from a JSON file or from the weights of a checkpoint (``.pth``, ``.pt``).
+    """Reads the mapping of tensor names to shapes from a JSON file or from a checkpoint (``.pth``, ``.pt``).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is something else.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is neither a checkpoint nor a JSON object of tensor names and sizes.
     """
     path = Path(path)
     if path.suffix in CHECKPOINTS:
@@ -67,7 +68,7 @@ def read_structure(path: str | Path) -> dict[str, list[int]]:
 
 
 def without_pretrained(config: Any) -> Any:
-    """A copy of a config without initial weights from files: ``init_cfg`` of type ``Pretrained``, ``pretrained``."""
+    """Copies a config without initial weights from files: ``init_cfg`` of type ``Pretrained``, and ``pretrained``."""
     if isinstance(config, Mapping):
         kept = {
             name: without_pretrained(value)

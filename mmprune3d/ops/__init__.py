@@ -1,1 +1,1 @@
-"""Building blocks with one meaning on CPU and GPU."""
+"""Tensor operations that give the same results on CPU and GPU: attention, sparse convolution, voxels, boxes."""

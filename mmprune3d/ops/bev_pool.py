@@ -1,9 +1,9 @@
 """Sums camera features along their viewing rays into the cells of a bird's eye view, on any device.
 
-The lifted features of BEVFusion are an outer product, depth probability times context vector, with one vector per
-camera, depth bin and pixel. They are never made here: a cell's sum is a weighted sum of context rows, so each row is
-read in place with its depth probability as weight (the idea of BEVPoolV2, arXiv 2211.17111). The kernel is that of
-``torch.nn.functional.embedding_bag``, which exists for CPU and CUDA and adds in a fixed order.
+The lifted features of BEVFusion are an outer product: depth probability times context vector, with one vector per
+camera, depth bin and pixel. This product is never stored here: the sum of a cell is a weighted sum of context rows, so
+each row is read in place with its depth probability as weight (the idea of BEVPoolV2, arXiv 2211.17111). The kernel is
+that of ``torch.nn.functional.embedding_bag``, which exists for CPU and CUDA and adds in a fixed order.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ def cell_index(points: Tensor, lower: Tensor, size: Tensor, shape: Sequence[int]
     in the first cell.
 
     Args:
-        points: [..., 3], x, y and z in metres.
-        lower: [3], lower limits of the grid in metres.
-        size: [3], size of a cell in metres.
+        points: Coordinates [..., 3]: x, y and z in metres.
+        lower: Lower limits of the grid [3] in metres.
+        size: Size of a cell [3] in metres.
         shape: Number of cells in x, y and z.
 
     Returns:
-        [...] int64, (z * cells in x + x) * cells in y + y; -1 outside of the grid and for points that are not finite.
+        Cell numbers [...] int64, (z * cells in x + x) * cells in y + y; -1 for points that are outside of the grid or
+        not finite.
     """
     cells = (points - lower) / size
     # Compared before the conversion to integers, whose result for NaN and huge numbers depends on the device.
@@ -43,22 +44,23 @@ def bev_pool(depth: Tensor, context: Tensor, cells: Tensor, shape: Sequence[int]
     Differentiable once, for `depth` and `context`. The sum is in float32 or better whatever the inputs are.
 
     Args:
-        depth: [B, N, D, h, w], weight of each depth bin (probabilities in BEVFusion).
-        context: [B, N, C, h, w], features of each pixel.
-        cells: [B, N, D, h, w] int64, what `cell_index` gave for the points of the frustum; -1 is left out.
+        depth: Weight of each depth bin [B, N, D, h, w] (probabilities in BEVFusion).
+        context: Features of each pixel [B, N, C, h, w].
+        cells: Cell of each point of the frustum [B, N, D, h, w] int64, from `cell_index`; points with -1 are left out.
         shape: Number of cells in x, y and z.
 
     Returns:
-        [B, nz * C, nx, ny] in float32 (float64 for float64 inputs), channel z * C + c.
+        Bird's-eye-view features [B, nz * C, nx, ny] in float32 (float64 for float64 inputs); feature c of layer z is
+        channel z * C + c.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes of `depth`, `context` and `cells` do not match.
     """
     B, N, D, h, w = depth.shape
     if cells.shape != depth.shape or context.shape[:2] != (B, N) or context.shape[3:] != (h, w):
         raise ValueError(
-            f'depth {[*depth.shape]} is [B, N, D, h, w], so context must be [B, N, C, h, w] and not '
-            f'{[*context.shape]}, cells {[B, N, D, h, w]} and not {[*cells.shape]}'
+            f'depth {[*depth.shape]} is [B, N, D, h, w], so context must be [B, N, C, h, w] but is '
+            f'{[*context.shape]}, and cells must be {[B, N, D, h, w]} but is {[*cells.shape]}'
         )
     dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
     nx, ny, nz = shape
@@ -75,7 +77,7 @@ def bev_pool(depth: Tensor, context: Tensor, cells: Tensor, shape: Sequence[int]
 
 
 def _bags(cells: Tensor, per_sample: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points [K] inside the grid in order of cells, their rows [K] of context, where each cell starts [cells + 1]."""
+    """Sorts points by cell: points [K] inside the grid, their rows [K] of context, start of each cell [cells + 1]."""
     B, _, D, h, w = cells.shape
     samples = torch.arange(B, device=cells.device).view(B, 1, 1, 1, 1)
     flat = torch.where(cells < 0, -1, cells + samples * per_sample).flatten()

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def as_4x4(matrix: Any) -> np.ndarray:
-    """A 3x3, 3x4 or 4x4 matrix, as float64 4x4."""
+    """Extends a 3x3, 3x4 or 4x4 matrix to 4x4 with the rows and columns of the identity, in float64."""
     matrix = np.asarray(matrix, dtype=np.float64)
     padded = np.eye(4)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
@@ -17,16 +17,16 @@ def as_4x4(matrix: Any) -> np.ndarray:
 
 
 def lidar2img_of(meta: Mapping[str, Any]) -> np.ndarray:
-    """Projections from lidar points to (u d, v d, d, 1) of all cameras of a sample: [cameras, 4, 4] float64.
+    """Projection matrices of all cameras of a sample, from lidar points to (u d, v d, d, 1): [cameras, 4, 4] float64.
 
-    ``cam2img @ lidar2cam`` where both are given, because these are what mmdet3d's transforms keep up to date;
-    ``lidar2img`` otherwise.
+    The product ``cam2img @ lidar2cam`` is used where both are given, because mmdet3d's transforms keep these two up to
+    date; otherwise ``lidar2img`` is used.
 
     Args:
         meta: Meta information of a data sample, or the dict of a data pipeline.
 
     Raises:
-        KeyError: If neither is there.
+        KeyError: If `meta` has neither both ``cam2img`` and ``lidar2cam`` nor ``lidar2img``.
     """
     if 'cam2img' in meta and 'lidar2cam' in meta:
         pairs = zip(meta['cam2img'], meta['lidar2cam'], strict=True)

@@ -1,6 +1,6 @@
-"""Points of a voxel to one feature, for any number of points per voxel: mmcv's ``DynamicScatter`` in plain torch.
+"""Reduces the points of each voxel to one feature, whatever their number: mmcv's ``DynamicScatter`` in plain torch.
 
-mmcv 2.1 has this operation for CUDA only. Values, order of voxels and gradients are the same here.
+mmcv 2.1 has this operation for CUDA only. Values, order of voxels and gradients are the same as in mmcv.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def dynamic_scatter(features: Tensor, coords: Tensor, reduce: str = 'max') -> tu
     """Reduces the features of all points with the same coordinates.
 
     Args:
-        features: [N, C] of the points.
-        coords: [N, D] integers, the voxel of each point. Points with a negative coordinate lie outside: they are left
-            out, and get no gradient.
+        features: Features of the points [N, C].
+        coords: Voxel of each point [N, D], integers. Points with a negative coordinate are outside of the grid: they
+            are left out and get no gradient.
         reduce: One of `REDUCTIONS`. The gradient of a maximum goes to the first point that attains it.
 
     Returns:
@@ -41,12 +41,12 @@ def dynamic_scatter(features: Tensor, coords: Tensor, reduce: str = 'max') -> tu
 
 @dataclass(frozen=True)
 class PointGroups:
-    """Which voxel each point is in.
+    """Assignment of points to voxels.
 
     Attributes:
-        coords: [M, D] integers, the voxels that have points, ordered by coordinates.
-        voxel: [N] int64, the row of each point's voxel.
-        counts: [M] int64, points per voxel.
+        coords: Coordinates [M, D], integers, of the voxels that have points, in lexicographic order.
+        voxel: Row of each point's voxel [N] int64.
+        counts: Number of points in each voxel [M] int64.
     """
 
     coords: Tensor
@@ -55,7 +55,7 @@ class PointGroups:
 
 
 def group_points(coords: Tensor) -> PointGroups:
-    """Groups points by their voxels [N, D], N at least 1, all inside."""
+    """Groups points by their voxel coordinates [N, D]; N is at least 1 and no coordinate is negative."""
     _, voxel, counts = linear_index(coords, coords).unique(return_inverse=True, return_counts=True)
     found = coords.new_empty(len(counts), coords.shape[1])
     found[voxel] = coords  # all points of a voxel write the same
@@ -63,7 +63,7 @@ def group_points(coords: Tensor) -> PointGroups:
 
 
 def reduce_points(features: Tensor, groups: PointGroups, reduce: str) -> Tensor:
-    """Features [N, C] of points to features [M, C] of their voxels, `reduce` as in `dynamic_scatter`.
+    """Reduces features [N, C] of points to features [M, C] of their voxels, with `reduce` as in `dynamic_scatter`.
 
     Sums are in float32 or better and rounded once, to the dtype of the features.
     """
@@ -76,21 +76,28 @@ def reduce_points(features: Tensor, groups: PointGroups, reduce: str) -> Tensor:
 
 
 def voxels_of_points(point_coords: Tensor, voxel_coords: Tensor) -> Tensor:
-    """The row of each point's voxel.
+    """Finds the row of each point's voxel among the voxels.
 
     Args:
-        point_coords: [N, D] integers. The result for a point outside (with a negative coordinate) is an arbitrary row.
-        voxel_coords: [M, D], in the order of `dynamic_scatter`; at least one, and all voxels of the points inside.
+        point_coords: Voxel coordinates of the points [N, D], integers. The result for a point outside of the grid (with
+            a negative coordinate) is an arbitrary row.
+        voxel_coords: Coordinates of the voxels [M, D], in the order of `dynamic_scatter`: at least one voxel, and all
+            voxels that hold points.
 
     Returns:
-        [N] int64, 0 to M - 1.
+        Rows [N] int64, from 0 to M - 1.
     """
     rows = torch.searchsorted(linear_index(voxel_coords, voxel_coords), linear_index(point_coords, voxel_coords))
     return rows.clamp_(max=len(voxel_coords) - 1)
 
 
 def linear_index(coords: Tensor, within: Tensor) -> Tensor:
-    """One number [N] int64 per row of `coords`, in the order of the rows; `within` [M, D] says how large they get."""
+    """Numbers the rows of `coords`: one [N] int64 per row, in lexicographic order.
+
+    Args:
+        coords: Integer coordinates [N, D].
+        within: Coordinates [M, D] whose maxima give the size of the grid along each axis.
+    """
     sizes = (within.amax(dim=0) + 1).tolist()
     index = coords[:, 0].long()
     for column, size in zip(coords.unbind(dim=1)[1:], sizes[1:], strict=True):
@@ -100,7 +107,7 @@ def linear_index(coords: Tensor, within: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _first_maximum(features: Tensor, voxels: Tensor, num_voxels: int) -> Tensor:
-    """The first point [num_voxels, C] with the largest feature of a voxel."""
+    """The first point [num_voxels, C] that attains the maximum of each voxel and channel."""
     place = voxels[:, None].expand_as(features)
     shape = (num_voxels, features.shape[1])
     largest = features.new_full(shape, float('-inf')).scatter_reduce(0, place, features, 'amax')

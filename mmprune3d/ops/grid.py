@@ -1,27 +1,28 @@
-"""Whether voxels fit the range that they should fill."""
+"""Checks that voxels of a given size fill the point cloud range exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 TOLERANCE = 1e-3
-"""Share of a cell that may be missing or too much: ranges and sizes are rounded decimals."""
+"""Largest tolerated difference between a range and its voxels, in cells: ranges and sizes are rounded decimals."""
 
 
 def cells_along(lower: float, upper: float, size: float) -> int:
-    """Cells that mmcv and this package make of a range: the nearest whole number."""
+    """Number of cells that mmcv and this package make of a range: the nearest whole number."""
     return round((upper - lower) / size)
 
 
 def grid_shape(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> list[int]:
-    """Cells along x, y, z.
+    """Number of cells along x, y and z.
 
     Args:
         point_cloud_range: Lower limits x, y, z, then upper limits, in metres.
         voxel_size: Size of a cell along x, y, z in metres.
 
     Raises:
-        ValueError: If these are not six and three numbers, a size is not positive, or an axis has no cell.
+        ValueError: If `point_cloud_range` does not have six numbers or `voxel_size` three, if a size is not positive,
+            or if an axis has no cell.
     """
     if len(point_cloud_range) != 6 or len(voxel_size) != 3:
         raise ValueError(
@@ -38,17 +39,17 @@ def grid_shape(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) 
 
 
 def misfits(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) -> list[str]:
-    """What is wrong along each axis whose voxels do not fill the range; nothing if they do.
+    """Describes each axis whose voxels do not fill the range exactly.
 
-    mmcv rounds the number of cells. Where that is downwards the last stripe has no cells, and its points are dropped
-    without a word; where it is upwards the map is larger than the range.
+    mmcv rounds the number of cells. Where it rounds down, the end of the range has no cells and the points there are
+    dropped silently; where it rounds up, the map is larger than the range.
 
     Args:
         point_cloud_range: Lower limits x, y, z, then upper limits, in metres.
         voxel_size: Size of a cell along x, y, z in metres.
 
     Returns:
-        A sentence per axis, with sizes and ranges that fit.
+        One sentence for each such axis, with sizes and ranges that fit; an empty list if all axes fit.
     """
     cells = grid_shape(point_cloud_range, voxel_size)
     axes = zip('xyz', point_cloud_range[:3], point_cloud_range[3:], voxel_size, cells, strict=True)
@@ -72,7 +73,7 @@ def _misfit(axis: str, lower: float, upper: float, size: float, cells: int) -> s
 
 
 def _range_of(lower: float, upper: float, width: float) -> str:
-    """About the same place if it is around 0, else from the same lower limit."""
+    """A range of this width: centred on 0 if the given range is centred on 0, else from the same lower limit."""
     if abs(lower + upper) < 1e-6:
         return f'from {-width / 2:.6g} to {width / 2:.6g}'
     return f'from {lower:g} to {lower + width:.6g}'

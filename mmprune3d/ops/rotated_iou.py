@@ -1,7 +1,7 @@
-"""Overlap of rotated 3D boxes, the same on CPU and GPU.
+"""Intersection over union of rotated 3D boxes, with the same result on CPU and GPU.
 
 A box is (x, y, z of the bottom face, l, w, h, yaw, ...) in metres and radians, yaw counter-clockwise from x to y, as in
-mmdet3d 1.x' LiDAR frame. Columns after the seventh are ignored.
+the LiDAR frame of mmdet3d 1.x. Columns after the seventh are ignored.
 
 mmcv's ``box_iou_rotated`` is not used: it sorts the corners of the common polygon, and where edges of two boxes
 (almost) coincide, as when a prediction is right or is turned by half a circle, it loses corners and is wrong by
@@ -16,16 +16,18 @@ from torch import Tensor
 
 @torch.no_grad()
 def bev_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Areas [N, M] in square metres, float64, that footprints of boxes [N, 7+] and [M, 7+] share.
+    """Areas of the intersections of the footprints of boxes [N, 7+] and [M, 7+]: [N, M] float64 in square metres.
 
-    In the frame of the second box that box is a rectangle around the origin. Moving each point of the first box'
-    outline to the nearest point of the rectangle folds what is outside onto the rectangle's edges, where it encloses
-    nothing, so that the area within the moved outline is the intersection. No decision depends on rounding.
+    The first box is moved into the frame of the second, where the second is a rectangle around the origin. Each point
+    of the first box's outline is moved to the nearest point of that rectangle. Parts of the outline outside the
+    rectangle then run along its edges and enclose nothing, so the area inside the moved outline is the intersection.
+    No branch depends on rounding.
     """
     start, step = _outlines(boxes1.double(), boxes2.double())
     limit = boxes2[None, :, None, 3:5].double() / 2
-    # Where each edge crosses the limits, as parts of its length. An edge along an axis never crosses the limits of the
-    # other axis: 0 / 0 and x / 0 become harmless repetitions of an end.
+    # Where each edge crosses the limits of the rectangle, as a fraction of the edge's length. An edge parallel to an
+    # axis never crosses the limits of the other axis: 0 / 0 and x / 0 are then mapped to an end of the edge, which adds
+    # a repeated point and no area.
     first, second = ((edge - start) / step for edge in (-limit, limit))
     first, second = (part.nan_to_num(0.0).clamp(0, 1) for part in (first, second))
     enter, leave = torch.minimum(first, second), torch.maximum(first, second)
@@ -38,7 +40,7 @@ def bev_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def _outlines(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """The first boxes' edges, counter-clockwise, in the frames of the second boxes: starts and steps [N, M, 4, 2]."""
+    """Edges of the first boxes, counter-clockwise, in the frames of the second boxes: starts and steps [N, M, 4, 2]."""
     offset = boxes1[:, None, :2] - boxes2[:, :2]
     sine, cosine = boxes2[:, 6].sin(), boxes2[:, 6].cos()
     x = offset[..., 0] * cosine + offset[..., 1] * sine
@@ -56,8 +58,8 @@ def _outlines(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 def rotated_iou_3d(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Intersection over union of the volumes of boxes [N, 7+] and [M, 7+]: [N, M] float32 in 0..1.
 
-    Boxes with a side that is not positive, or with a number that is not finite, overlap with nothing. There is no
-    gradient.
+    A box with a side that is not positive, or with a number that is not finite, has an overlap of 0 with every box. The
+    result has no gradient.
 
     Raises:
         ValueError: If the boxes have fewer than seven columns.
@@ -74,5 +76,5 @@ def rotated_iou_3d(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def _solid(boxes: Tensor) -> Tensor:
-    """Which boxes [N, 7] have a volume and are finite: [N]."""
+    """Marks the boxes [N, 7] that are finite and have a positive volume: [N] bool."""
     return boxes.isfinite().all(1) & (boxes[:, 3:6] > 0).all(1)

@@ -1,7 +1,7 @@
 """Sparse convolution and max-pooling in plain torch: exact on a CPU, with any number of threads, differentiable twice.
 
 For every kernel offset the input rows are gathered, multiplied and added to their output rows. The rows of one offset
-are distinct and the offsets follow each other, so that the order of the sums is always the same.
+are distinct and the offsets are processed one after the other, so the order of the sums is always the same.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ from torch.autograd import Function
 
 from .sparse_rulebook import Rulebook
 
-# What is gathered and multiplied at once stays in a core's second-level cache.
+# The rows that are gathered and multiplied at a time fit into the second-level cache of a core.
 CHUNK_BYTES = 2**20
 
 
 def sparse_conv(features: Tensor, weight: Tensor, bias: Tensor | None, rulebook: Rulebook) -> Tensor:
-    """The convolution that `rulebook` describes.
+    """Applies the convolution that `rulebook` describes.
 
     Args:
-        features: One row for each input site [N, C_in].
+        features: Features of the input sites [N, C_in].
         weight: [C_out, k_1, ..., k_D, C_in], the layout of spconv 2.
-        bias: [C_out], added at active output sites only, or None.
-        rulebook: Of :func:`~mmprune3d.ops.sparse_rulebook.submanifold_rulebook`,
-            :func:`~mmprune3d.ops.sparse_rulebook.strided_rulebook`, or one of them transposed (inverse convolution).
+        bias: Bias [C_out], added at active output sites only, or None.
+        rulebook: Pairs of input and output rows, from :func:`~mmprune3d.ops.sparse_rulebook.submanifold_rulebook` or
+            :func:`~mmprune3d.ops.sparse_rulebook.strided_rulebook`; transposed for an inverse convolution.
 
     Returns:
-        One row for each output site [M, C_out], in the dtype of `weight`; autocast changes nothing. Sums are in float32
-        or better.
+        Features of the output sites [M, C_out], in the dtype of `weight` (autocast does not change it). Sums are in
+        float32 or better.
 
     Raises:
-        ValueError: When rows, channels or kernel do not belong together.
+        ValueError: If the numbers of rows, channels or kernel cells do not match.
     """
     kernels = weight.flatten(1, -2).permute(1, 2, 0)
     wanted = (rulebook.num_in, len(rulebook.pairs))
     if (len(features), len(kernels)) != wanted or features.shape[1] != kernels.shape[1]:
         raise ValueError(
-            f'features {tuple(features.shape)} and weight {tuple(weight.shape)} (out, *kernel, in) do not fit each '
-            f'other and a rulebook of {wanted[0]} rows and {wanted[1]} kernel offsets'
+            f'features {tuple(features.shape)} and weight {tuple(weight.shape)} (out, *kernel, in) do not match each '
+            f'other or the rulebook, which has {wanted[0]} rows and {wanted[1]} kernel offsets'
         )
     with torch.autocast(features.device.type, enabled=False):
-        # In half precision every kernel offset would round the sum once more.
+        # In half precision every kernel offset would round the partial sum again.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         out = _Convolve.apply(features.to(weight.dtype).to(dtype), kernels.to(dtype), rulebook)
         return (out if bias is None else out + bias).to(weight.dtype)
 
 
 def sparse_max_pool(features: Tensor, rulebook: Rulebook) -> Tensor:
-    """The largest feature of the input sites in each output site's window.
+    """Takes the maximum over the input sites in each output site's window.
 
-    Cells that are not active do not count, as if they were minus infinity, and NaN wins. The gradient goes to the first
-    of the sites that attain the maximum, in the order of the kernel's cells, as in dense max-pooling.
+    Inactive cells are ignored, as if they were minus infinity, and NaN is propagated. The gradient goes to the first
+    site that attains the maximum, in the order of the kernel's cells, as in dense max-pooling.
 
     Args:
-        features: One row for each input site [N, C].
-        rulebook: Gives every output site one input site or more.
+        features: Features of the input sites [N, C].
+        rulebook: Pairs of input and output rows; every output site must have at least one input site.
 
     Returns:
-        One row for each output site [M, C].
+        Features of the output sites [M, C].
     """
     return features.gather(0, _largest(features.detach(), rulebook))
 
 
 def _largest(features: Tensor, rulebook: Rulebook) -> Tensor:
-    """Rows [M, C] of the input that the largest features are in."""
+    """The input row that each largest feature comes from: [M, C]."""
     shape = (rulebook.num_out, features.shape[1])
     best, rows = features.new_zeros(shape), torch.full(shape, -1, device=features.device)
     for in_rows, out_rows in rulebook.pairs:
@@ -79,7 +79,7 @@ def _largest(features: Tensor, rulebook: Rulebook) -> Tensor:
 
 
 class _Convolve(Function):
-    """out[o] += features[i] @ kernels[k] for the pairs (i, o) of all offsets k; keeps nothing that was gathered."""
+    """out[o] += features[i] @ kernels[k] for the pairs (i, o) of all offsets k; gathered rows are not saved."""
 
     @staticmethod
     def forward(features: Tensor, kernels: Tensor, rulebook: Rulebook) -> Tensor:
@@ -111,11 +111,11 @@ class _Convolve(Function):
 
 
 class _Correlate(Function):
-    """kernels[k] = features[i].T @ grad[o] with the pairs (i, o) of offset k."""
+    """kernels[k] = features[i].T @ grad[o], summed over the pairs (i, o) of offset k."""
 
     @staticmethod
     def forward(features: Tensor, grad: Tensor, rulebook: Rulebook) -> Tensor:
-        # Laid out in memory like the weight, whose gradient then needs no copy.
+        # Stored in the memory layout of the weight, so that its gradient needs no copy.
         kernels = features.new_zeros(grad.shape[1], len(rulebook.pairs), features.shape[1]).permute(1, 2, 0)
         rows = _rows_at_once(kernels)
         for offset, (in_rows, out_rows) in enumerate(rulebook.pairs):

@@ -1,4 +1,4 @@
-"""Which input row of a sparse convolution meets which output row, for every offset of the kernel."""
+"""Rulebooks of sparse convolutions: the pairs of input and output rows of every kernel offset."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Pairs = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Rulebook:
-    """The pairs of rows of one convolution, grouped by kernel offset; inside one offset no row appears twice.
+    """The pairs of rows of one convolution, grouped by kernel offset; within one offset no row appears twice.
 
     Attributes:
-        pairs: For each of the K kernel offsets, the last axis fastest, the input rows [P_k] and the output rows [P_k].
-        num_in: Input rows.
-        num_out: Output rows.
-        identity: The offset that maps every row to itself, whose pairs need no gathering, or None.
+        pairs: Input rows [P_k] and output rows [P_k] for each of the K kernel offsets, the last axis fastest.
+        num_in: Number of input rows.
+        num_out: Number of output rows.
+        identity: Index of the offset that maps every row to itself, whose pairs need no gathering, or None.
     """
 
     pairs: tuple[Pairs, ...]
@@ -28,7 +28,7 @@ class Rulebook:
     identity: int | None = None
 
     def transposed(self) -> Rulebook:
-        """Input and output exchanged: the rulebook of the gradient and of the inverse convolution."""
+        """The rulebook with input and output exchanged: that of the gradient and of the inverse convolution."""
         pairs = tuple((out_rows, in_rows) for in_rows, out_rows in self.pairs)
         return replace(self, pairs=pairs, num_in=self.num_out, num_out=self.num_in)
 
@@ -36,21 +36,22 @@ class Rulebook:
 def submanifold_rulebook(
     coords: Tensor, shape: Sequence[int], batch_size: int, kernel: Sequence[int], dilation: Sequence[int]
 ) -> Rulebook:
-    """The rulebook of a submanifold convolution: its active sites are those of the input, in the same order.
+    """The rulebook of a submanifold convolution, whose output sites are the input sites in the same order.
 
     Args:
-        coords: Active sites [N, 1 + D], integer columns (batch, one per axis), in any order, none twice.
-        shape: Cells of the grid along each of the D axes.
-        batch_size: Samples, whether or not each of them has sites.
+        coords: Active sites [N, 1 + D], integer columns (batch, one per axis), in any order, without repetitions.
+        shape: Number of cells of the grid along each of the D axes.
+        batch_size: Number of samples, including samples without sites.
         kernel: Kernel size of each axis, odd.
-        dilation: Distance of neighbouring kernel cells of each axis.
+        dilation: Distance between neighbouring kernel cells of each axis.
 
     Raises:
-        ValueError: For an even kernel size, and for sites outside the grid or given twice.
+        ValueError: If a kernel size is even, or a site is outside the grid or given twice.
     """
     if not all(size % 2 for size in kernel):
-        raise ValueError(f'the kernel of a submanifold convolution has a centre, so odd sizes, not {tuple(kernel)}')
-    # An empty margin after each row of cells: a step out of the grid lands on a cell without a site.
+        raise ValueError(f'the kernel sizes of a submanifold convolution must be odd, got {tuple(kernel)}')
+    # Each row of cells is followed by an empty margin, so a step out of the grid ends on a cell without a site and not
+    # on a cell of the next row.
     margins = [size // 2 * step for size, step in zip(kernel, dilation)]
     keys = _keys(coords, shape, batch_size, margins)
     ordered, order = keys.sort()
@@ -73,28 +74,28 @@ def strided_rulebook(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Rulebook, Tensor, list[int]]:
-    """The rulebook of an ordinary sparse convolution: active is every output cell whose window holds a site.
+    """The rulebook of a regular sparse convolution: an output cell is active if its window holds an active site.
 
     Args:
         coords: Active sites [N, 1 + D], as in :func:`submanifold_rulebook`.
-        shape: Cells of the input grid along each axis.
-        batch_size: Samples.
+        shape: Number of cells of the input grid along each axis.
+        batch_size: Number of samples.
         kernel: Kernel size of each axis.
         stride: Stride of each axis.
-        padding: Cells added on both sides of each axis.
-        dilation: Distance of neighbouring kernel cells of each axis.
+        padding: Number of cells added on both sides of each axis.
+        dilation: Distance between neighbouring kernel cells of each axis.
 
     Returns:
         The rulebook, the output sites [M, 1 + D] in lexicographic order and in the dtype of `coords`, and the shape of
         the output grid, (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1.
 
     Raises:
-        ValueError: For an output without cells, and for sites outside the grid.
+        ValueError: If the output grid has no cells, or a site is outside the grid.
     """
     axes = list(zip(shape, kernel, stride, padding, dilation))
     out_shape = [(size + 2 * pad - step * (k - 1) - 1) // hop + 1 for size, k, hop, pad, step in axes]
     if min(out_shape) < 1:
-        raise ValueError(f'kernel {tuple(kernel)} does not fit into the grid {tuple(shape)}: output {tuple(out_shape)}')
+        raise ValueError(f'kernel {tuple(kernel)} is larger than the grid {tuple(shape)}: output {tuple(out_shape)}')
     _check_inside(coords, shape, batch_size)
     keys = coords[:, 0].long()[None]
     active = torch.ones_like(keys, dtype=torch.bool)
@@ -119,7 +120,7 @@ def _check_inside(coords: Tensor, shape: Sequence[int], batch_size: int) -> None
 
 
 def _keys(coords: Tensor, shape: Sequence[int], batch_size: int, margins: Sequence[int]) -> Tensor:
-    """One number for each site, in lexicographic order of the sites."""
+    """One number per site, in lexicographic order of the sites."""
     _check_inside(coords, shape, batch_size)
     columns = coords.long().unbind(1)
     keys = columns[0]
@@ -139,7 +140,7 @@ def _coords(keys: Tensor, shape: Sequence[int]) -> Tensor:
 def _kernel_steps(
     shape: Sequence[int], margins: Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """What each kernel offset adds to a key, the last axis fastest."""
+    """The difference of keys that belongs to each kernel offset, the last axis fastest."""
     steps = [0]
     for size, margin, k, step in zip(shape, margins, kernel, dilation):
         steps = [before * (size + margin) + (cell - k // 2) * step for before in steps for cell in range(k)]
@@ -147,7 +148,7 @@ def _kernel_steps(
 
 
 def _neighbours(ordered: Tensor, order: Tensor, step: int) -> Pairs:
-    """Rows whose keys differ by `step`: (row of key + step, row of key)."""
+    """Pairs of rows whose keys differ by `step`: (row of key + step, row of key)."""
     wanted = ordered + step
     places = torch.searchsorted(ordered, wanted).clamp_(max=max(len(ordered) - 1, 0))
     found = (ordered[places] == wanted).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Points into voxels: the cells that hold points, and the points of every cell, in order of first appearance."""
+"""Hard voxelization: the cells that hold points, and the points of every cell, in order of first appearance."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Voxels(NamedTuple):
     """The voxels of one point cloud.
 
     Attributes:
-        points: [voxels, max_points, features], unused places 0.
-        coords: [voxels, 3] int32, cell numbers along x, y and z.
-        counts: [voxels] int32, how many points each one holds (at most ``max_points``).
+        points: Points of each voxel [voxels, max_points, features]; unused places are 0.
+        coords: Cell numbers along x, y and z [voxels, 3] int32.
+        counts: Number of points kept in each voxel [voxels] int32, at most ``max_points``.
     """
 
     points: Tensor
@@ -23,7 +23,7 @@ class Voxels(NamedTuple):
     counts: Tensor
 
     def mean(self) -> Tensor:
-        """[voxels, features], the mean of every voxel's points."""
+        """The mean of each voxel's points: [voxels, features]."""
         dtype = torch.promote_types(self.points.dtype, torch.float32)  # bfloat16 cannot count beyond 256
         return (self.points.sum(1, dtype=dtype) / self.counts.to(dtype).unsqueeze(1)).to(self.points.dtype)
 
@@ -33,24 +33,25 @@ def voxelize(
 ) -> Voxels:
     """Groups the points of one cloud by the cell that they lie in ("hard voxelization" of VoxelNet).
 
-    A voxel holds the points that come first, and the voxels whose first point comes first are kept: the same that the
-    usual sequential kernels keep, found by sorting instead of by a table of all cells.
+    A voxel keeps its first points in the order of the cloud, and the voxels whose first point comes first are kept.
+    The usual sequential kernels keep the same ones; here they are found by sorting instead of with a table of all
+    cells.
 
     Args:
-        points: [points, features], x, y, z first, in metres.
-        lower: Lower limits of the grid along x, y and z, in metres.
-        size: Size of a cell, in metres.
+        points: Point cloud [points, features], with x, y, z in metres as the first features.
+        lower: Lower limits of the grid along x, y and z in metres.
+        size: Size of a cell along x, y and z in metres.
         grid: Number of cells along x, y and z.
-        max_points: Points kept in a voxel; -1: all (as many places as the fullest voxel needs).
-        max_voxels: Voxels kept; -1: all.
+        max_points: Largest number of points kept in a voxel; -1 keeps all (as many places as the fullest voxel needs).
+        max_voxels: Largest number of voxels kept; -1 keeps all.
     """
-    # in the points' own precision, as the kernels do: a point on a face falls on the same side
+    # In the points' own precision, as in mmcv's kernels: a point on a face between two cells falls into the same cell.
     cells = torch.floor((points[:, :3] - points.new_tensor(lower)) / points.new_tensor(size)).long()
     limits = torch.tensor(grid, device=points.device)
     inside = ((cells >= 0) & (cells < limits)).all(1)
     cells, points = cells[inside], points[inside]
     keys = (cells[:, 0] * grid[1] + cells[:, 1]) * grid[2] + cells[:, 2]
-    ordered, order = keys.sort(stable=True)  # within a cell the order of the cloud stays
+    ordered, order = keys.sort(stable=True)  # within a cell the points keep the order of the cloud
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[1:] = ordered[1:] != ordered[:-1]
     begins = starts.nonzero().squeeze(1)

@@ -2,7 +2,7 @@
 
     out_i = sum_j exp(q_i k_j) w_j v_j / sum_j exp(q_i k_j) w_j
 
-over the tokens j of i's window. A weight of 0 takes a key away; where no key of a window is left the output is 0.
+over the tokens j of i's window. A key of weight 0 is ignored; where a window has no key left, its output is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BACKENDS = ('sdpa', 'explicit')
 HALTED_GRADIENTS = ('derivative', 'difference')
 
 LARGEST_EXPONENT = 30.0
-"""How far the logit of a key without weight may be above the others before its gradient is cut: e^30 is 1e13."""
+"""Largest exponent in the gradient of a halted key, whose logit may be far above the others; e^30 is about 1e13."""
 
 
 def window_attention(
@@ -31,28 +31,28 @@ def window_attention(
     dropout: float = 0.0,
     halted_gradient: str = 'derivative',
 ) -> Tensor:
-    """Attention of each token to the tokens of its window.
+    """Computes the attention of each token to the tokens of its window.
 
     Args:
-        query: [N, heads, D].
-        key: [N, heads, D].
-        value: [N, heads, D].
-        plan: The tokens' windows.
-        weights: [N] of the keys, at least 0; None: all 1.
+        query: Queries [N, heads, D].
+        key: Keys [N, heads, D].
+        value: Values [N, heads, D].
+        plan: Layout of the tokens' windows.
+        weights: Weights of the keys [N], at least 0; None: all 1.
         scale: Factor of the logits; None: 1 / sqrt(D).
-        backend: ``'sdpa'``: torch's fused kernels, or as few products as they need. ``'explicit'``: the formula as it
-            stands, to compare with.
-        dropout: Probability of dropping an attention weight.
-        halted_gradient: What a weight of 0 gets as its gradient. ``'derivative'``: that of Eq. 6, which grows as e^d
-            where the key's logit is d above those with weight. ``'difference'``: what the output would gain if the
-            weight were 1 (the secant instead of the tangent), which is bounded, and nearly the same where the key would
-            not dominate. Only with ``'sdpa'``.
+        backend: ``'sdpa'`` for torch's fused kernels (or, where these are slower, as few products as possible);
+            ``'explicit'`` for the formula as written above, for comparison.
+        dropout: Probability that an attention weight is set to zero.
+        halted_gradient: Gradient of the weights that are 0. ``'derivative'``: the derivative of Eq. 6, which grows as
+            e^d where the key's logit is d above the logits of the keys with weight. ``'difference'``: the change of the
+            output if the weight became 1 (a secant instead of the tangent), which is bounded, and nearly equal to the
+            derivative where the key would not dominate the softmax. Only with ``'sdpa'``.
 
     Returns:
-        [N, heads, D].
+        Outputs [N, heads, D].
 
     Raises:
-        ValueError: If `backend` or `halted_gradient` is unknown, or they do not go together.
+        ValueError: If `backend` or `halted_gradient` is unknown, or the two cannot be combined.
     """
     check_choices(backend, halted_gradient)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -66,27 +66,33 @@ def window_attention(
         if w is not None and bucket.padding is not None:
             w = w.masked_fill(bucket.padding, 0)
         if bucket.size == 1 and dropout == 0:
-            out = v  # a softmax over one key
+            out = v  # a softmax over one key is 1
         elif backend == 'explicit':
             out = _explicit(q, k, v, w, bucket.padding, scale, dropout)
         else:
             out = _fused(q, k, v, w, bucket.padding, scale, dropout, halted_gradient)
         if w is not None:
             live = (w > 0).any(dim=1)
-            if w.is_cuda or not live.all():  # asking a GPU would take longer than the product
+            if w.is_cuda or not live.all():  # on a GPU, waiting for the answer would take longer than the product
                 out = out * live[:, None, None, None]
         results.append(out.transpose(1, 2).flatten(0, 1))
     return from_places(torch.cat(results), plan) if results else value
 
 
 def check_choices(backend: str, halted_gradient: str) -> None:
-    """Raises ValueError if `window_attention` has no such options."""
+    """Checks the options of `window_attention`.
+
+    Raises:
+        ValueError: If `backend` or `halted_gradient` is unknown, or the two cannot be combined.
+    """
     if backend not in BACKENDS:
         raise ValueError(f'unknown attention backend {backend!r}; valid are {", ".join(BACKENDS)}')
     if halted_gradient not in HALTED_GRADIENTS:
         raise ValueError(f'unknown halted_gradient {halted_gradient!r}; valid are {", ".join(HALTED_GRADIENTS)}')
     if backend == 'explicit' and halted_gradient != 'derivative':
-        raise ValueError(f'the explicit backend has no halted_gradient {halted_gradient!r}; valid is derivative')
+        raise ValueError(
+            f"backend 'explicit' supports only halted_gradient 'derivative', not {halted_gradient!r}; use 'sdpa'"
+        )
 
 
 def _fused(
@@ -102,7 +108,7 @@ def _fused(
     bias = _bias(w, padding, q.dtype)
     trains_weights = w is not None and w.requires_grad
     if trains_weights or (q.device.type == 'cpu' and torch.is_grad_enabled()):
-        # For windows, the backward pass of torch's fused CPU kernel takes several times as long as these products.
+        # For windows, the backward pass of torch's fused CPU kernel takes several times as long as these two products.
         logits = q * scale @ k.transpose(-1, -2)
         attention = (logits if bias is None else logits + bias).softmax(dim=-1)
         out = F.dropout(attention, dropout).to(v.dtype) @ v
@@ -113,10 +119,10 @@ def _fused(
 
 
 def _bias(w: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to logits [W, heads, T, T]: log w, -inf for keys without weight; None if nothing is."""
+    """The term added to logits [W, heads, T, T]: log w, and -inf for keys of weight 0; None if nothing is added."""
     if w is not None:
         absent = w <= 0
-        if padding is None:  # in windows without any weight all keys stay, whose output is not used
+        if padding is None:  # a window whose keys all have weight 0 keeps them, to avoid NaN; its output is not used
             absent = absent & ~absent.all(dim=1, keepdim=True)
         else:
             absent = padding | absent & ~(absent | padding).all(dim=1, keepdim=True)
@@ -131,10 +137,11 @@ def _bias(w: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tenso
 def _nothing(
     logits: Tensor, bias: Tensor, v: Tensor, out: Tensor, w: Tensor, padding: Tensor | None, halted_gradient: str
 ) -> Tensor:
-    """Zeros [W, heads, T, D] through which keys of weight 0 have a gradient.
+    """A term equal to zero, [W, heads, T, D], that gives keys of weight 0 a gradient.
 
-    Of key j in the output of query i it is r (v_j - out_i), where r is exp(logit) over the sum of those with weight,
-    the derivative of Eq. 6. With 1 instead of 0 as weight, the output would change by r / (1 + r) (v_j - out_i).
+    The derivative of the output of query i for the weight of key j is r (v_j - out_i), where r is exp(logit_j) divided
+    by the softmax denominator over the keys with weight (Eq. 6). With the weight at 1 instead of 0, the output would
+    change by r / (1 + r) (v_j - out_i).
     """
     halted = w <= 0 if padding is None else (w <= 0) & ~padding
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -154,7 +161,7 @@ def _explicit(
         w = w if padding is None else w.masked_fill(padding, 0)
     live = (w > 0)[:, None, None]
     peak = logits.detach().masked_fill(~live, float('-inf')).amax(dim=-1, keepdim=True)
-    peak = peak.masked_fill(peak == float('-inf'), 0)  # no key is left: the caller makes the output 0
+    peak = peak.masked_fill(peak == float('-inf'), 0)  # no key has weight: the caller sets the output to 0
     share = (logits - peak).clamp(max=LARGEST_EXPONENT).exp() * w[:, None, None]
     attention = share / share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-    return F.dropout(attention.to(v.dtype), dropout) @ v  # weights may be more exact than tokens
+    return F.dropout(attention.to(v.dtype), dropout) @ v  # the weights may have a wider dtype than the tokens

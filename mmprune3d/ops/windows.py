@@ -1,6 +1,6 @@
-"""Tokens of a sparse grid in square windows: which window, where in it, and how to lay windows side by side.
+"""Square windows of a sparse grid: the window of each token, its position there, and a layout window by window.
 
-Everything is a function of the coordinates alone, so that removing tokens never moves the others.
+Everything is a function of the coordinates alone, so removing tokens never changes the windows of the others.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 CPU_SIZES = (1, 2, 4, 8, *range(16, 257, 16))
-"""Tokens per window that a bucket holds. torch's fused CPU kernel takes two to three times as long per token at sizes
-that are no multiple of 16, which is more than the padding costs."""
+"""Tokens per window that a bucket can hold, on a CPU. torch's fused CPU kernel takes two to three times as long per
+token at sizes that are not a multiple of 16, which costs more than the padding."""
 
 GPU_SIZES = (8, 16, 32, 64, 128, 256)
-"""The same for GPUs, where a call costs more than padding."""
+"""Tokens per window that a bucket can hold, on a GPU, where a kernel launch costs more than the padding."""
 
 
 def window_of(
@@ -25,13 +25,14 @@ def window_of(
     """The window of each cell (SST, "regional grouping").
 
     Args:
-        coords: [N, 4] integers: sample, z, y, x.
-        sparse_shape: Cells of the grid along x, y, z.
-        window_shape: Cells of a window along x, y, z.
-        shifted: Move the windows by half their size (rounded down). Along an axis with one z window nothing moves.
+        coords: Cells [N, 4], integers: sample, z, y, x.
+        sparse_shape: Number of cells of the grid along x, y, z.
+        window_shape: Number of cells of a window along x, y, z.
+        shifted: Move the windows by half their size (rounded down). If one window covers all of z, nothing is moved
+            along z.
 
     Returns:
-        Window numbers [N] int64, different in different samples, and places in the window [N, 3] int64 (z, y, x).
+        Window numbers [N] int64, different in different samples, and positions in the window [N, 3] int64 (z, y, x).
     """
     counts = [-(-size // window) + 1 for size, window in zip(sparse_shape, window_shape, strict=True)]
     offsets = [window // 2 if shifted else window for window in window_shape]
@@ -54,21 +55,21 @@ def position_embedding(
     normalize: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Sines and cosines of a cell's offset from its window's centre.
+    """Sine and cosine embedding of a cell's offset from the centre of its window.
 
-    The first half of the channels speaks of x, the second of y (thirds, with z, for windows with several layers). Entry
+    The first half of the channels encodes x, the second half y (thirds, with z, for windows with several layers). Entry
     k of a part of length L is the sine (k even) or cosine (k odd) of offset / temperature^(2 floor(k/2) / L).
 
     Args:
-        places: [N, 3] integers (z, y, x) in the window.
-        window_shape: Cells of a window along x, y, z.
-        channels: Width of the embedding; what does not divide evenly is left 0.
-        temperature: As above.
-        normalize: Scale offsets by 2 pi / window size (with SST's pi of 3.1415) before.
-        dtype: Of the result.
+        places: Positions in the window [N, 3], integers (z, y, x).
+        window_shape: Number of cells of a window along x, y, z.
+        channels: Width of the embedding; channels left over by the division into parts are 0.
+        temperature: Base of the frequencies in the formula above.
+        normalize: Multiply the offsets by 2 pi / window size first (with SST's value of pi, 3.1415).
+        dtype: Data type of the result.
 
     Returns:
-        [N, channels].
+        Embeddings [N, channels].
     """
     axes = 2 if window_shape[2] == 1 else 3
     length = channels // (2 * axes) * 2
@@ -89,10 +90,10 @@ class Bucket:
     """Windows of similar occupancy, padded to the same number of tokens.
 
     Attributes:
-        windows: How many windows, W.
-        size: Places per window, T.
-        start: The bucket's first place among the places of all buckets.
-        padding: [W, T], True at places without a token, or None if all are taken.
+        windows: Number of windows, W.
+        size: Number of places per window, T.
+        start: Index of the bucket's first place among the places of all buckets.
+        padding: True at places without a token, [W, T] bool, or None if all places are taken.
     """
 
     windows: int
@@ -102,17 +103,17 @@ class Bucket:
 
     @property
     def places(self) -> slice:
-        """The bucket's places among those of all buckets."""
+        """The slice of the bucket's places among the places of all buckets."""
         return slice(self.start, self.start + self.windows * self.size)
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How N tokens are laid out in P places, window beside window.
+    """Layout of N tokens in P places, window by window.
 
     Attributes:
-        rows: [P] int64, the token at each place; at padding that of the window's first token.
-        places: [N] int64, the place of each token.
+        rows: Token at each place [P] int64; a padding place repeats the first token of its window.
+        places: Place of each token [N] int64.
         buckets: Groups of windows of the same size, in the order of their places.
     """
 
@@ -123,15 +124,15 @@ class WindowPlan:
 
 @torch.no_grad()
 def plan_windows(window_ids: Tensor, sizes: Sequence[int] | None = None) -> WindowPlan:
-    """Lays out tokens by window. Asks the device for numbers once, whatever the number of buckets.
+    """Lays out tokens by window. The device is synchronized once, whatever the number of buckets.
 
     Args:
-        window_ids: [N] int64, from `window_of`.
-        sizes: Tokens per window that a bucket holds, ascending. Windows with more get a bucket of the largest window.
-            None: `CPU_SIZES` or `GPU_SIZES`.
+        window_ids: Window of each token [N] int64, from `window_of`.
+        sizes: Numbers of tokens per window that a bucket can hold, ascending. Larger windows share one more bucket, of
+            the size of the largest. None: `CPU_SIZES` or `GPU_SIZES`, by the device.
 
     Returns:
-        A plan; tokens of a window are in their given order.
+        The layout; tokens of one window keep their given order.
     """
     device = window_ids.device
     if sizes is None:
@@ -166,7 +167,7 @@ def plan_windows(window_ids: Tensor, sizes: Sequence[int] | None = None) -> Wind
 
 
 class _ToPlaces(torch.autograd.Function):
-    """Rows of tokens to places. Backward reads what each token got instead of summing over padding, whose part is 0."""
+    """Copies tokens to places. Backward reads each token's own place instead of summing over padding, which adds 0."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class _ToPlaces(torch.autograd.Function):
 
 
 class _FromPlaces(torch.autograd.Function):
-    """Rows of places to tokens; padding is left out, and gets no gradient."""
+    """Copies places back to tokens; padding is left out and gets no gradient."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, rows: Tensor, places: Tensor) -> Tensor:
@@ -194,10 +195,10 @@ class _FromPlaces(torch.autograd.Function):
 
 
 def to_places(tokens: Tensor, plan: WindowPlan) -> Tensor:
-    """Features [N, ...] of tokens at their places [P, ...]; padding repeats a token and must not matter afterwards."""
+    """Copies features [N, ...] of tokens to their places [P, ...]; padding repeats a token and must be masked later."""
     return _ToPlaces.apply(tokens, plan.rows, plan.places)
 
 
 def from_places(values: Tensor, plan: WindowPlan) -> Tensor:
-    """Features [P, ...] of places back to tokens [N, ...]."""
+    """Copies features [P, ...] of places back to their tokens [N, ...]."""
     return _FromPlaces.apply(values, plan.rows, plan.places)

@@ -1,1 +1,1 @@
-"""Pictures to files; nothing here needs a display."""
+"""Functions that draw pictures of detections, keys, queries and tokens into files; no display is needed."""

@@ -1,4 +1,4 @@
-"""Boxes from above: what was annotated, what the baseline finds and what the pruned detector finds."""
+"""Boxes from above: annotated ones, and those that the baseline and the pruned detector find."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def draw_bev_boxes(
     reach: float = 55.0,
     title: str = '',
 ) -> None:
-    """Writes one panel per detector, over the same points and annotated boxes; x is forward (up), y is left.
+    """Draws one panel per detector, over the same points and annotated boxes; x is forward (up), y is left.
 
     Args:
         path: PNG file to write.
-        points: [P, 2 or more] x, y in metres.
-        truth: [N, 4, 2] corners of annotated boxes in metres, drawn as grey areas, or None.
-        found: Detector -> [M, 4, 2] corners of its boxes.
-        reach: Metres that are shown to each side.
-        title: Of the picture.
+        points: Positions [P, 2 or more], x and y in metres.
+        truth: Corners of annotated boxes [N, 4, 2] in metres, drawn as grey areas, or None.
+        found: Name of a detector -> corners of its boxes [M, 4, 2].
+        reach: Distance in metres that is shown to each side.
+        title: Title of the picture.
 
     Raises:
-        ValueError: If there are no detectors.
+        ValueError: If `found` is empty.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import PolyCollection
@@ -47,7 +47,7 @@ def draw_bev_boxes(
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for panel, (name, boxes), color in zip(panels, found.items(), COLORS):
-        # limits turn y around: it grows to the left
+        # These limits reverse y, which grows to the left.
         panel.set(xlim=(reach, -reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect='equal')
         panel.scatter(points[:, 1], points[:, 0], s=0.2, c=POINT_COLOR, linewidths=0, rasterized=True)
         label = f'{name}: {len(boxes)} boxes'

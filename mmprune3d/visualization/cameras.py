@@ -1,4 +1,4 @@
-"""What cameras are called, as the data says it, and where their images stand in a picture."""
+"""Names of the cameras in the data, and the positions of their images in a picture."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from .drawing import BACKGROUND
 
 FAMILIAR = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
-"""The cameras of nuScenes as a driver looks around, in two rows of three."""
+"""The cameras of nuScenes in the order of a panorama, in two rows of three."""
 NAME_KEYS = ('cam_names', 'camera_names', 'cam_types')
-"""Under which pipelines write names into a data sample."""
+"""Keys under which pipelines store camera names in a data sample."""
 MOST_IN_TWO_ROWS = 8
 
 
 def camera_names(sample: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]], count: int) -> list[str]:
     """Names of the cameras of a sample, in the order of its images.
 
-    The first that applies: names that the pipeline wrote; the info's names, found by file, by calibration, or by their
-    order; folders of the files; numbers.
+    The first source that exists is used: names that the pipeline stored; names of the info, found by file, by
+    calibration, or by their order; folders of the files; numbers.
 
     Args:
-        sample: What the pipeline knows of the sample: its metainfo, possibly with `NAME_KEYS`, ``img_path`` or
-            ``filename``, and ``lidar2cam``.
+        sample: Meta information of the sample, which may contain one of `NAME_KEYS`, ``img_path`` or ``filename``, and
+            ``lidar2cam``.
         images: ``images`` of the sample's info: name -> ``img_path``, ``lidar2cam`` and so on.
-        count: How many images there are.
+        count: Number of images.
 
     Returns:
-        `count` names, all different.
+        List of `count` names, all different.
     """
     paths = _files(sample, count)
     written = next((sample[key] for key in NAME_KEYS if len(_as_list(sample.get(key))) == count), None)
@@ -50,7 +50,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _files(sample: Mapping[str, Any], count: int) -> list[str]:
-    """The image files in order, or nothing if the sample does not name one for each."""
+    """The image files in order, or an empty list if the sample does not have one for each image."""
     for key in ('img_path', 'filename'):
         value = sample.get(key)
         paths = [value] if isinstance(value, str) else _as_list(value)
@@ -68,7 +68,7 @@ def _by_file(paths: Sequence[str], images: Mapping[str, Mapping[str, Any]]) -> l
 def _by_calibration(
     lidar2cam: Sequence[Any] | None, images: Mapping[str, Mapping[str, Any]], count: int
 ) -> list[str] | None:
-    """By equal `lidar2cam`; a matrix that two cameras have says nothing."""
+    """Finds names by equal `lidar2cam`; a matrix that two cameras share cannot identify either."""
     known = {name: np.asarray(image['lidar2cam']) for name, image in images.items() if 'lidar2cam' in image}
     if lidar2cam is None or len(lidar2cam) != count:
         return None
@@ -80,7 +80,7 @@ def _by_calibration(
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Repeated names, as with earlier frames of the same cameras, get a number."""
+    """Appends a number to repeated names, which occur with earlier frames of the same cameras."""
     made: list[str] = []
     for name in names:
         number = names[: len(made)].count(name) + 1
@@ -89,23 +89,23 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def columns_of(count: int) -> int:
-    """How many of `count` images stand side by side: three in a row, up to eight in two rows, then rows of four."""
+    """Number of images side by side: up to three in one row, up to eight in two rows, then rows of four."""
     if count <= 3:
         return max(count, 1)
     return -(-count // 2) if count <= MOST_IN_TWO_ROWS else 4
 
 
 def mosaic(images: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The images of all cameras in one.
+    """Combines the images of all cameras into one.
 
-    The cameras of nuScenes stand as a driver looks around, in whatever order they come, and with a gap for one or two
-    that are not there; others stand in the order given, row by row. Images of different sizes have a margin.
+    The cameras of nuScenes are placed in the order of a panorama, whatever their order in `images`, with gaps for one
+    or two that are missing; others are placed row by row in the given order. Images of different sizes get a margin.
 
     Args:
-        images: Name -> [H, W, 3] uint8, one or more.
+        images: Camera name -> image [H, W, 3] uint8, at least one.
 
     Returns:
-        [H', W', 3] uint8.
+        Image [H', W', 3] uint8.
 
     Raises:
         ValueError: If there are no images.
@@ -125,7 +125,7 @@ def mosaic(images: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _order(images: Mapping[str, np.ndarray]) -> list[str]:
-    """Names in the order of their places; those of gaps are among them."""
+    """Names in the order of their positions, including those of gaps."""
     if not set(images) <= set(FAMILIAR):
         return list(images)
     return [name for name in FAMILIAR if name in images or len(images) >= 4]

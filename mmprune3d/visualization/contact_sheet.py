@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 CAMERA_WIDTH = 560
 ENTRY_WIDTH = 176
-"""Pixels that a class needs in the legend."""
+"""Width in pixels of one class in the legend."""
 REACH = 50.0
-"""Metres that the view from above shows to each side."""
+"""Distance in metres that the view from above shows to each side."""
 EGO_BOX = np.array([[0.0, 0.4, -1.84, 4.1, 1.75, 1.6, np.pi / 2]])
 """The recording car in the LiDAR frame, as [x, y, z, length, width, height, yaw]."""
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, ready to be drawn.
+    """The data of one sample that are needed to draw it.
 
     Attributes:
-        title: A line of text.
-        images: Camera channel -> [H, W, 3] RGB.
-        projections: Camera channel -> [4, 4], LiDAR frame to pixels times depth.
-        points: [N, 3] LiDAR points in the LiDAR frame (x right, y forward).
-        radar: [M, 3] radar points in the LiDAR frame.
-        boxes: [K, 7] x, y, z of the bottom's centre, length, width, height, yaw in the LiDAR frame.
+        title: Title, one line of text.
+        images: Camera channel -> image [H, W, 3] RGB.
+        projections: Camera channel -> matrix [4, 4], from the LiDAR frame to pixels times depth.
+        points: LiDAR points [N, 3] in the LiDAR frame (x right, y forward).
+        radar: Radar points [M, 3] in the LiDAR frame.
+        boxes: Boxes [K, 7]: x, y, z of the bottom's centre, length, width, height, yaw in the LiDAR frame.
         labels: Detection class of each box.
     """
 
@@ -58,7 +58,7 @@ class SampleView:
 
 
 def load_view(nusc: NuScenes, index: int) -> SampleView:
-    """Read a sample with the nuScenes devkit.
+    """Reads a sample with the nuScenes devkit.
 
     Args:
         nusc: The data set.
@@ -90,7 +90,7 @@ def load_view(nusc: NuScenes, index: int) -> SampleView:
 
 
 def _sensor_to_global(nusc: NuScenes, token: str) -> np.ndarray:
-    """[4, 4] transform of one recording."""
+    """Transform [4, 4] from the sensor of one recording to the global frame."""
     from nuscenes.utils.geometry_utils import transform_matrix
     from pyquaternion import Quaternion
 
@@ -103,7 +103,7 @@ def _sensor_to_global(nusc: NuScenes, token: str) -> np.ndarray:
 def _read(path: str) -> np.ndarray:
     image = cv2.imread(path)
     if image is None:
-        raise FileNotFoundError(f'{path} does not exist or is no image')
+        raise FileNotFoundError(f'{path} does not exist or is not an image')
     return image[..., ::-1]
 
 
@@ -133,14 +133,14 @@ def _boxes(nusc: NuScenes, sample: dict) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def draw_view(view: SampleView, camera_width: int = CAMERA_WIDTH) -> np.ndarray:
-    """Draw one sample: a title, the cameras, and the view from above beside them.
+    """Draws one sample: a title, the cameras, and the view from above beside them.
 
     Args:
-        view: The sample.
-        camera_width: Pixels that each camera image is wide.
+        view: Data of the sample.
+        camera_width: Width of each camera image in pixels.
 
     Returns:
-        [H, W, 3] uint8 RGB.
+        Image [H, W, 3] uint8 RGB.
     """
     corners, colors = box_corners(view.boxes), [CLASS_COLORS[label] for label in view.labels]
     images = {}
@@ -180,7 +180,7 @@ def _text_band(text: str, width: int, height: int = 24) -> np.ndarray:
 
 
 def _legend(width: int, height: int = 26) -> np.ndarray:
-    """The colours of the classes, in as many lines as the width makes necessary."""
+    """Draws the colours of the classes, in as many lines as the width requires."""
     columns = max(1, min(len(CLASS_COLORS), (width - 16) // ENTRY_WIDTH))
     band = np.full((-(-len(CLASS_COLORS) // columns) * height, width, 3), BACKGROUND, np.uint8)
     for k, (label, color) in enumerate(CLASS_COLORS.items()):
@@ -192,25 +192,25 @@ def _legend(width: int, height: int = 26) -> np.ndarray:
 
 
 def _widened(row: np.ndarray, width: int) -> np.ndarray:
-    """With a margin to the right: samples may have different numbers of cameras."""
+    """Adds a margin to the right, because samples may have different numbers of cameras."""
     canvas = np.full((row.shape[0], width, 3), BACKGROUND, np.uint8)
     canvas[:, : row.shape[1]] = row
     return canvas
 
 
 def contact_sheet(nusc: NuScenes, indices: Sequence[int], camera_width: int = CAMERA_WIDTH) -> np.ndarray:
-    """Several samples below each other, with a legend.
+    """Draws several samples below each other, with a legend.
 
     Args:
         nusc: The data set.
         indices: Positions in `nusc.sample`.
-        camera_width: Pixels that each camera image is wide.
+        camera_width: Width of each camera image in pixels.
 
     Returns:
-        [H, W, 3] uint8 RGB.
+        Image [H, W, 3] uint8 RGB.
 
     Raises:
-        IndexError: If a sample does not exist; the message says how many there are.
+        IndexError: If a sample does not exist; the message has the number of samples.
     """
     wrong = [index for index in indices if not 0 <= index < len(nusc.sample)]
     if wrong:
@@ -228,15 +228,15 @@ def save_contact_sheet(
     version: str = 'v1.0-trainval',
     camera_width: int = CAMERA_WIDTH,
 ) -> tuple[int, ...]:
-    """Draw samples of a data set into an image file.
+    """Draws samples of a data set into an image file.
 
     Args:
-        data_root: Folder that holds `version`.
+        data_root: Folder that contains `version`.
         out: Image file, .jpg or .png.
         count: Number of samples, spread evenly, when `indices` is empty.
         indices: Positions of the samples to draw.
         version: Name of the folder with the tables.
-        camera_width: Pixels that each camera image is wide.
+        camera_width: Width of each camera image in pixels.
 
     Returns:
         Positions of the samples drawn.
@@ -248,7 +248,7 @@ def save_contact_sheet(
     from nuscenes.nuscenes import NuScenes
 
     if not (Path(data_root) / version).is_dir():
-        raise FileNotFoundError(f'{data_root} holds no {version} folder; give the root of a nuScenes data set')
+        raise FileNotFoundError(f'{data_root} has no {version} folder; give the root of a nuScenes data set')
     nusc = NuScenes(version, str(data_root), verbose=False)
     chosen = tuple(indices) or tuple(
         int(value) for value in np.linspace(0, len(nusc.sample) - 1, min(count, len(nusc.sample)) + 2)[1:-1]

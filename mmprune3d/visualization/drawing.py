@@ -1,4 +1,4 @@
-"""Boxes on camera images and from above. Images are uint8 RGB arrays that are drawn on in place."""
+"""Functions that draw boxes on camera images and from above; images are uint8 RGB arrays, modified in place."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4),
 
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners of boxes.
+    """Computes the corners of boxes.
 
     Args:
-        boxes: [N, >=7] x, y, z (bottom centre), length, width, height, yaw; metres and radians.
+        boxes: Boxes [N, >=7]: x, y, z (bottom centre), length, width, height, yaw; metres and radians.
 
     Returns:
-        [N, 8, 3]: the bottom face counter-clockwise from the front left corner, then the top face likewise.
+        Corners [N, 8, 3]: the bottom face counter-clockwise from the front left corner, then the top face likewise.
     """
     footprint = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5)])
     x, y = footprint[:, 0] * boxes[:, 3:4], footprint[:, 1] * boxes[:, 4:5]
@@ -53,13 +53,13 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
 def draw_boxes(
     image: np.ndarray, corners: np.ndarray, projection: np.ndarray, colors: list[Color], width: int = 1
 ) -> None:
-    """Wire frames of boxes on one camera image; edges are cut where they pass behind the camera.
+    """Draws wire frames of boxes on one camera image; edges are cut where they pass behind the camera.
 
     Args:
-        image: [H, W, 3].
-        corners: [N, 8, 3] in the frame that `projection` starts from.
-        projection: [4, 4], to pixels times depth.
-        colors: One per box.
+        image: Image [H, W, 3].
+        corners: Corners [N, 8, 3] in the source frame of `projection`.
+        projection: Matrix [4, 4] to pixels times depth.
+        colors: Colour of each box.
         width: Line width in pixels.
     """
     height, columns = image.shape[:2]
@@ -95,7 +95,7 @@ def bird_eye_canvas(size: int, reach: float, step: float = 10.0) -> np.ndarray:
 
 
 def to_canvas(xy: np.ndarray, size: int, reach: float) -> np.ndarray:
-    """Pixels (column, row) of points [..., 2] in metres; x points to the right of the canvas, y up."""
+    """Converts points [..., 2] in metres to pixels (column, row); x points to the right of the canvas, y up."""
     scale = size / (2 * reach)
     return np.stack([size / 2 + xy[..., 0] * scale, size / 2 - xy[..., 1] * scale], -1)
 
@@ -103,7 +103,7 @@ def to_canvas(xy: np.ndarray, size: int, reach: float) -> np.ndarray:
 def draw_boxes_from_above(
     canvas: np.ndarray, corners: np.ndarray, reach: float, colors: list[Color], width: int = 1
 ) -> None:
-    """Footprints of boxes with a tick that shows the front."""
+    """Draws footprints of boxes with a tick that shows the front."""
     for box, color in zip(corners, colors, strict=True):
         outline = to_canvas(box[:4, :2], len(canvas), reach)
         front = (outline[0] + outline[3]) / 2
@@ -113,15 +113,15 @@ def draw_boxes_from_above(
 
 
 def save_image(path: Path, image: np.ndarray, quality: int) -> None:
-    """Writes an RGB image, whole or not at all.
+    """Writes an RGB image to a file, completely or not at all.
 
     Args:
-        path: File to write; its ending says the format.
-        image: [H, W, 3] uint8.
-        quality: Of a JPEG, up to 100.
+        path: File to write; its suffix selects the format.
+        image: Image [H, W, 3] uint8.
+        quality: Quality of a JPEG, up to 100.
 
     Raises:
-        OSError: If it cannot be written.
-        ValueError: If there is no such format.
+        OSError: If the file cannot be written.
+        ValueError: If the suffix is not that of an image format.
     """
     write_image(path, np.ascontiguousarray(image[..., ::-1]), quality)

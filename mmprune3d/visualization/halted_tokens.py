@@ -1,4 +1,4 @@
-"""Where tokens halt, from above (token halting, Figure 3), and how many of which kind (Figure 4)."""
+"""Halted tokens from above (token halting, Figure 3), and the share of halted tokens of each kind (Figure 4)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PALE, MIDDLE, DARK, STRONG = '#bdbdbd', '#5aaee6', '#1f4e9e', '#8e0fa8'
-"""Halted first, halted later, never halted: grey, blue and purple as in the paper."""
+"""Colours of tokens halted first, halted later and never halted: grey, blue and purple, as in the paper."""
 TRUTH_COLOR, TRUTH_AREA = 'black', '#ffef9e'
 BOX_COLORS = (
     '#d62728', '#00a65a', '#e69f00', '#e754b8', '#8c5a2b', '#0b7285', '#7fbf00', '#ff7f50', '#3a5fcd', '#8a8a00'
 )  # fmt: skip
-"""Of found boxes by name; none is the colour of a token."""
+"""Colours of found boxes in the order of their names; none of them is the colour of a token."""
 LINES = ('-', '--', ':', '-.')
 MARKED = 12
-"""Curves with more points have no markers."""
+"""Number of points above which curves have no markers."""
 
 
 def halting_colors(steps: int) -> list[str]:
@@ -47,26 +47,26 @@ def draw_halted_tokens(
     found: Mapping[str, np.ndarray] | None = None,
     title: str = '',
 ) -> None:
-    """Writes the tokens of one sample from above, coloured by the attention layer before which they halted.
+    """Draws the tokens of one sample from above, coloured by the attention layer before which they halted.
 
-    x is forward (up), y is left; both axes are in metres, one scale. Tokens that never halted have the strongest
-    colour, and of tokens above each other the one that lasted longest is seen.
+    x is forward (up), y is left; both axes are in metres and have the same scale. Tokens that never halted have the
+    strongest colour; of tokens above each other, the one that halted last is visible.
 
     Args:
         path: PNG file to write.
-        coords: [N, 4] rows (sample, z, y, x) of one sample.
-        halted_at: [N], attention layer before which a token was halted; any other number than those of `layers` if
-            never.
+        coords: Rows (sample, z, y, x) of one sample [N, 4].
+        halted_at: Attention layer before which each token was halted [N]; a number that is not in `layers` for tokens
+            that never halted.
         layers: Layers before which tokens may halt, ascending.
-        voxel_size: x, y and further sizes in metres.
+        voxel_size: Size of a voxel along x, y and further axes in metres.
         point_cloud_range: Lower x, y, z and upper x, y, z in metres.
-        truth: [G, 4, 2] corners of annotated boxes in metres, drawn as pale areas under the tokens, or None.
-        found: Name -> [M, 4, 2] corners of found boxes, a colour per name in their order; names without boxes are not
+        truth: Corners of annotated boxes [G, 4, 2] in metres, drawn as pale areas under the tokens, or None.
+        found: Name -> corners of found boxes [M, 4, 2], one colour per name in their order; names without boxes are not
             shown.
-        title: Of the picture.
+        title: Title of the picture.
 
     Raises:
-        ValueError: If there are no tokens, or they are of several samples.
+        ValueError: If there are no tokens, or they belong to several samples.
     """
     if len(coords) != len(halted_at) or len(np.unique(coords[:, 0])) != 1:
         raise ValueError(
@@ -76,7 +76,7 @@ def draw_halted_tokens(
     left, front, _, right, back, _ = point_cloud_range
     found = found or {}
     entries = len(layers) + 3 + sum(len(boxes) > 0 for boxes in found.values())
-    # as high as the panel, its labels and the legend together: with less, the layout cuts the title off
+    # The height of the panel, its labels and the legend together; with less, the layout cuts off the title.
     height = 7.4 * min(max((right - left) / (back - front), 0.4), 2.0) + 1.1 + 0.2 * ceil(entries / 2)
     with _figure(path, 8.4, height) as figure:
         panel = figure.subplots()
@@ -87,7 +87,7 @@ def draw_halted_tokens(
         )
         for name, boxes, color in zip(found, found.values(), cycle(BOX_COLORS)):
             _draw_boxes(panel, name, boxes, facecolors='none', edgecolors=color, linewidths=1.3, zorder=3)
-        # limits turn y around: it grows to the left
+        # These limits reverse y, which grows to the left.
         panel.set(xlim=(back, front), ylim=(left, right), aspect='equal', xlabel='y (m)', ylabel='x, forward (m)')
         panel.plot(0, 0, '+', color=TRUTH_COLOR, markersize=11, markeredgewidth=1.6, label='sensor')
         panel.set_title(title, fontsize=11)
@@ -95,7 +95,7 @@ def draw_halted_tokens(
 
 
 def _cells(coords: np.ndarray, voxel_size: Sequence[float], point_cloud_range: Sequence[float]) -> np.ndarray:
-    """[N, 4, 2] corners of the tokens' cells as a panel wants them: y, then x, in metres."""
+    """Corners [N, 4, 2] of the tokens' cells in the axes of a panel: y, then x, in metres."""
     size = np.array([voxel_size[1], voxel_size[0]], dtype=float)
     lower = coords[:, 2:4] * size + np.array([point_cloud_range[1], point_cloud_range[0]])
     return lower[:, None] + np.array([(0, 0), (0, 1), (1, 1), (1, 0)]) * size
@@ -108,7 +108,7 @@ def _draw_tokens(panel: Axes, corners: np.ndarray, halted_at: np.ndarray, layers
     chosen['never halted'] = ~np.isin(halted_at, layers)
     for (label, mask), color in zip(chosen.items(), halting_colors(len(layers)), strict=True):
         text = f'{label}: {mask.sum():,} tokens ({mask.mean():.1%})'
-        # neighbours share an edge, which smoothing would show as a white line
+        # Neighbours share an edge, which antialiasing would show as a white line.
         panel.add_collection(
             PolyCollection(corners[mask], facecolors=color, linewidths=0, antialiased=False, label=text)
         )
@@ -125,20 +125,20 @@ def _draw_boxes(panel: Axes, name: str, boxes: np.ndarray | None, **style: Any) 
 def draw_sparsity(
     path: Path, curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x_label: str, title: str = ''
 ) -> None:
-    """Writes the share of halted tokens of each kind: over training (Figure 4), or over the attention layers.
+    """Draws the share of halted tokens of each kind over the course of training (Figure 4) or over attention layers.
 
     Args:
         path: PNG file to write.
-        curves: Run -> kind of token ('foreground', ...) -> (place on the x axis, share in 0..1); a colour per run, a
-            line style per kind.
-        x_label: Of the x axis.
-        title: Of the plot.
+        curves: Run -> kind of token ('foreground', ...) -> (position on the x axis, share in 0..1); one colour per run,
+            one line style per kind.
+        x_label: Label of the x axis.
+        title: Title of the plot.
 
     Raises:
-        ValueError: If there are no points.
+        ValueError: If `curves` has no points.
     """
     if not any(points for kinds in curves.values() for points in kinds.values()):
-        raise ValueError('there are no figures of halted tokens to draw')
+        raise ValueError('there are no shares of halted tokens to draw')
     styles = dict(zip(dict.fromkeys(kind for kinds in curves.values() for kind in kinds), cycle(LINES)))
     with _figure(path, 6.4, 4.4) as figure:
         panel = figure.subplots()

@@ -1,4 +1,4 @@
-"""What is left of every layer of a pruned detector, as bars."""
+"""Keep rates of the layers of a pruned detector as a bar chart."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmprune3d.files import replacing
 from .palette import COLORS
 
 BAR_INCHES = 0.16
-"""Height of a layer's bar."""
+"""Height of the bar of one layer."""
 LABELS = 90
-"""With more layers than this their names are left out."""
+"""Number of layers above which their names are left out."""
 
 
 def draw_keep_rates(report: Mapping[str, Any], path: Path) -> None:
-    """Writes one bar per layer, from the first at the top to the last, coloured by group.
+    """Draws one bar per layer, from the first at the top to the last, coloured by group.
 
-    Dashed lines are the keep rates of the groups, a solid one that of the whole model.
+    Dashed lines are the keep rates of the groups; the solid line is that of the whole model.
 
     Args:
         report: ``total``, ``groups`` (name -> row) and ``layers`` (name -> row with ``group``), where a row has
@@ -36,7 +36,7 @@ def draw_keep_rates(report: Mapping[str, Any], path: Path) -> None:
 
     layers, groups = report['layers'], list(report['groups'])
     if not layers:
-        raise ValueError('the report has no layers: nothing to draw')
+        raise ValueError('the report has no layers, so there is nothing to draw')
     color = {group: COLORS[index % len(COLORS)] for index, group in enumerate(groups)}
     figure = Figure(figsize=(7.5, 1.6 + BAR_INCHES * len(layers)), layout='constrained')
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Keys on camera images: which cells a decoder still reads, and after which layer it stopped reading the others."""
+"""Keys on camera images: the cells that a decoder still reads, and the layer after which each other was removed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .drawing import Color
 KEPT = 0
 """Stage of a key that the last layer still reads."""
 FIRST, LAST = np.array((12, 14, 58.0)), np.array((128, 122, 214.0))
-"""Colours of what is removed first and last; stages between them are mixtures."""
+"""Colours of the keys that are removed first and last; stages between them get mixtures."""
 OPACITY = 0.74
 
 
 def removal_stages(kept: Sequence[np.ndarray]) -> np.ndarray:
-    """After which layer each key was removed.
+    """Computes the layer after which each key was removed.
 
     Args:
-        kept: Per decoder layer, the ids of the keys it reads; the first layer reads all, ids 0..N_k-1.
+        kept: Ids of the keys that each decoder layer reads; the first layer reads all, ids 0..N_k-1.
 
     Returns:
-        [N_k] int; a layer's number, counted from 1, or `KEPT`.
+        Stages [N_k] int; a layer's number, counted from 1, or `KEPT`.
     """
     stages = np.zeros(len(kept[0]), int)
     for number, ids in enumerate(kept, 1):
@@ -33,7 +33,7 @@ def removal_stages(kept: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def stage_colors(stages: np.ndarray) -> dict[int, Color]:
-    """A colour for every stage that occurs, other than `KEPT`: the earlier, the darker."""
+    """A colour for every stage that occurs, except `KEPT`: the earlier, the darker."""
     found = [int(stage) for stage in np.unique(stages) if stage != KEPT]
     mixtures = np.linspace(0.0, 1.0, max(len(found), 2))
     return {
@@ -43,19 +43,19 @@ def stage_colors(stages: np.ndarray) -> dict[int, Color]:
 
 
 def cells_of(stages: np.ndarray, images: int, height: int, width: int) -> tuple[np.ndarray, int]:
-    """Stages as maps, one per image; a key is image * rows * cols + row * cols + col.
+    """Arranges stages as maps, one per image; key j is image * rows * columns + row * columns + column.
 
     Args:
-        stages: [N_k].
+        stages: Stages of all keys [N_k].
         images: Number of cameras.
-        height: Of the images as the network sees them, with padding; pixels.
-        width: Likewise.
+        height: Height of the images that the network gets, with padding, in pixels.
+        width: Width of these images in pixels.
 
     Returns:
-        [images, rows, cols], and the side of a cell in pixels.
+        Maps [images, rows, columns], and the side length of a cell in pixels.
 
     Raises:
-        ValueError: If the keys are not those of one feature map per image.
+        ValueError: If the keys do not form one feature map with square cells per image.
     """
     area = images * height * width / len(stages)
     for side in sorted(range(1, 257), key=lambda side: abs(side - area**0.5)):
@@ -66,13 +66,13 @@ def cells_of(stages: np.ndarray, images: int, height: int, width: int) -> tuple[
 
 
 def tint_removed(image: np.ndarray, cells: np.ndarray, colors: dict[int, Color], side: float) -> np.ndarray:
-    """The image with a veil over cells that were removed, in the colour of their stage; other cells stay as they are.
+    """Tints the cells of an image that were removed in the colour of their stage; other cells are not changed.
 
     Args:
-        image: [H, W, 3].
-        cells: [rows, cols], stages of its keys; they may reach beyond the image.
-        colors: See `stage_colors`.
-        side: Of a cell, in pixels of the image.
+        image: Image [H, W, 3].
+        cells: Stages of its keys [rows, columns]; they may extend beyond the image.
+        colors: Colour of each stage, from `stage_colors`.
+        side: Side length of a cell in pixels of the image.
     """
     rows, cols = ((np.arange(size) / side).astype(int) for size in image.shape[:2])
     stage = cells[rows[:, None], cols]

@@ -1,4 +1,4 @@
-"""What the colours of a picture before and after pruning mean."""
+"""The legend of a picture that compares detections before and after pruning."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ TRUTH: Color = (78, 78, 84)
 TEXT: Color = (235, 235, 235)
 LINE_HEIGHT, LEGEND_MARGIN = 28, 8
 LEGEND_HEIGHT = 2 * LINE_HEIGHT + LEGEND_MARGIN
-"""Pixels of a legend whose two parts fit into a line each."""
+"""Height in pixels of a legend whose two parts take one line each."""
 
 
 def draw_legend(stages: np.ndarray, boxes: Comparison, has_truth: bool, width: int) -> np.ndarray:
-    """What the colours of cells mean, then those of boxes; each in as many lines as the width makes necessary.
+    """Draws the colours of cells with their meaning, then those of boxes, in as many lines as the width requires.
 
     Args:
-        stages: [N_k], see `keys.removal_stages`.
-        boxes: What is drawn.
+        stages: Stages of all keys [N_k], from `keys.removal_stages`.
+        boxes: Boxes of both models.
         has_truth: Whether annotated boxes are drawn too.
-        width: Pixels.
+        width: Width in pixels.
 
     Returns:
-        [H, width, 3] uint8.
+        Image [H, width, 3] uint8.
     """
     cells: list[tuple[Color | None, str]] = [(None, f'{len(stages)} keys:')]
     for stage, color in stage_colors(stages).items():
         cells.append((color, f'{(stages == stage).sum()} removed after layer {stage}'))
-    cells.append((None, f'{(stages == KEPT).sum()} kept (image as it is)'))
+    cells.append((None, f'{(stages == KEPT).sum()} kept (not tinted)'))
     lines: list[tuple[Color | None, str]] = [
         (None, 'boxes:'),
         (AFTER, f'pruned ({len(boxes.after.labels)})'),
@@ -61,7 +61,7 @@ def _text_width(text: str) -> int:
 
 
 def _wrapped(entries: list[tuple[Color | None, str]], width: int) -> list[list[tuple[Color | None, str]]]:
-    """Entries in lines of at most `width` pixels; one that is too wide has a line of its own."""
+    """Breaks entries into lines of at most `width` pixels; an entry that is too wide gets a line of its own."""
     rows: list[list[tuple[Color | None, str]]] = [[]]
     left = 10
     for color, text in entries:

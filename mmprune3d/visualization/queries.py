@@ -1,4 +1,4 @@
-"""Learned queries in pictures: how often they are selected, where they are, how their scores went (GPQ, Figs. 2, 4)."""
+"""Plots of learned queries: selection frequencies, reference points and score trajectories (GPQ, Figures 2 and 4)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 GREY, DIM = '0.7', '0.35'
 MAP = 'viridis_r'
 COLUMNS = 3
-"""Panels of points side by side, at most."""
+"""Largest number of panels of points side by side."""
 SHOWN = 20
-"""Trajectories that are drawn of each kind, at most."""
+"""Largest number of trajectories that are drawn of each kind."""
 
 
 @dataclass(frozen=True)
 class PointPanel:
-    """Reference points of a model.
+    """Reference points of one model, to be drawn as one panel.
 
     Attributes:
-        title: What the panel is called.
-        points: [N, 2 or more] x, y in metres, of all queries.
-        frequency: [N], results of each query over the mean of those that are left; not used for removed ones.
-        removed: [N] bool.
+        title: Title of the panel.
+        points: Positions of all queries [N, 2 or more], x and y in metres.
+        frequency: Results of each query [N], divided by the mean of the remaining queries; not used for removed ones.
+        removed: Whether each query was removed [N] bool.
         pc_range: Lower x, y, z and upper x, y, z in metres.
     """
 
@@ -49,7 +49,7 @@ class PointPanel:
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure without a display, written to `path` in the end."""
+    """A figure that needs no display and is written to `path` at the end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -61,11 +61,11 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def draw_frequencies(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """How often queries are selected, in ascending order: a panel per way of counting, a curve per model.
+    """Plots how often queries are selected, in ascending order: one panel per way of counting, one curve per model.
 
     Args:
         path: PNG file to write.
-        panels: Title -> model -> [N_q], results per sample of each query.
+        panels: Title -> model -> results per sample of each query [N_q].
     """
     with _figure(path, 5.2 * len(panels), 4.2) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -86,11 +86,13 @@ def draw_frequencies(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]])
 
 
 def draw_points(path: Path, panels: Sequence[PointPanel]) -> None:
-    """Reference points from above, a panel per model; colour says how often a query is selected, crosses are removed.
+    """Plots reference points from above, one panel per model.
+
+    The colour of a point is the selection frequency of its query; crosses are removed queries.
 
     Args:
         path: PNG file to write.
-        panels: At least one.
+        panels: Panels to draw, at least one.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
@@ -98,7 +100,7 @@ def draw_points(path: Path, panels: Sequence[PointPanel]) -> None:
     columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     rows = ceil(len(panels) / columns)
     most = max(float(panel.frequency[~panel.removed].max()) for panel in panels)
-    # most queries are selected less than a few are: the square root tells them apart
+    # Most queries are selected far less often than a few; the square root makes their colours distinguishable.
     norm = PowerNorm(0.5, vmin=0.0, vmax=most or 1.0)
     with _figure(path, 4.5 * columns + 1.1, 4.9 * rows + 0.4) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -121,7 +123,7 @@ def _draw_panel(place: Axes, panel: PointPanel, norm: Normalize) -> None:
     x, y = panel.points[:, 0], panel.points[:, 1]
     gone, unused = panel.removed, ~panel.removed & (panel.frequency == 0)
     used = np.flatnonzero(~gone & ~unused)
-    used = used[np.argsort(panel.frequency[used])]  # the most selected ones on top
+    used = used[np.argsort(panel.frequency[used])]  # the most frequently selected ones are drawn on top
     place.plot(0, 0, '+', color=COLORS[1], markersize=12, markeredgewidth=2.2, label='sensor', zorder=4)
     if unused.any():
         place.scatter(x[unused], y[unused], s=20, color='white', edgecolor=DIM, linewidth=0.9, label='never selected')
@@ -142,21 +144,21 @@ def draw_trajectories(
     thresholds: Sequence[tuple[int, float]],
     shown: int = SHOWN,
 ) -> None:
-    """Mean scores of queries while they are pruned: those that were removed, coloured by when, and those that stayed.
+    """Plots the mean scores of queries during pruning, of removed ones (coloured by iteration) and of remaining ones.
 
     Args:
         path: PNG file to write.
-        trajectories: Id -> (iteration, mean score) of the intervals in which the query was there.
+        trajectories: Id -> (iteration, mean score) of the intervals in which the query existed.
         removed_at: Id -> iteration of its removal.
-        thresholds: (iteration, score of the query that was removed).
-        shown: How many of either kind are drawn, evenly spaced over the order of removal and over the final scores.
+        thresholds: Iteration and score of the query that was removed, for each removal.
+        shown: Largest number of either kind, evenly spaced over the order of removal and over the final scores.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
     stayed = sorted(trajectories.keys() - removed_at.keys(), key=lambda id_: trajectories[id_][-1][1])
-    # the lightest colours of the map could not be seen on white
+    # The lightest colours of the map would be invisible on white.
     shades = ListedColormap(colormaps['YlOrBr'](np.linspace(0.3, 1.0, 256)))
     norm = Normalize(min(removed_at.values()), max(removed_at.values()))
     with _figure(path, 8.6, 4.8) as figure:
@@ -166,7 +168,7 @@ def draw_trajectories(
         for id_ in _spread(list(removed_at), shown):
             panel.plot(*zip(*trajectories[id_]), color=shades(norm(removed_at[id_])), linewidth=0.9, alpha=0.8)
             panel.plot(*trajectories[id_][-1], 'o', color=shades(norm(removed_at[id_])), markersize=4)
-        panel.plot([], color=COLORS[0], label=f'stayed ({min(shown, len(stayed))} of {len(stayed)} are drawn)')
+        panel.plot([], color=COLORS[0], label=f'kept ({min(shown, len(stayed))} of {len(stayed)} are drawn)')
         panel.plot(*zip(*thresholds), '--', color='black', linewidth=1.4, label='score of the query that was removed')
         panel.set(xlabel='iteration', ylabel='mean score of the interval')
         panel.grid(color='0.92')
@@ -177,7 +179,7 @@ def draw_trajectories(
 
 
 def _spread(ids: Sequence[int], shown: int) -> list[int]:
-    """At most `shown` of them, evenly spaced, first and last included."""
+    """Selects at most `shown` ids, evenly spaced, including the first and the last."""
     if len(ids) <= shown:
         return list(ids)
     return [ids[round(place)] for place in np.linspace(0, len(ids) - 1, shown)]

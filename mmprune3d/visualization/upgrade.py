@@ -1,4 +1,4 @@
-"""One sample before and after key pruning: cameras with what was removed when, and both models' boxes."""
+"""One sample before and after key pruning: cameras with the removed keys, and the boxes of both models."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from .keys import KEPT, cells_of, removal_stages, stage_colors, tint_removed
 from .legend import AFTER, BEFORE, LOST, NEW, TEXT, TRUTH, draw_legend
 
 CAMERA_WIDTH = 640
-"""Pixels that a camera is wide in the picture; one alone or two are wider, so that there is room for the legend."""
+"""Width of a camera image in pixels; one or two alone are wider, so that there is room for the legend."""
 LEAST_WIDTH = 1280
-"""Pixels that all cameras together are wide, at least."""
+"""Smallest width of all cameras together in pixels."""
 REACH = 55.0
-"""Metres that the view from above shows to each side."""
+"""Distance in metres that the view from above shows to each side."""
 NEAR = 2.0
-"""Metres on the ground within which two boxes of a class are the same object."""
+"""Distance on the ground in metres within which two boxes of a class count as the same object."""
 
 
 class Boxes(NamedTuple):
-    """Confident boxes of a prediction, or annotated ones.
+    """Boxes of a prediction with high scores, or annotated boxes.
 
     Attributes:
-        corners: [N, 8, 3], see `box_corners`.
-        labels: [N].
+        corners: Corners [N, 8, 3], as from `box_corners`.
+        labels: Classes [N].
     """
 
     corners: np.ndarray
@@ -49,29 +49,29 @@ class Boxes(NamedTuple):
 
     @property
     def centers(self) -> np.ndarray:
-        """[N, 2] on the ground."""
+        """Centres of the boxes on the ground, [N, 2]."""
         return self.corners[:, :4, :2].mean(1)
 
     def where(self, keep: np.ndarray) -> Boxes:
-        """Those of a mask [N]."""
+        """Selects the boxes of a mask [N]."""
         return Boxes(self.corners[keep], self.labels[keep])
 
 
 def camera_images(inputs: Tensor) -> list[np.ndarray]:
-    """RGB images from the un-normalised BGR tensor [N, 3, H, W] that a dataset yields."""
+    """Converts the BGR tensor [N, 3, H, W] that a dataset yields, not normalized, to RGB images."""
     images = inputs.float().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     return [np.ascontiguousarray(image[..., ::-1]) for image in images]
 
 
 def confident_boxes(sample: BaseDataElement, threshold: float) -> Boxes:
-    """Predicted boxes with a score from `threshold` on."""
+    """Predicted boxes with a score of at least `threshold`."""
     found = sample.pred_instances_3d
     keep = found.scores_3d >= threshold
     return Boxes(box_corners(found.bboxes_3d.tensor[keep.cpu()].cpu().numpy()), found.labels_3d[keep].cpu().numpy())
 
 
 def annotated_boxes(sample: BaseDataElement) -> Boxes | None:
-    """Ground truth that the dataset put into the sample for evaluation, if it did."""
+    """Ground truth that the dataset put into the sample for evaluation, or None."""
     truth = sample.get('eval_ann_info')
     if not truth:
         return None
@@ -79,15 +79,15 @@ def annotated_boxes(sample: BaseDataElement) -> Boxes | None:
 
 
 def match_boxes(first: Boxes, second: Boxes, within: float = NEAR) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes have a partner of their class in the other list; the nearest pairs are joined first.
+    """Marks boxes that have a partner of their class in the other list; the nearest pairs are matched first.
 
     Args:
-        first: N boxes.
-        second: M boxes.
-        within: Largest distance of centres on the ground, metres.
+        first: List of N boxes.
+        second: List of M boxes.
+        within: Largest distance of the centres on the ground in metres.
 
     Returns:
-        Masks [N] and [M].
+        Masks [N] and [M], True for boxes with a partner.
     """
     distances = np.linalg.norm(first.centers[:, None] - second.centers[None], axis=-1)
     distances[(first.labels[:, None] != second.labels[None]) | (distances > within)] = np.inf
@@ -95,7 +95,7 @@ def match_boxes(first: Boxes, second: Boxes, within: float = NEAR) -> tuple[np.n
 
 
 def join_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows and columns of distances [N, M] find a partner; nearest pairs are joined first, infinite never."""
+    """Marks rows and columns of distances [N, M] that have a partner; the nearest are matched first, infinite never."""
     distances = distances.copy()
     has_first, has_second = (np.zeros(size, bool) for size in distances.shape)
     while distances.size and np.isfinite(distances.min()):
@@ -106,13 +106,13 @@ def join_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Comparison(NamedTuple):
-    """Boxes of both models, and which of them have a partner.
+    """Boxes of both models, and whether each has a partner in the other model.
 
     Attributes:
-        before: Of the baseline.
-        after: Of the pruned model.
-        found_again: [N], whether a box of `before` has a partner in `after`.
-        known: [M], whether a box of `after` has a partner in `before`.
+        before: Boxes of the baseline.
+        after: Boxes of the pruned model.
+        found_again: Whether a box of `before` has a partner in `after` [N].
+        known: Whether a box of `after` has a partner in `before` [M].
     """
 
     before: Boxes
@@ -131,14 +131,14 @@ class Comparison(NamedTuple):
 
 
 def projections(sample: BaseDataElement, count: int) -> list[np.ndarray]:
-    """From the LiDAR's frame to pixels of each image times depth, [4, 4].
+    """Matrices [4, 4] from the LiDAR frame to pixels of each image times depth.
 
     Args:
-        sample: Has `cam2img` and `lidar2cam`, or `lidar2img`.
-        count: How many images there are.
+        sample: Data sample with `cam2img` and `lidar2cam`, or `lidar2img`.
+        count: Number of images.
 
     Raises:
-        ValueError: If it has neither for each image.
+        ValueError: If it has neither for every image.
     """
     found = [np.asarray(sample.get(name)) for name in ('cam2img', 'lidar2cam', 'lidar2img')]
     fits = [matrix.ndim == 3 and len(matrix) == count for matrix in found]
@@ -159,15 +159,15 @@ def draw_cameras(
     boxes: Comparison,
     width: int = CAMERA_WIDTH,
 ) -> np.ndarray:
-    """All cameras, with removed keys tinted and the boxes of both models.
+    """Draws all cameras, with removed keys tinted and the boxes of both models.
 
     Args:
-        images: RGB.
-        sample: Says where the cameras are, see `projections`.
-        names: Of the cameras.
-        stages: [N_k], see `removal_stages`.
-        boxes: What to draw.
-        width: Pixels that each camera is wide in the picture, if there are several side by side.
+        images: Camera images, RGB.
+        sample: Data sample with the camera matrices; see `projections`.
+        names: Names of the cameras.
+        stages: Stages of all keys [N_k], from `removal_stages`.
+        boxes: Boxes of both models.
+        width: Width of each camera in the picture in pixels, if there are several side by side.
     """
     seen = sample.get('batch_input_shape', images[0].shape[:2])
     width = max(width, -(-LEAST_WIDTH // columns_of(len(images))))
@@ -185,7 +185,7 @@ def draw_cameras(
 def draw_keys(
     image: np.ndarray, cells: np.ndarray, colors: dict[int, Color], side: int, width: int
 ) -> tuple[np.ndarray, float]:
-    """An image of `width` pixels with removed keys tinted, and how much larger it is; see `keys.tint_removed`."""
+    """Scales an image to `width` pixels and tints removed keys (`keys.tint_removed`); also returns the scale."""
     scale = width / image.shape[1]
     size = (width, round(scale * image.shape[0]))
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -193,12 +193,12 @@ def draw_keys(
 
 
 def draw_from_above(boxes: Comparison, truth: Boxes | None, size: int) -> np.ndarray:
-    """Boxes of both models from above, over the ground truth; what has no partner is filled.
+    """Draws the boxes of both models from above, over the ground truth; boxes without a partner are filled.
 
     Args:
-        boxes: What to draw.
-        truth: Drawn as grey areas, or None.
-        size: Pixels.
+        boxes: Boxes of both models.
+        truth: Annotated boxes, drawn as grey areas, or None.
+        size: Side length of the picture in pixels.
     """
     canvas = bird_eye_canvas(size, REACH)
     if truth is not None:
@@ -221,7 +221,7 @@ def _fill(canvas: np.ndarray, boxes: Boxes, color: Color, opacity: float) -> Non
 
 
 def label_image(image: np.ndarray, text: str) -> None:
-    """Writes `text` into the upper left corner."""
+    """Writes `text` into the upper left corner of an image."""
     for color, thickness in (((0, 0, 0), 3), (TEXT, 1)):
         cv2.putText(image, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
 
@@ -235,20 +235,20 @@ def draw_upgrade(
     images: Mapping[str, Mapping[str, Any]] | None = None,
     threshold: float = 0.3,
 ) -> None:
-    """Writes one picture: the cameras, the scene from above, and what the colours mean.
+    """Writes one picture: the cameras, the scene from above, and a legend of the colours.
 
     Args:
         path: File to write.
-        inputs: [N, 3, H, W], un-normalised BGR images of the sample.
-        before: Baseline prediction with `pred_instances_3d`, and where the cameras are (see `projections`).
+        inputs: BGR images of the sample [N, 3, H, W], not normalized.
+        before: Prediction of the baseline with `pred_instances_3d` and the camera matrices (see `projections`).
         after: Prediction of the pruned model.
-        kept: Per decoder layer, the original ids [K] of the keys it reads.
-        images: Of the sample's info, for the names of the cameras.
-        threshold: Boxes below this score are left out.
+        kept: Original ids [K] of the keys that each decoder layer reads.
+        images: ``images`` of the sample's info, for the names of the cameras, or None.
+        threshold: Score below which boxes are left out.
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If keys or cameras are not known well enough to draw them.
+        ValueError: If keys cannot be assigned to image cells, or camera matrices are missing.
     """
     stages = removal_stages([ids.cpu().numpy() for ids in kept])
     first, last = confident_boxes(before, threshold), confident_boxes(after, threshold)

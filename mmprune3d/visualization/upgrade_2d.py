@@ -1,4 +1,4 @@
-"""One image before and after key pruning, for detectors of boxes in images: what was removed when, and both boxes."""
+"""One image before and after key pruning, for 2D detectors: the removed keys, and the boxes of both models."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .legend import TRUTH, draw_legend
 from .upgrade import LEAST_WIDTH, Boxes, Comparison, camera_images, draw_keys, join_nearest, label_image
 
 OVERLAP = 0.5
-"""Intersection over union from which on two boxes of a class are the same object."""
+"""Intersection over union at which two boxes of a class count as the same object."""
 
 
 def found_boxes(sample: BaseDataElement, threshold: float) -> Boxes:
-    """Predicted boxes [N, 4] (left, top, right, bottom in pixels of the original image) from a score on."""
+    """Predicted boxes [N, 4] (left, top, right, bottom in pixels of the original image) with at least this score."""
     found = sample.pred_instances
     keep = (found.scores >= threshold).cpu().numpy()
     corners = getattr(found.bboxes, 'tensor', found.bboxes).cpu().numpy().reshape(-1, 4)
@@ -29,21 +29,21 @@ def found_boxes(sample: BaseDataElement, threshold: float) -> Boxes:
 
 
 def true_boxes(instances: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """[N, 4] in pixels of the original image; crowds and what else is ignored are left out."""
+    """Annotated boxes [N, 4] in pixels of the original image, without crowds and other ignored boxes."""
     rows = [instance['bbox'] for instance in instances if 'bbox' in instance and not instance.get('ignore_flag')]
     return np.array(rows, float).reshape(-1, 4)
 
 
 def match_boxes_2d(first: Boxes, second: Boxes, overlap: float = OVERLAP) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes have a partner of their class in the other list; those that overlap most are joined first.
+    """Marks boxes that have a partner of their class in the other list; largest overlaps are matched first.
 
     Args:
-        first: N boxes, see `found_boxes`.
-        second: M boxes.
+        first: List of N boxes, from `found_boxes`.
+        second: List of M boxes.
         overlap: Smallest intersection over union of partners.
 
     Returns:
-        Masks [N] and [M].
+        Masks [N] and [M], True for boxes with a partner.
     """
     a, b = first.corners[:, None].astype(float), second.corners[None].astype(float)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -63,20 +63,20 @@ def draw_upgrade_2d(
     info: Mapping[str, Any] | None = None,
     threshold: float = 0.3,
 ) -> None:
-    """Writes one picture: the image with both models' boxes, and what the colours mean.
+    """Writes one picture: the image with the boxes of both models, and a legend of the colours.
 
     Args:
         path: File to write.
-        inputs: [3, H, W], the un-normalised BGR image as the network gets it.
-        before: Baseline prediction with `pred_instances`, whose boxes are in the original image.
+        inputs: BGR image [3, H, W] as the network gets it, not normalized.
+        before: Prediction of the baseline with `pred_instances`, whose boxes are in the original image.
         after: Prediction of the pruned model.
-        kept: Per decoder layer, the original ids [K] of the keys it reads.
-        info: The sample's info; its `instances` are drawn as annotated.
-        threshold: Boxes below this score are left out.
+        kept: Original ids [K] of the keys that each decoder layer reads.
+        info: Info of the sample, whose `instances` are drawn as annotated boxes, or None.
+        threshold: Score below which boxes are left out.
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If the keys are not those of one feature map.
+        ValueError: If the keys do not form one feature map.
     """
     stages = removal_stages([ids.cpu().numpy() for ids in kept])
     first, last = found_boxes(before, threshold), found_boxes(after, threshold)
@@ -87,7 +87,7 @@ def draw_upgrade_2d(
     (image,) = camera_images(inputs[None])
     (cells,), side = cells_of(stages, 1, *after.get('batch_input_shape', image.shape[:2]))
     picture, scale = draw_keys(image, cells, stage_colors(stages), side, max(LEAST_WIDTH, image.shape[1]))
-    # rows that pad the image have keys, but are not shown
+    # Rows that pad the image have keys but are not shown.
     shown = cells[: -(-image.shape[0] // side), : -(-image.shape[1] // side)]
     zoom = scale * np.tile(np.asarray(after.get('scale_factor', (1.0, 1.0)), float)[:2], 2)
     _draw(picture, truth * zoom, TRUTH, 5)

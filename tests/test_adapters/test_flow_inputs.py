@@ -121,7 +121,7 @@ def test_queries_and_keys_are_ranked_among_themselves(rounds):
 def test_networks_whose_end_is_not_found():
     model = Attentive()
     batch = dict(inputs=torch.randn(2, 5, 3))
-    for head, message in ((None, "gives no tensors in mode='tensor': say with head="), ('spare', 'did not run when')):
+    for head, message in ((None, "gives no tensors in mode='tensor': set head="), ('spare', 'did not run when')):
         model.spare = nn.Identity()
         with linear_flow(model), pytest.raises(ValueError, match=message):
             flow_outputs(model, batch, FusionMap(ATTENTIVE.groups, head=head))

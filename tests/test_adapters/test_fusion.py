@@ -159,7 +159,7 @@ def test_mvxnet_whose_fusion_is_inside_of_the_voxel_encoder():
             assert alive == {'camera', 'lidar', 'fusion'} - {modality}
             assert features.any() == (modality == 'camera') and maps[0].any() == (modality == 'lidar')
             assert len(features) == 2 * num_voxels == len(points[0])
-    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer here.*groups=dict'):
+    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer, which.*groups=dict'):
         fusion.fusion_map(DynamicMVXFasterRCNN(fusion_layer=False))
 
 
@@ -283,10 +283,10 @@ def test_raw_data_of_a_masked_modality_can_be_hidden_from_the_others():
         ),
         (
             dict(groups=dict(GROUPS, fusion='fusion_layer')),
-            'no group names bbox_head; groups are camera, lidar, fusion',
+            'these modules are in no group: bbox_head; groups are camera, lidar, fusion',
         ),
-        (dict(groups=GROUPS, interfaces=dict(radar='x')), "'radar' is no group; valid are camera, lidar, fusion"),
-        (dict(groups=GROUPS, interfaces=dict(lidar='x')), "no method or module 'x', where 'lidar' should end"),
+        (dict(groups=GROUPS, interfaces=dict(radar='x')), "'radar' is not a group; valid are camera, lidar, fusion"),
+        (dict(groups=GROUPS, interfaces=dict(lidar='x')), "no method or module 'x' for the stream of 'lidar'"),
     ],
 )
 def test_maps_that_do_not_fit(given, message):
@@ -297,7 +297,7 @@ def test_maps_that_do_not_fit(given, message):
 def test_unknown_modalities_and_streams_that_end_in_something_else():
     model, names = small()
     with (
-        pytest.raises(ValueError, match="unknown modality 'radar'; with an interface are camera, lidar"),
+        pytest.raises(ValueError, match="unknown modality 'radar'; those with an interface are camera, lidar"),
         masked(model, 'radar', names),
     ):
         pass

@@ -190,14 +190,14 @@ class TestOtherAddresses:
 
     def test_an_unknown_name_lists_similar_ones(self, monkeypatch, tmp_path):
         monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
-        with pytest.raises(
-            UnreadableCheckpointError, match=r'knows no model of this name; similar are .*resnet50_caffe'
-        ):
+        with pytest.raises(UnreadableCheckpointError, match=r'has no model of this name; similar are .*resnet50_caffe'):
             local_file('open-mmlab://resnet50_cafe')
 
     def test_an_unknown_kind_lists_the_valid_ones(self):
         for read in (local_file, lambda address: load_checkpoint(nn.Linear(3, 3), address)):
-            with pytest.raises(UnreadableCheckpointError, match=r'ftp://host/w.pth: .* not known; valid .*https://'):
+            with pytest.raises(
+                UnreadableCheckpointError, match=r'ftp://host/w.pth: .* not supported; valid .*https://'
+            ):
                 read('ftp://host/w.pth')
 
 

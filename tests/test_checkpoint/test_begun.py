@@ -72,7 +72,7 @@ def test_the_same_training_goes_on(folder: Path, changes: dict[str, Any]) -> Non
 def test_another_training_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
-        ValueError, match=rf'run holds work that was begun otherwise \(.*{named}.*choose another folder'
+        ValueError, match=rf'run has results of a run with other settings \(.*{named}.*choose another folder'
     ):
         go_on(training(**changes), folder, folder.parent / 'start.pth')
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -83,14 +83,14 @@ def test_other_weights_under_the_same_name_are_refused(folder: Path) -> None:
     start.rename(folder.parent / 'renamed.pth')
     go_on(training(), folder, folder.parent / 'renamed.pth')
     torch.save({'w': torch.ones(3)}, start)
-    with pytest.raises(ValueError, match=r'\(with other weights\)'):
+    with pytest.raises(ValueError, match=r'\(other initial weights\)'):
         go_on(training(), folder, start)
 
 
 @pytest.mark.parametrize('text', [None, '', '{"checkp', '[]'])
 def test_a_folder_that_does_not_say_is_refused(folder: Path, text: str | None) -> None:
     (folder / begun.FILE).unlink() if text is None else (folder / begun.FILE).write_text(text)
-    with pytest.raises(ValueError, match=r'no begun\.json that says which: .* remove this one'):
+    with pytest.raises(ValueError, match=r'no begun\.json with its settings: .* remove this one'):
         go_on(training(), folder, folder.parent / 'start.pth')
 
 

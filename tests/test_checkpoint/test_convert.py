@@ -86,7 +86,7 @@ def test_weights_of_others_are_refused_in_one_message() -> None:
     state = weights() | {'pts_bbox_head.fpe.conv_reduce.weight': torch.ones(1), 'foo.bar': torch.ones(1)}
     with pytest.raises(ValueError, match=r'(?s)2 of \d+ keys.*fpe\.conv_reduce.*foo\.bar.*convention="petr"'):
         convert_state_dict(state, 'petr-official')
-    with pytest.raises(ValueError, match='no PETR head'):
+    with pytest.raises(ValueError, match='not a PETR head'):
         convert_state_dict({'img_backbone.conv1.weight': torch.ones(1)}, 'petr-official')
     with pytest.raises(ValueError, match='8 rows'):
         convert_state_dict({'pts_bbox_head.reg_branches.0.4.bias': torch.ones(8)}, 'petr-official')

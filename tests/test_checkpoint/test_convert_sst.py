@@ -218,7 +218,7 @@ def test_heads_of_other_sizes_are_refused(center, anchor):
     key = 'bbox_head.task_heads.0.task_head.dim.1.weight'
     with pytest.raises(ValueError, match=r'dim\.1\.weight has 2 rows; 3 are expected'):
         convert_sst({**center.state_dict(), key: torch.ones(2, 8, 3, 3)})
-    with pytest.raises(ValueError, match='come in pairs'):
+    with pytest.raises(ValueError, match='it must be even'):
         convert_sst({**anchor.state_dict(), 'bbox_head.conv_dir_cls.weight': torch.ones(10, 8, 1, 1)})
     with pytest.raises(ValueError, match=r'conv_reg\.weight has 54 rows; 42 are expected'):
         convert_sst({**anchor.state_dict(), 'bbox_head.conv_reg.weight': torch.ones(54, 8, 1, 1)})
@@ -229,7 +229,7 @@ def test_anchor_heads_of_other_angles_are_refused():
     check_meta({})
     check_meta({'config': text.format('[0, 1.57]', 0.7854)})
     check_meta({'config': "bbox_head=dict(type='CenterHead', rotations=[0], dir_offset=0)"})
-    with pytest.raises(ValueError, match=r'has rotations \(0\.0, 0\.78, 1\.57\); \(0\.0, 1\.57\) can'):
+    with pytest.raises(ValueError, match=r'has rotations \(0\.0, 0\.78, 1\.57\); only \(0\.0, 1\.57\) can'):
         check_meta({'config': text.format('[\n    0, 0.78, 1.57]', 0.7854)})
     with pytest.raises(ValueError, match=r'has dir_offset \(-0\.7854,\)'):
         check_meta({'config': text.format('(0, 1.57)', -0.7854)})

@@ -41,5 +41,5 @@ def test_shared_branches_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_weights_that_overflow_are_refused() -> None:
-    with pytest.raises(ValueError, match='scale does not fit into float16'):
+    with pytest.raises(ValueError, match='scale has values that are too large for float16'):
         half_weights({'scale': torch.tensor([1e6])})

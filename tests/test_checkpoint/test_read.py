@@ -191,12 +191,12 @@ FILES = {
     'truncated legacy': (truncated_legacy, 'damaged or was cut off'),
     'truncated safetensors': (truncated_safetensors, 'was cut off'),
     'a damaged weight': (damaged, '1 of its parts'),
-    'a whole model': (lambda w, p: torch.save(nn.Linear(2, 2), p), r'whole object of the class torch\.nn\S*\.Linear'),
+    'a whole model': (lambda w, p: torch.save(nn.Linear(2, 2), p), r'pickled object of the class torch\.nn\S*\.Linear'),
     'a whole model, legacy': (lambda w, p: legacy(nn.Linear(2, 2), p), r'class torch\.nn\S*\.Linear'),
     'a whole model, protocol 4': (lambda w, p: torch.save(nn.Linear(2, 2), p, pickle_protocol=4), r'class torch\.nn'),
     'protocol 4': (lambda w, p: torch.save(w, p, pickle_protocol=4), 'pickle protocol 4'),
-    'a program': (lambda w, p: torch.save({'state_dict': w, 'x': Runs()}, p), r'holds posix\.getcwd'),
-    'foreign objects': (lambda w, p: torch.save({'model': w, 'at': Path('a')}, p), r'holds pathlib'),
+    'a program': (lambda w, p: torch.save({'state_dict': w, 'x': Runs()}, p), r'contains posix\.getcwd'),
+    'foreign objects': (lambda w, p: torch.save({'model': w, 'at': Path('a')}, p), r'contains pathlib'),
     'TorchScript': (lambda w, p: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(p)), 'TorchScript'),
     'a web page': (lambda w, p: p.write_text('<html><title>404 Not\n found</title>'), r"web page \('404 Not found'\)"),
     'an answer': (
@@ -219,10 +219,10 @@ FILES = {
     'ONNX': (lambda w, p: p.write_bytes(b'\x08\x0a\x12\x07pytorch\x1a\x062.13.0'), 'ONNX model'),
     'noise': (
         lambda w, p: p.write_bytes(np.random.default_rng(0).bytes(999)),
-        r'no known format \(its first bytes are',
+        r'an unknown format \(its first bytes are',
     ),
-    'a list': (lambda w, p: torch.save([1, 2], p), 'holds a list'),
-    'a tensor': (lambda w, p: torch.save(torch.ones(2), p), 'holds a Tensor'),
+    'a list': (lambda w, p: torch.save([1, 2], p), 'contains a list'),
+    'a tensor': (lambda w, p: torch.save(torch.ones(2), p), 'contains a Tensor'),
     'an optimizer': (
         lambda w, p: torch.save({'optimizer': {'state': {}}, 'epoch': 1}, p),
         'no weights, but optimizer, epoch',
@@ -295,7 +295,7 @@ class TestMMEngine:
 
     def test_its_message_is_ours(self, weights, tmp_path):
         torch.save(nn.Linear(2, 2), tmp_path / 'w.pth')
-        with pytest.raises(UnreadableCheckpointError, match='whole object'):
+        with pytest.raises(UnreadableCheckpointError, match='pickled object'):
             load_checkpoint(nn.Linear(2, 2), str(tmp_path / 'w.pth'))
 
     def test_weights_under_another_name_are_loaded(self, model, weights, tmp_path):

@@ -70,11 +70,11 @@ def test_halves_are_not_taken_for_whole(tmp_path: Path, size: int, monkeypatch):
     (tmp_path / LAST).write_text(str(third))
     assert not is_whole(third)
     assert newest_whole_checkpoint(tmp_path) == second
-    assert 'not whole' in told[0] and str(third) in told[0] and f'going on from {second}' in told[0]
+    assert 'not complete' in told[0] and str(third) in told[0] and f'resuming from {second}' in told[0]
     second.unlink()
     (tmp_path / 'epoch_1.pth').unlink()
     assert newest_whole_checkpoint(tmp_path) is None
-    assert 'no other one' in told[1]
+    assert 'no other checkpoint' in told[1]
 
 
 @pytest.mark.parametrize('name', ['', '\0\0\0', 'epoch_'])
@@ -119,7 +119,7 @@ def test_resume_with_nothing_whole_does_not_begin_with_random_weights(tmp_path: 
     folder = tmp_path / 'run'
     train(folder, 1)
     cut(folder / 'epoch_1.pth', 5000)
-    with pytest.raises(ValueError, match=r'none of the checkpoints is whole.*remove last_checkpoint'):
+    with pytest.raises(ValueError, match=r'none of the checkpoints is complete.*remove last_checkpoint'):
         train(folder, 2, resume=True)
     (folder / LAST).unlink()
     assert train(folder, 1, resume=True).epoch == 1  # as mmengine has it

@@ -172,8 +172,8 @@ def test_bad_input_is_named(scale: Any) -> None:
         scale(state, 5, 1)
     with pytest.raises(ValueError, match='tau is for 4 heads, not 2'):
         scale(state, 2, 1)
-    with pytest.raises(ValueError, match='no attention of SST'):
+    with pytest.raises(ValueError, match='no attention layer of SST'):
         scale({'linear.weight': torch.ones(1)}, HEADS, 1)
     part = {key: tensor for key, tensor in state.items() if key != LAYERS[1] + 'out_proj.bias'}
-    with pytest.raises(ValueError, match='lacks ' + re.escape(LAYERS[1] + 'out_proj.bias')):
+    with pytest.raises(ValueError, match='the state dict has no ' + re.escape(LAYERS[1] + 'out_proj.bias')):
         scale(part, HEADS, 1)

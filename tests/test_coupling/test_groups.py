@@ -139,13 +139,13 @@ TRICKY = {
         4,
         'mixed with others before last',
     ),
-    'group norm': (nn.GroupNorm(2, 8), 8, 'seen by middle'),
+    'group norm': (nn.GroupNorm(2, 8), 8, 'read by middle'),
     'layer norm': (Lambda(lambda _, x: nn.functional.layer_norm(x, x.shape[1:])), 8, 'mixed with others'),
-    'grouped convolution': (nn.Conv2d(8, 8, 1, groups=2), 8, 'seen by middle'),
-    'trained scale': (Lambda(lambda self, x: x * self.scale, scale=torch.rand(8, 1, 1)), 8, 'seen by middle'),
-    'shuffle': (nn.ChannelShuffle(2), 8, 'in an order at last'),
-    'only some are read': (Lambda(lambda _, x: x[:, :5]), 5, 'in an order at last'),
-    'nobody reads': (Lambda(lambda _, x: x.detach().clone().fill_(1)), 8, 'nobody reads it'),
+    'grouped convolution': (nn.Conv2d(8, 8, 1, groups=2), 8, 'read by middle'),
+    'trained scale': (Lambda(lambda self, x: x * self.scale, scale=torch.rand(8, 1, 1)), 8, 'read by middle'),
+    'shuffle': (nn.ChannelShuffle(2), 8, 'arrive at last in an unknown order'),
+    'only some are read': (Lambda(lambda _, x: x[:, :5]), 5, 'arrive at last in an unknown order'),
+    'nobody reads': (Lambda(lambda _, x: x.detach().clone().fill_(1)), 8, 'no layer reads it'),
 }
 
 
@@ -172,13 +172,13 @@ def test_what_is_added_to_something_that_keeps_its_width_stays(middle):
         def forward(self, x):
             return self.last(self.first(x) + self.middle(x)[:, :8])
 
-    with pytest.raises(ValueError, match=r'together with what no plain layer makes|of another width'):
+    with pytest.raises(ValueError, match=r'together with channels that cannot be sliced|of another width'):
         find_channel_groups(Sliced(middle), run(torch.randn(1, 3, 4, 4)))
 
 
 def test_concatenated_twice_makes_two_runs():
     model = Tricky(Lambda(lambda _, x: torch.cat([x, x[:, :1] * 0 + 1, x], 1).relu()), 17)
-    with pytest.raises(ValueError, match='in an order'):  # one channel is read a third time, between the two runs
+    with pytest.raises(ValueError, match='in an unknown order'):  # one channel is read once more, between both runs
         find_channel_groups(model, run(torch.randn(1, 3, 4, 4)))
     model = Tricky(Lambda(lambda _, x: torch.cat([x, x.new_ones(1, 1, 4, 4), x], 1).relu()), 17)
     (group,) = find_channel_groups(model, run(torch.randn(1, 3, 4, 4))).groups

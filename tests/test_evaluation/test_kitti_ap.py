@@ -273,7 +273,7 @@ def test_numbers_of_frames_that_stop_mmdet3d() -> None:
         ([frame(row(0))], [frame()], ['Tram'], ['3d'], 'valid are one or more of Car, Pedestrian, Cyclist'),
         ([frame(row(0))], [frame()], [], ['3d'], 'valid are one or more of Car, Pedestrian, Cyclist'),
         ([frame(row(0))], [frame()], ['Car'], ['aos'], 'valid are one or more of bbox, bev, 3d'),
-        ([frame(row(0))], [frame()] * 2, ['Car'], ['3d'], '1 frames of ground truth and 2 of detections'),
+        ([frame(row(0))], [frame()] * 2, ['Car'], ['3d'], '1 frames of ground truth but 2 of detections'),
         ([frame()] * 2, [frame()] * 2, ['Car'], ['3d'], 'none of the 2 frames'),
         ([], [], ['Car'], ['3d'], 'none of the 0 frames'),
     ],

@@ -203,7 +203,7 @@ def test_enlarging_repeats_and_crops() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     feats, coords = torch.zeros(2, 8), torch.zeros(2, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match='in_channels=32 of tokens with 16 features'):
+    with pytest.raises(ValueError, match='in_channels=32, but tokens have 16 features'):
         HaltingUNet(32, 16)
     with pytest.raises(ValueError, match='token_channels=10, but tokens have 8'):
         HaltingUNet(6, 10)(feats, coords, 1, (4, 4))

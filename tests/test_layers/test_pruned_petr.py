@@ -114,7 +114,7 @@ def test_in_model_pruning_stays() -> None:
     head = build(head_config(transformer=in_model(r=14)))
     before = head(features(), METAS)['all_cls_scores']
     assert not adapters.is_attached(head)
-    with pytest.raises(ValueError, match=r'the model prunes by itself \(TgGBCPlan\(r=14, n=2'):
+    with pytest.raises(ValueError, match=r'the config of the model already sets TgGBCPlan\(r=14, n=2'):
         adapters.attach(head, TgGBCPlan(r=3))
     adapters.detach(head)
     assert torch.equal(head(features(), METAS)['all_cls_scores'], before)

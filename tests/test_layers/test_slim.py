@@ -84,8 +84,8 @@ def test_one_layer_under_two_names():
 @pytest.mark.parametrize(
     ('structure', 'message'),
     [
-        ({'2.weight': (1,)}, 'names 1 tensors that the model has not: 2.weight; .* this one has 0.weight, 0.bias'),
-        ({'0.scale': (1,)}, 'tensors that the model has not: 0.scale'),
+        ({'2.weight': (1,)}, 'names 1 tensors that are not in the model: 2.weight; .* this one has 0.weight, 0.bias'),
+        ({'0.scale': (1,)}, 'tensors that are not in the model: 0.scale'),
         ({'0.weight': (5, 3, 1, 1)}, r'0.weight: cannot make \[5, 3, 1, 1\] of \[4, 3, 1, 1\]'),
         ({'0.weight': (0, 3, 1, 1)}, r'cannot make \[0, 3, 1, 1\]'),
         ({'0.weight': (3, 4)}, r'cannot make \[3, 4\]'),

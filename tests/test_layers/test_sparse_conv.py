@@ -313,7 +313,7 @@ def test_an_inverse_convolution_goes_back_through_a_pool():
     middle = pool(tensor)
     back = up(middle)
     assert back.indices is tensor.indices and back.features.shape[1] == 4
-    with pytest.raises(ValueError, match="indice_key 'pooled' of a SparseMaxPool3d exists already"):
+    with pytest.raises(ValueError, match="indice_key 'pooled' of a SparseMaxPool3d is already used"):
         pool(middle)
 
 

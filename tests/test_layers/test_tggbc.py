@@ -231,7 +231,7 @@ def test_query_pruning(decoder: PETR3DDecoder, branches: nn.ModuleList, settings
 
 def test_query_pruning_needs_the_last_layer_alone(decoder: PETR3DDecoder, branches: nn.ModuleList) -> None:
     decoder.key_pruner = TgGBCKeyPruner(TgGBCPlan(r=0, q=3), LAYERS)
-    with pytest.raises(ValueError, match='only where the last layer alone gives the result'):
+    with pytest.raises(ValueError, match='only with all_layers=False, the last layer alone'):
         decoder(*inputs(1), score_fn=score_by(branches))
 
 

@@ -79,7 +79,7 @@ def test_the_config_can_be_built_again_and_with_what_init_model_sets(structure):
 
 
 def test_other_overrides_reach_the_detector(structure):
-    with pytest.raises(ValueError, match='BEVFusion3D has no train_cfg'):
+    with pytest.raises(ValueError, match='BEVFusion3D takes no train_cfg'):
         SlimDetector(bevfusion_config(), structure, train_cfg={'a': 1})
 
 
@@ -103,7 +103,7 @@ def test_dense_weights_do_not_fit(dense, structure, tmp_path):
 
 
 def test_a_structure_of_another_model(structure):
-    with pytest.raises(ValueError, match=r'tensors that the model has not: backbone.weight'):
+    with pytest.raises(ValueError, match=r'tensors that are not in the model: backbone.weight'):
         SlimDetector(bevfusion_config(), {**structure, 'backbone.weight': [3]})
 
 

@@ -122,7 +122,7 @@ def test_points_that_are_nowhere_are_outside() -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     depth, context, cells = frustum()
-    with pytest.raises(ValueError, match=r'context must be \[B, N, C, h, w\] and not \[2, 3, 6, 2, 3\]'):
+    with pytest.raises(ValueError, match=r'context must be \[B, N, C, h, w\] but is \[2, 3, 6, 2, 3\]'):
         bev_pool(depth, context[..., :3], cells, SHAPE)
-    with pytest.raises(ValueError, match=r'cells \[2, 3, 5, 2, 4\] and not \[2, 3, 4, 2, 4\]'):
+    with pytest.raises(ValueError, match=r'cells must be \[2, 3, 5, 2, 4\] but is \[2, 3, 4, 2, 4\]'):
         bev_pool(depth, context, cells[:, :, :4], SHAPE)

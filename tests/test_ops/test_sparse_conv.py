@@ -159,7 +159,7 @@ def test_autocast_does_not_round():
 
 def test_bad_input_is_named():
     sites = some_sites()
-    with pytest.raises(ValueError, match='odd sizes'):
+    with pytest.raises(ValueError, match='must be odd'):
         submanifold_rulebook(sites, SHAPE, BATCH, (3, 2, 3), ONES)
     with pytest.raises(ValueError, match='twice'):
         submanifold_rulebook(torch.cat([sites, sites[:1]]), SHAPE, BATCH, (3, 3, 3), ONES)
@@ -169,7 +169,7 @@ def test_bad_input_is_named():
             submanifold_rulebook(outside, SHAPE, BATCH, (3, 3, 3), ONES)
         with pytest.raises(ValueError, match='not all inside 3 grids'):
             strided_rulebook(outside, SHAPE, BATCH, (3, 3, 3), ONES, ONES, ONES)
-    with pytest.raises(ValueError, match='does not fit into the grid'):
+    with pytest.raises(ValueError, match='is larger than the grid'):
         strided_rulebook(sites, SHAPE, BATCH, (3, 7, 3), ONES, ZEROS, ONES)
 
 
@@ -179,5 +179,5 @@ def test_numbers_that_do_not_fit_the_rulebook(change):
     rulebook: Rulebook = submanifold_rulebook(sites, SHAPE, BATCH, (3, 3, 3), ONES)
     features, weight, _ = some_numbers(sites, (3, 3, 1) if change == 'kernel' else (3, 3, 3))
     features = {'rows': features[1:], 'channels': features[:, 1:]}.get(change, features)
-    with pytest.raises(ValueError, match='do not fit'):
+    with pytest.raises(ValueError, match='do not match'):
         sparse_conv(features, weight, None, rulebook)

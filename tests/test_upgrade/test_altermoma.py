@@ -173,16 +173,16 @@ def test_masked_weights_are_zero_and_counted(small: tuple[Path, Path], tmp_path:
 def test_another_plan_in_the_same_folder_is_an_error(small: tuple[Path, Path], tmp_path: Path) -> None:
     run_fusion_upgrade(*small, pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK)
     report = (tmp_path / 'out' / 'report.json').read_bytes()
-    other = r'out/pruned holds work that was begun otherwise \(pruning.seed was 0, is 1\): choose another folder'
+    other = r'out/pruned has results of a run with other settings \(pruning.seed was 0, is 1\): choose another folder'
     with pytest.raises(ValueError, match=other):
         run_fusion_upgrade(*small, pruning_of(TEXTS['channels'] + ',seed=1'), tmp_path / 'out', {}, **QUICK)
-    with pytest.raises(ValueError, match=r'out/finetune holds work .* \(optim_wrapper.optimizer.lr was'):
+    with pytest.raises(ValueError, match=r'out/finetune has results .* \(optim_wrapper.optimizer.lr was'):
         slower = FusionPruning(pruning_of(TEXTS['channels']).plan, None, 0.125)
         run_fusion_upgrade(*small, slower, tmp_path / 'out', {}, **QUICK)
     data = torch.load(small[1], weights_only=True)
     data['state_dict']['bbox_head.weight'] += 1
     torch.save(data, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'out/pruned holds work .* \(with other weights\)'):
+    with pytest.raises(ValueError, match=r'out/pruned has results .* \(other initial weights\)'):
         run_fusion_upgrade(
             small[0], tmp_path / 'other.pth', pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK
         )

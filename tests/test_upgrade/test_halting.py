@@ -115,7 +115,7 @@ def test_bounds_have_the_mean_that_is_asked_for(sparsity: float, blocks: int) ->
 
 def test_gates_want_enough_features_and_blocks() -> None:
     assert HaltingPlan(0.89).gates(128, 4)[0]['bounds'] == (0.8, 0.8)
-    with pytest.raises(ValueError, match='in_channels=32 of tokens with 16'):
+    with pytest.raises(ValueError, match='in_channels=32, but tokens have 16'):
         HaltingPlan(0.5).gates(16, 4)
     with pytest.raises(ValueError, match='1 block'):
         HaltingPlan(0.5).gates(64, 1)
@@ -134,6 +134,6 @@ def test_the_fine_tuning_of_another_plan_is_refused(
 ) -> None:
     before = (report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()
     halting = HaltingUpgrade(HaltingPlan.parse(text), **settings)
-    with pytest.raises(ValueError, match=rf'finetune holds work that was begun otherwise \(.*{named}'):
+    with pytest.raises(ValueError, match=rf'finetune has results of a run with other settings \(.*{named}'):
         run_halting_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, report, {}, 1, 1, 0)
     assert ((report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()) == before

@@ -81,7 +81,7 @@ def test_samples_with_different_cameras_stand_below_each_other(monkeypatch):
 
 
 def test_a_missing_image_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'none\.jpg does not exist or is no image'):
+    with pytest.raises(FileNotFoundError, match=r'none\.jpg does not exist or is not an image'):
         contact_sheets._read(str(tmp_path / 'none.jpg'))
 
 

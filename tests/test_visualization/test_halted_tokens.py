@@ -112,5 +112,5 @@ def test_sparsity_curves(tmp_path: Path, figures: list[Figure]) -> None:
     assert min(cv2.imread(str(tmp_path / 'curves.png')).shape[:2]) > 400
     draw_sparsity(tmp_path / 'one.png', {'one': {'foreground': many}}, 'layer')
     assert figures[1].axes[0].lines[0].get_label() == 'foreground'
-    with pytest.raises(ValueError, match='no figures'):
+    with pytest.raises(ValueError, match='no shares'):
         draw_sparsity(tmp_path / 'none.png', {'one': {'foreground': []}}, 'layer')

@@ -1,6 +1,6 @@
 # nuScenes with six cameras and the LiDAR (info files of mmdet3d, version 2): the data of BEVFusion.
-# `RecordAugmentation` keeps the camera matrices as recorded; what the augmentation does to pixels and points goes into
-# `img_aug_matrix` and `lidar_aug_matrix`, which the view transform undoes.
+# `RecordAugmentation` keeps the camera matrices as recorded; the augmentation of pixels and points is stored in
+# `img_aug_matrix` and `lidar_aug_matrix`, which the view transform inverts.
 dataset_type = 'NuScenesDataset'
 data_root = 'data/nuscenes/'
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
@@ -31,7 +31,7 @@ data_prefix = dict(
 )
 backend_args = None
 
-# Images stay uint8 until the data preprocessor: a quarter of the bytes between the worker processes.
+# Images stay uint8 until the data preprocessor, so that worker processes transfer a quarter of the bytes.
 load_images = dict(
     type='LoadMultiViewImageFromFiles', to_float32=False, color_type='color', num_views=6, backend_args=backend_args
 )

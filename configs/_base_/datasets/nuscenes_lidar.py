@@ -49,7 +49,7 @@ test_pipeline = [
 ]
 eval_pipeline = test_pipeline
 
-# Rare classes are shown more often (CBGS): an epoch is about 4.5 times the data.
+# Samples with rare classes are repeated (CBGS), so an epoch has about 4.5 times as many samples as the data.
 train_dataset = dict(
     type='NuScenesDataset',
     data_root='data/nuscenes/',

@@ -1,5 +1,5 @@
-# Waymo Open Dataset, one sweep, three classes. mmdet3d's settings, but intensity and elongation go through a tanh, as
-# SST does it: raw ones have outliers that can make losses NaN.
+# Waymo Open Dataset, one sweep, three classes. mmdet3d's settings, except that a tanh is applied to intensity and
+# elongation, as in SST: the raw values have outliers that can make losses NaN.
 _base_ = ['mmdet3d::_base_/datasets/waymoD5-3d-3class.py']
 class_names = ['Car', 'Pedestrian', 'Cyclist']
 point_cloud_range = [-74.88, -74.88, -2, 74.88, 74.88, 4]
@@ -30,7 +30,7 @@ test_pipeline = [
 ]
 eval_pipeline = test_pipeline
 
-# An epoch is every frame once.
+# An epoch has every frame once.
 train_dataloader = dict(
     batch_size=1,
     num_workers=4,

@@ -1,5 +1,5 @@
-# BEVFusion's LiDAR part with voxels of 0.075 m, and everything behind the fuser: what all sizes share. Configs with
-# cameras add img_backbone, img_neck, view_transform and fusion_layer.
+# BEVFusion's LiDAR stream with voxels of 0.075 m, and all parts behind the fuser, which are the same for all sizes.
+# Configs with cameras add img_backbone, img_neck, view_transform and fusion_layer.
 model = dict(
     type='BEVFusion3D',
     data_preprocessor=dict(

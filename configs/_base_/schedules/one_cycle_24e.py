@@ -1,5 +1,5 @@
-# AdamW and one cycle over 24 epochs: 4e-5, up to 1e-3 in the first tenth, down by a cosine (Dynamic Token Halting,
-# section 6.1). Weight decay and gradient clipping are those of SST. 8 samples per step.
+# AdamW and one cycle over 24 epochs: from 4e-5 to 1e-3 in the first tenth, then down by a cosine (Dynamic Token
+# Halting, section 6.1). Weight decay and gradient clipping are those of SST. 8 samples per step.
 max_epochs = 24
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-"""Cameras: one ray per pixel, shaded from painted ground, facades and coloured triangles."""
+"""Camera sensors: one ray per pixel, shaded from the painted ground, facades and coloured triangles."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .shadows import cast_shadows
 from .world import ActorWorld, StaticWorld
 
 SKY_DEPTH = 1000.0
-"""Depth in metres that sky pixels get."""
+"""Depth in metres that is stored for sky pixels."""
 
 NOISE = 2.2
 """Standard deviation of the sensor noise in grey levels."""
 
 LEAF = 0.11
-"""Size in metres of the clumps of leaves that crowns are grained with."""
+"""Size in metres of the clumps of leaves in the texture of tree crowns."""
 
 TONE = 0.82
-"""Exponent of the tone curve, which lifts shadows as cameras do."""
+"""Exponent of the tone curve, which brightens shadows as real cameras do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What a camera sees.
+    """The output of a camera.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -47,20 +47,20 @@ class Picture:
 
 
 class CameraSensor:
-    """Renders the cameras of one scene.
+    """Renders the images of all cameras of one scene.
 
     Args:
-        static: The town.
-        ground: Its painted ground, in the same light.
-        light: The light.
-        views: The cameras.
+        static: Geometry of the town.
+        ground: Painted ground of the town, in the same light.
+        light: Light of the scene.
+        views: Views of the cameras by channel.
         seed: Seed of sky, exposure differences and noise.
     """
 
     def __init__(
         self, static: StaticWorld, ground: Ground, light: Light, views: dict[str, CameraView], seed: int
     ) -> None:
-        """Prepares everything that stays the same in a scene."""
+        """Computes everything that does not change during a scene."""
         self._static, self._ground, self._views = static, ground, views
         self._daylight = Daylight.from_light(light)
         self._sky = skies.paint_sky(light, self._daylight, seed)
@@ -75,7 +75,7 @@ class CameraSensor:
         self._grain = (np.maximum(noise, 0).round().astype(np.uint8), np.maximum(-noise, 0).round().astype(np.uint8))
 
     def sunlit(self, actors: ActorWorld) -> np.ndarray:
-        """(N,) float32: 1 for actors in the sun, 0.1 for those in the shade of the town."""
+        """Illumination of each actor, (N,) float32: 1 in the sun, 0.1 in the shade of the town."""
         if not actors.states:
             return np.zeros(0, np.float32)
         centers = np.array([state.center for state in actors.states], np.float32)
@@ -84,21 +84,21 @@ class CameraSensor:
         return np.where(blocked, 0.1, 1.0).astype(np.float32)
 
     def actor_colors(self, actors: ActorWorld) -> np.ndarray:
-        """(F, 3) uint8 colours of the triangles of all actors, the same for all cameras."""
+        """Colours of the triangles of all actors, (F, 3) uint8; they are the same for all cameras."""
         sunlit = self.sunlit(actors)[actors.owner]
         return shade_faces(actors.colors, actors.normals, actors.materials, self._daylight, sunlit)
 
     def render(
         self, channel: str, pose: Pose, actors: ActorWorld, colors: np.ndarray, rng: np.random.Generator
     ) -> Picture:
-        """Takes one picture.
+        """Renders one picture.
 
         Args:
-            channel: Key of the camera.
-            pose: Where the car is.
-            actors: The actors near it.
-            colors: Their colours from `actor_colors`.
-            rng: Source of the sensor noise.
+            channel: Channel of the camera.
+            pose: Pose of the car.
+            actors: Actors near the car.
+            colors: Colours of the actors, from `actor_colors`.
+            rng: Random generator of the sensor noise.
         """
         view = self._views[channel]
         image = self._background(view, pose, actors)
@@ -112,14 +112,14 @@ class CameraSensor:
         instances = np.full(len(flat), -1, np.int32)
         instances[pixels] = actors.instances[actors.owner[actor_face]] if len(pixels) else 0
         sky = (depth >= view.limits) & view.above
-        depth[sky] = 0.0  # the panorama is hazy already
+        depth[sky] = 0.0  # the sky panorama already contains the haze
         image = self._finish(view, image, depth * view.lengths, channel, rng)
         depth[sky] = SKY_DEPTH
         shape = (view.height, view.width)
         return Picture(image, instances.reshape(shape), np.minimum(depth, SKY_DEPTH).reshape(shape))
 
     def _background(self, view: CameraView, pose: Pose, actors: ActorWorld) -> np.ndarray:
-        """(H, W, 3) uint8 sky and ground with the shadows of the actors."""
+        """Image (H, W, 3) uint8 of sky and ground with the shadows of the actors."""
         image = np.empty((view.height, view.width, 3), np.uint8)
         columns = view.sky_azimuth + np.float32(pose.yaw)
         columns *= np.float32(skies.WIDTH / (2 * math.pi))
@@ -144,7 +144,7 @@ class CameraSensor:
         depth: np.ndarray,
         origin: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels that show actors and the triangles in them; writes their distances into `depth`."""
+        """Pixels that show actors, and the triangles in them; their distances are written into `depth`."""
         if actors.rays is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int32)
         candidates = view.boxes_mask(pose, actors)
@@ -163,7 +163,7 @@ class CameraSensor:
         depth: np.ndarray,
         face: np.ndarray,
     ) -> None:
-        """Colours pixels that show the town; pixels of actors are painted over later."""
+        """Colours the pixels that show the town; pixels of actors are overwritten later."""
         pixels = np.flatnonzero(face >= 0)
         faces = face[pixels]
         colors = self._static_colors[faces]
@@ -187,7 +187,7 @@ class CameraSensor:
     def _finish(
         self, view: CameraView, image: np.ndarray, distance: np.ndarray, channel: str, rng: np.random.Generator
     ) -> np.ndarray:
-        """Haze, exposure of the camera, softness of the lens, noise of the sensor."""
+        """Applies haze, the exposure of the camera, the blur of the lens and the noise of the sensor."""
         clear = np.exp(distance * np.float32(-1.0 / self._daylight.visibility)).reshape(view.height, view.width)
         haze = np.empty_like(image)
         haze[:] = (self._daylight.horizon * 255).clip(0, 255)
@@ -199,14 +199,14 @@ class CameraSensor:
 
 
 def _leaf_grain(points: np.ndarray) -> np.ndarray:
-    """(N,) uint8 brightness about 128 of leaves at (N, 3) global points, the same wherever they are seen from."""
+    """Brightness of leaves (N,) uint8 about 128 at (N, 3) global points; it does not depend on the view."""
     cells = np.floor(points * np.float32(1 / LEAF)).astype(np.int32)
     mixed = cells[:, 0] * 73856093 ^ cells[:, 1] * 19349663 ^ cells[:, 2] * 83492791
     return (88 + ((mixed ^ (mixed >> 13)) * 40503 >> 8 & 63)).astype(np.uint8)
 
 
 def _exposure(rng: np.random.Generator) -> np.ndarray:
-    """(1, 256, 3) uint8 look-up table of a camera: its own gain and white balance, and the tone curve."""
+    """Look-up table (1, 256, 3) uint8 of a camera: its own gain and white balance, and the tone curve."""
     gain = rng.normal(1.0, 0.04) * rng.normal(1.0, 0.012, 3)
     curve = np.clip((np.linspace(0, 1, 256)[:, None] * gain) ** TONE, 0, 1)
     return (curve * 255).round().astype(np.uint8)[None]

@@ -1,4 +1,4 @@
-"""What follows from a camera's calibration: directions of pixels, where they meet the ground, boxes in the image."""
+"""Quantities that follow from a camera's calibration: viewing directions, ground pixels and rectangles of boxes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .scene import EgoState
 from .world import ActorWorld
 
 NEAR = 0.25
-"""Depth in metres before which nothing is drawn."""
+"""Depth in metres; nothing nearer is drawn."""
 
 FAR = 400.0
-"""Depth in metres behind which nothing is hit."""
+"""Depth in metres; nothing farther is hit."""
 
 _SIGNS = np.array([[sx, sy, sz] for sx in (-1, 1) for sy in (-1, 1) for sz in (-1, 1)], np.float32) / 2
 _EDGES = np.array([(a, b) for a in range(8) for b in range(a) if bin(a ^ b).count('1') == 1])
@@ -25,7 +25,7 @@ _EDGES = np.array([(a, b) for a in range(8) for b in range(a) if bin(a ^ b).coun
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """The car in the global frame: `position` (3,), `yaw` and the 3x3 `rotation` that belongs to it, float32."""
+    """The pose of the car in the global frame: `position` (3,), `yaw` and the 3x3 `rotation` of this yaw, float32."""
 
     position: np.ndarray
     yaw: float
@@ -33,7 +33,7 @@ class Pose:
 
     @classmethod
     def from_ego(cls, ego: EgoState) -> Pose:
-        """The pose of an ego state."""
+        """Converts an ego state to a pose."""
         return cls(np.asarray(ego.position, np.float32), ego.yaw, yaw_matrix(ego.yaw).astype(np.float32))
 
 
@@ -47,18 +47,18 @@ class CameraView:
 
     Attributes:
         horizon: First row of pixels that look below the horizon.
-        limits: (H * W,) depth of the ground in each pixel, at most `FAR`.
-        lengths: (H * W,) length of the direction of each pixel: distance = depth * length.
-        above: (H * W,) whether a pixel looks above the horizon.
-        sky_azimuth: (horizon, W) azimuth of pixels in the ego frame.
-        sky_row: (horizon, W) row of the sky panorama.
+        limits: Depth of the ground in each pixel (H * W,), at most `FAR`.
+        lengths: Length of the direction of each pixel (H * W,): distance = depth * length.
+        above: Whether a pixel looks above the horizon (H * W,).
+        sky_azimuth: Azimuth of pixels in the ego frame (horizon, W).
+        sky_row: Row of the sky panorama for each pixel (horizon, W).
 
     Raises:
-        ValueError: If the camera is tilted.
+        ValueError: If the camera is not level.
     """
 
     def __init__(self, spec: CameraSpec, width: int, height: int) -> None:
-        """Computes the constants."""
+        """Computes the constants of the view."""
         self.width, self.height = width, height
         intrinsic = scaled_intrinsic(spec, width, height)
         self.intrinsic, self.focal = intrinsic, float(intrinsic[0, 0])
@@ -75,7 +75,7 @@ class CameraView:
         reach = directions[self.horizon :, :, :2] * self._ground_depth[:, None, None]
         self._ground = (reach + self._translation[:2]).astype(np.float32)
         far = np.linalg.norm(self._ground, axis=-1).max(axis=1) > NEAR_REACH
-        self._near_row = int(far.sum())  # distances fall from row to row
+        self._near_row = int(far.sum())  # distances decrease from row to row
         self.limits = np.repeat(np.minimum(depth, FAR), width).astype(np.float32)
         self.above = np.repeat(v <= 1e-3, width)
         lengths = np.linalg.norm(directions, axis=-1)
@@ -90,21 +90,22 @@ class CameraView:
         self.sky_row = np.clip(row, 0, skies.HEIGHT - 1.01).astype(np.float32)
 
     def world_origin(self, pose: Pose) -> np.ndarray:
-        """(3,) float32 place of the camera in the global frame."""
+        """Position of the camera in the global frame, (3,) float32."""
         return (pose.rotation @ self._translation + pose.position).astype(np.float32)
 
     def world_directions(self, pose: Pose) -> np.ndarray:
-        """(H * W, 3) float32 directions of all pixels in the global frame, with length 1 along the optical axis."""
+        """Directions of all pixels in the global frame, (H * W, 3) float32, with length 1 along the optical axis."""
         return self._directions @ pose.rotation.T
 
     def ground_rows(self, coarse: GroundMap, near: GroundMap) -> list[tuple[slice, GroundMap, int]]:
-        """Runs of ground rows, counted from the horizon, with the map to take and its level of detail."""
+        """Groups the ground rows (counted from the horizon) by the map and the level of detail to sample."""
         result = []
         for rows, chart in ((slice(0, self._near_row), coarse), (slice(self._near_row, len(self._ground)), near)):
             depth = self._ground_depth[rows]
             if len(depth) == 0:
                 continue
-            # A pixel covers depth / focal across the view, depth / height times more along it: take the mean of both.
+            # A pixel covers depth / focal across the view and depth / height times more along it; the geometric mean of
+            # both selects the level of detail.
             footprint = depth / self.focal * np.sqrt(np.maximum(depth / self._translation[2], 1.0))
             level = np.clip(np.round(np.log2(footprint / chart.resolution) - 0.25), 0, len(chart.levels) - 1).astype(
                 int
@@ -116,22 +117,22 @@ class CameraView:
         return result
 
     def ground_texels(self, pose: Pose, rows: slice, origin: tuple[float, float], texel: float) -> np.ndarray:
-        """(rows, W, 2) float32 map coordinates of ground pixels, centres of texels at integers."""
+        """Map coordinates of ground pixels, (rows, W, 2) float32, with centres of texels at integers."""
         turn = (pose.rotation[:2, :2].T / texel).astype(np.float32)
         shift = (pose.position[:2] - np.asarray(origin, np.float32)) / texel - 0.5
         return self._ground[rows] @ turn + shift.astype(np.float32)
 
     def to_camera(self, points: np.ndarray, pose: Pose) -> np.ndarray:
-        """(..., 3) camera coordinates of (..., 3) global points."""
+        """Transforms global points (..., 3) to camera coordinates (..., 3)."""
         ego = (points - pose.position) @ pose.rotation
         return (ego - self._translation) @ self._rotation
 
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) image coordinates of (..., 3) camera coordinates in front of the camera."""
+        """Projects camera coordinates (..., 3) in front of the camera to image coordinates (..., 2)."""
         return points[..., :2] / points[..., 2:] * self.focal + self.intrinsic[:2, 2]
 
     def boxes_mask(self, pose: Pose, actors: ActorWorld) -> np.ndarray:
-        """Sorted flat indices of pixels inside the image rectangle of any actor's box."""
+        """Sorted flat indices of the pixels inside the image rectangle of any actor's box."""
         sizes = np.array([(s.actor.size[1], s.actor.size[0], s.actor.size[2]) for s in actors.states], np.float32)
         centers = np.array([s.center for s in actors.states])
         corners = np.einsum('nij,nkj->nki', actors.rotations, _SIGNS * sizes[:, None]) + centers[:, None]
@@ -142,10 +143,10 @@ class CameraView:
         return np.flatnonzero(mask)
 
     def rectangles(self, corners: np.ndarray) -> np.ndarray:
-        """(M, 4) int32 (left, top, right, bottom) pixel ranges of those of N boxes that are in the image.
+        """Pixel rectangles (M, 4) int32 (left, top, right, bottom) of the M of N boxes that are in the image.
 
         Args:
-            corners: (N, 8, 3) camera coordinates, ordered as a binary count over the three axes.
+            corners: Camera coordinates (N, 8, 3), ordered as a binary count over the three axes.
         """
         a, b = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]
         crossing = (a[..., 2] > NEAR) != (b[..., 2] > NEAR)

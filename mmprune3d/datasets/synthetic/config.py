@@ -1,4 +1,4 @@
-"""What to generate: the options of the generator, checked."""
+"""Options of the generator of synthetic data sets, with checks of their values."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ MODALITIES = ('camera', 'lidar', 'radar')
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What to generate.
+    """Options of the generator.
 
     Attributes:
         out: Folder of the data set; its parent must be writable.
-        train_scenes: Scenes with official training names, at most 700.
-        val_scenes: Scenes with official validation names, at most 150.
-        samples_per_scene: Keyframes per scene, every half second, 1 to 40.
+        train_scenes: Number of scenes with official training names, at most 700.
+        val_scenes: Number of scenes with official validation names, at most 150.
+        samples_per_scene: Number of keyframes per scene, one every half second, 1 to 40.
         image_size: Width and height of the images in pixels.
-        seed: Any non-negative integer; a scene depends on it, its split and its number only.
-        workers: Processes; the result does not depend on it.
-        sweeps: Recordings between two keyframes, 0 to 9 (4: 10 Hz, 9: 20 Hz).
+        seed: Non-negative integer; a scene depends only on it, its split and its number.
+        workers: Number of processes; the result does not depend on it.
+        sweeps: Number of recordings between two keyframes, 0 to 9 (4: 10 Hz, 9: 20 Hz).
         sweep_sensors: Modalities that record sweeps.
-        sensors: Modalities; 'lidar' is always needed, 'camera' for the info files.
-        infos: Write `nuscenes_infos_{train,val}.pkl` with mmdet3d's converter.
-        overwrite: Replace `out` if it exists.
-        jpeg_quality: 1 to 100.
-        start_method: How processes start: 'spawn', 'fork' or 'forkserver'.
+        sensors: Modalities to record; 'lidar' is always needed, 'camera' for the info files.
+        infos: Whether to write `nuscenes_infos_{train,val}.pkl` with mmdet3d's converter.
+        overwrite: Whether to replace `out` if it exists.
+        jpeg_quality: Quality of the images, 1 to 100.
+        start_method: Start method of processes: 'spawn', 'fork' or 'forkserver'.
     """
 
     out: Path
@@ -47,11 +47,11 @@ class GeneratorConfig:
     start_method: str = 'spawn'
 
     def check(self) -> None:
-        """Check all values.
+        """Checks all values.
 
         Raises:
-            ValueError: If one is out of range; the message says what is valid.
-            FileExistsError: If `out` exists and `overwrite` is off.
+            ValueError: If a value is out of range; the message has the valid range.
+            FileExistsError: If `out` exists and `overwrite` is False.
         """
         from nuscenes.utils import splits
 
@@ -70,7 +70,7 @@ class GeneratorConfig:
             raise ValueError(f'image_size must be at least 16 x 16 pixels, got {self.image_size}')
         self._check_sensors()
         if Path(self.out).exists() and not self.overwrite:
-            raise FileExistsError(f'{self.out} exists; choose another folder or ask for overwriting')
+            raise FileExistsError(f'{self.out} exists; choose another folder or set overwrite=True')
 
     def _check_sensors(self) -> None:
         for name, chosen, valid in (
@@ -81,14 +81,14 @@ class GeneratorConfig:
             if unknown and (name == 'sensors' or self.sweeps):
                 raise ValueError(f'{name}: {", ".join(unknown)} not among {", ".join(valid)}')
         if 'lidar' not in self.sensors:
-            raise ValueError('sensors must contain lidar: the nuScenes tools hang every sample on LIDAR_TOP')
+            raise ValueError('sensors must contain lidar: in the nuScenes tools every sample refers to LIDAR_TOP')
         if self.infos and 'camera' not in self.sensors:
             raise ValueError(
                 "sensors must contain camera, or switch the info files off: mmdet3d's converter reads all six cameras"
             )
 
     def jobs(self) -> list[SceneJob]:
-        """One job per scene, training first."""
+        """Lists one job per scene, training scenes first."""
         from nuscenes.utils import splits
 
         chosen = [(0, k, name) for k, name in enumerate(splits.train[: self.train_scenes])]

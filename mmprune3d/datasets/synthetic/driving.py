@@ -1,4 +1,4 @@
-"""How drivers behave: they keep their distance, brake for curves and for what is in the way, and stop at red lights."""
+"""Behaviour of drivers: they keep distance, brake for curves and obstacles, and stop at red lights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STANDSTILL_GAP = 2.5
 HEADWAY = 1.2
 SIGHT = 40.0
 PLAN_STEP = 2
-"""Steps of a track per decision of a driver."""
+"""Number of steps of a track between two decisions of a driver."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Signals:
     cycle: float = 26.0
 
     def is_red(self, node: Node, axis: int, time: float) -> bool:
-        """Whether traffic along `axis` must stop at `node` at `time`; both axes are red for 1.5 s between greens."""
+        """Returns whether traffic along `axis` must stop at `node` at `time`; between greens both are red for 1.5 s."""
         if node not in self.phases:
             return False
         part = (time + self.phases[node] + axis * self.cycle / 2) % self.cycle
@@ -36,13 +36,13 @@ class Signals:
 
 
 def make_signals(rng: np.random.Generator, grid: Grid) -> Signals:
-    """Lights at about two thirds of the junctions."""
+    """Draws the phases of traffic lights, at about two thirds of the junctions."""
     return Signals({node: float(rng.uniform(0.0, 26.0)) for node in grid.nodes() if rng.random() < 0.65})
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A vehicle on a route: `start` is the arc length of its middle, `speed` (m/s) the one it drives at if it can."""
+    """A vehicle on a route: `start` is the arc length of its middle, `speed` its speed in m/s on a free road."""
 
     route: Route
     start: float
@@ -52,11 +52,11 @@ class Driver:
 
 
 def drive(driver: Driver, world: World, signals: Signals) -> np.ndarray:
-    """Simulate a driver among the accepted tracks with the Intelligent Driver Model (Treiber et al., 2000).
+    """Simulates a driver among the accepted tracks with the Intelligent Driver Model (Treiber et al., 2000).
 
     Args:
-        driver: Who drives where.
-        world: Everybody else; their motion is fixed.
+        driver: The driver with vehicle and route.
+        world: All other tracks, whose motion is fixed.
         signals: Traffic lights.
 
     Returns:
@@ -87,7 +87,7 @@ def _idm(speed: float, wanted: float, gap: float, leader: float) -> float:
 
 
 def _red_lights(driver: Driver, s: float, speed: float, signals: Signals, time: float) -> list[tuple[float, float]]:
-    """Gap and speed (0) of each red light that the driver can still stop for; the gap keeps the nose at the line."""
+    """Gap and speed (0) of each red light before which the driver can still stop; the gap ends at the stop line."""
     found = []
     for stop in driver.route.stops:
         distance = stop.s - s - driver.length / 2
@@ -101,7 +101,7 @@ def _red_lights(driver: Driver, s: float, speed: float, signals: Signals, time: 
 
 
 def _gap_ahead(driver: Driver, s: float, world: World, step: int) -> tuple[float, float]:
-    """Metres from the nose to the first thing in the way, now or in 1.5 s, and its speed along the path."""
+    """Distance in metres from the front to the first obstacle, now or in 1.5 s, and its speed along the path."""
     nose = s + driver.length / 2
     ahead = nose + np.arange(0.0, SIGHT, 1.0)
     xy, yaw = driver.route.path.pose(ahead)

@@ -1,4 +1,4 @@
-"""Facades of buildings: one texture per building, made of bays x floors with windows, doors, shops and balconies."""
+"""Facades of buildings: one texture per building, made of bays and floors with windows, doors, shops and balconies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .scene import Building, Town
 from .shading import Daylight
 
 TEXELS = 40
-"""Side of the square tile that shows one bay of one floor."""
+"""Side length in texels of the square tile that shows one bay of one floor."""
 
 BAY, FLOOR = 3.0, 3.1
-"""About the width of a bay and the height of a floor in metres; walls hold whole numbers of both."""
+"""Approximate width of a bay and height of a floor in metres; walls have a whole number of both."""
 
 LEVELS = 5
 
@@ -25,10 +25,10 @@ class FacadeAtlas:
     """Textures of all facades in one array.
 
     Attributes:
-        texels: (T,) uint32, bytes RGBX.
-        base: (buildings, LEVELS) int32 index of the first texel.
-        shape: (buildings, LEVELS, 2) int32 (height, width) in texels; row 0 is at the foot of the wall.
-        scale: (buildings, 2) float32 texels per metre along and up at level 0.
+        texels: Colours (T,) uint32, bytes RGBX.
+        base: Index of the first texel, (buildings, LEVELS) int32.
+        shape: Height and width in texels, (buildings, LEVELS, 2) int32; row 0 is at the foot of the wall.
+        scale: Texels per metre along and up at level 0, (buildings, 2) float32.
     """
 
     texels: np.ndarray
@@ -37,13 +37,13 @@ class FacadeAtlas:
     scale: np.ndarray
 
     def sample(self, building: np.ndarray, along: np.ndarray, height: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-        """(N, 3) uint8 albedo at places on walls.
+        """Albedo at points on walls, (N, 3) uint8.
 
         Args:
-            building: (N,) index of the building.
-            along: (N,) metres along its walls.
-            height: (N,) metres above the ground.
-            footprint: (N,) metres on the wall that one pixel covers.
+            building: Index of the building (N,).
+            along: Distance in metres along its walls (N,).
+            height: Height in metres above the ground (N,).
+            footprint: Size in metres of the area on the wall that one pixel covers (N,).
         """
         scale = self.scale[building]
         level = np.clip(np.log2(np.maximum(footprint * scale[:, 0], 1.0)) + 0.4, 0, LEVELS - 1).astype(np.int32)
@@ -79,7 +79,7 @@ def build_facades(town: Town, daylight: Daylight) -> FacadeAtlas:
 
 
 def _facade(building: Building, daylight: Daylight) -> tuple[np.ndarray, tuple[float, float]]:
-    """(H, W, 4) texture around all four walls, foot of the wall first, and its texels per metre along and up."""
+    """Texture (H, W, 4) around all four walls, starting at the foot, and its texels per metre along and up."""
     rng = np.random.default_rng(building.seed)
     around = 2 * sum(building.size)
     bays, floors = max(4, round(around / BAY)), max(1, round(building.height / FLOOR))
@@ -106,13 +106,13 @@ def _mixture(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _box(tile: np.ndarray, span: tuple[float, float, float, float], color: np.ndarray | m.Color) -> None:
-    """Fills (u0, u1, v0, v1), in fractions from the lower left, of a tile whose row 0 is at the bottom."""
+    """Fills the rectangle (u0, u1, v0, v1), in fractions from the lower left, of a tile with row 0 at the bottom."""
     u0, u1, v0, v1 = (round(value * TEXELS) for value in span)
     tile[v0:v1, u0:u1] = color
 
 
 def _tiles(wall: np.ndarray, daylight: Daylight, rng: np.random.Generator) -> np.ndarray:
-    """(6, TEXELS, TEXELS, 3) bays of an upper floor in the style of one building."""
+    """Tiles (6, TEXELS, TEXELS, 3) of the bays of an upper floor in the style of one building."""
     frame = np.float32(m.WHITE if rng.random() < 0.6 else (0.3, 0.22, 0.16))
     half, low = float(rng.uniform(0.17, 0.32)), float(rng.uniform(0.18, 0.32))
     high = float(rng.uniform(0.78, 0.86))
@@ -143,7 +143,7 @@ def _tiles(wall: np.ndarray, daylight: Daylight, rng: np.random.Generator) -> np
 
 
 def _ground_tiles(wall: np.ndarray, daylight: Daylight, rng: np.random.Generator, shop: bool) -> np.ndarray:
-    """(5, TEXELS, TEXELS, 3) bays of the ground floor: shop windows with signs, or windows, doors and garages."""
+    """Tiles (5, TEXELS, TEXELS, 3) of the ground floor: shop windows with signs, or windows, doors and garages."""
     plinth, tiles = wall * 0.62, []
     for index in range(5):
         tile = np.broadcast_to(wall * 0.92, (TEXELS, TEXELS, 3)).copy()

@@ -1,4 +1,4 @@
-"""Generates a data set in the nuScenes format, scene by scene, in as many processes as wanted."""
+"""Generates a data set in the nuScenes format, scene by scene, in a configurable number of processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .vocabulary import TABLE_NAMES, VERSION, Tables, shared_tables
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What was generated: number of samples, seconds spent recording, and annotations per category."""
+    """Statistics of a generated data set: number of samples, recording time in seconds, annotations per category."""
 
     samples: int
     seconds: float
@@ -34,23 +34,23 @@ class GenerationReport:
 
     @property
     def samples_per_second(self) -> float:
-        """Keyframes per second over all processes, without the info files."""
+        """Keyframes per second over all processes, without the time for info files."""
         return self.samples / self.seconds
 
 
 def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport:
-    """Generate a data set; `config.out` appears when everything is complete, never before.
+    """Generates a data set; `config.out` appears only when everything is complete.
 
     Args:
-        config: What to generate.
-        progress: Show a progress bar on stderr.
+        config: Options of the data set.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        What was generated and how fast.
+        Statistics of the data set.
 
     Raises:
         ValueError: If the configuration is not valid.
-        FileExistsError: If the folder exists and may not be replaced.
+        FileExistsError: If the folder exists and `overwrite` is False.
     """
     config.check()
     out, begin = Path(config.out).resolve(), time.perf_counter()
@@ -72,9 +72,9 @@ def generate(config: GeneratorConfig, progress: bool = True) -> GenerationReport
 
 @contextmanager
 def _staging_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder next to `out` that disappears unless it is renamed; only a kill leaves it behind."""
+    """A hidden folder next to `out`, removed at the end unless it is renamed; only a killed process leaves it."""
     for leftover in sorted(out.parent.glob(f'.{out.name}.partial-*')):
-        warnings.warn(f'{leftover} is of a generation that was killed, or still runs; remove it if not', stacklevel=3)
+        warnings.warn(f'{leftover} is of a generation that was killed (then remove it) or still runs', stacklevel=3)
     staging = Path(tempfile.mkdtemp(prefix=f'.{out.name}.partial-', dir=out.parent))
     staging.chmod(0o755)
     try:
@@ -84,7 +84,7 @@ def _staging_folder(out: Path) -> Iterator[Path]:
 
 
 def _put(staging: Path, out: Path) -> None:
-    """Gives a complete folder its name; what had it goes afterwards, so that a kill never leaves half of that."""
+    """Renames a complete folder to its final name; an existing folder is removed afterwards, never partly replaced."""
     old = staging.with_name(staging.name.replace('.partial-', '.old-'))
     if out.exists():
         out.rename(old)
@@ -98,7 +98,7 @@ def _put(staging: Path, out: Path) -> None:
 
 
 def _record_all(config: GeneratorConfig, root: Path, progress: bool) -> Tables:
-    """Record all scenes and join their records in the order of the jobs."""
+    """Records all scenes and joins their records in the order of the jobs."""
     from tqdm import tqdm
 
     jobs, done = config.jobs(), {}
@@ -138,8 +138,8 @@ def _run(config: GeneratorConfig, jobs: list[SceneJob], root: Path) -> Iterator[
 
 @contextmanager
 def _ignoring_ctrl_c() -> Iterator[None]:
-    """Processes that begin in the block leave Ctrl-C to their parent, which ends them; each would print a traceback."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+    """Child processes that start in this context ignore Ctrl-C; the parent stops them, so they print no tracebacks."""
+    if threading.current_thread() is not threading.main_thread():  # signal handlers can be set in the main thread only
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -151,7 +151,7 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def _one_thread_per_process() -> Iterator[None]:
-    """Numerical libraries read their number of threads when a new process loads them."""
+    """Child processes that start in this context use one thread each; libraries read the setting when they load."""
     names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, '1'))

@@ -1,7 +1,7 @@
 """The ground of a town, painted as a map seen from above: streets, markings, pavements, grass and shadows.
 
-Cameras look their ground pixels up in it, with coarser copies for the distance; the LiDAR looks its intensities up.
-There is one coarse map for a scene and a fine one of the surroundings of the car, repainted when the car has moved on.
+Cameras look up their ground pixels in it, at coarser levels for greater distances; the LiDAR looks up its intensities.
+A scene has one coarse map, and a fine map of the surroundings of the car that is painted again when the car has moved.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from .scene import Town
 from .shading import Daylight
 
 MAX_SIDE = 3072
-"""Largest side of the coarse map in texels."""
+"""Largest side length of the coarse map in texels."""
 
 FINEST = 0.08
-"""Smallest texel of the coarse map in metres."""
+"""Smallest texel size of the coarse map in metres."""
 
 NEAR_SIDE, NEAR_STEP = 40.0, 10.0
-"""Side of the fine map in metres, and the grid that its middle is snapped to."""
+"""Side length of the fine map in metres, and spacing of the grid on which its centre lies."""
 
 NEAR_REACH = (NEAR_SIDE - NEAR_STEP) / 2 - 0.5
 """Distance from the car in metres, along x or y, up to which the fine map is valid."""
 
 _TILE = 64
 _SCALES = ((14.0, 14.0), (2.5, 9.0), (0.35, 12.0))
-"""Size in metres and strength of the patches that grass is made of."""
+"""Sizes in metres and strengths of the patches in the texture of grass."""
 
 
 @dataclass(frozen=True, eq=False)
 class GroundMap:
-    """A painted ground.
+    """A painted map of the ground.
 
     Attributes:
         origin: Global (x, y) of the outer corner of texel (0, 0); columns run along x, rows along y.
         resolution: Metres per texel of level 0.
-        levels: (H, W, 4) uint8 images, each half the size of the one before: lit RGB, and 255 where the sun shines.
-        reflectivity: (H, W) uint8 LiDAR intensity at level 0.
+        levels: Images (H, W, 4) uint8, each half the size of the previous one: lit RGB, and 255 where the sun shines.
+        reflectivity: LiDAR intensity (H, W) uint8 at level 0.
     """
 
     origin: tuple[float, float]
@@ -52,7 +52,7 @@ class GroundMap:
     reflectivity: np.ndarray
 
     def intensity(self, points: np.ndarray) -> np.ndarray:
-        """(N,) float32 LiDAR reflectivity at (N, 2) global positions; the border is continued outwards."""
+        """LiDAR reflectivity (N,) float32 at (N, 2) global positions; outside of the map the border value is used."""
         height, width = self.reflectivity.shape
         index = ((points - np.asarray(self.origin, np.float32)) / self.resolution).astype(np.int32)
         rows, columns = np.clip(index[:, 1], 0, height - 1), np.clip(index[:, 0], 0, width - 1)
@@ -63,13 +63,13 @@ class Ground:
     """Paints the ground of one scene in a given light; the same arguments give the same maps.
 
     Args:
-        town: What stands on it and the streets.
-        daylight: The light.
+        town: Streets and objects on the ground.
+        daylight: Light of the scene.
         seed: Seed of grass, grain and wear.
         texel: Metres per texel of the fine map.
 
     Attributes:
-        coarse: The map of everything within the bounding box of the town's objects, or its extent if it has none.
+        coarse: Map of the bounding box of the town's objects, or of the town's extent if it has no objects.
     """
 
     def __init__(self, town: Town, daylight: Daylight, seed: int, texel: float) -> None:
@@ -90,7 +90,7 @@ class Ground:
         self.coarse = self._paint((x0, y0), shape, resolution, 6)
 
     def near(self, position: np.ndarray) -> GroundMap:
-        """The fine map around a global (x, y), valid up to `NEAR_REACH`; it depends on the position alone."""
+        """The fine map around a global (x, y), valid up to `NEAR_REACH`; it depends only on the position."""
         middle = np.round(np.asarray(position[:2], np.float64) / NEAR_STEP) * NEAR_STEP
         origin = (float(middle[0]) - NEAR_SIDE / 2, float(middle[1]) - NEAR_SIDE / 2)
         if self._near is None or self._near[0] != origin:
@@ -121,7 +121,7 @@ class Ground:
 
 
 def _bounds(town: Town) -> tuple[float, float, float, float]:
-    """The part of the town's extent that holds its objects, with a margin."""
+    """The part of the town's extent that contains its objects, with a margin."""
     places = [b.center for b in town.buildings] + [t.position for t in town.trees] + [p.position for p in town.poles]
     if not places:
         return town.extent
@@ -131,7 +131,7 @@ def _bounds(town: Town) -> tuple[float, float, float, float]:
 
 
 def _patches(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """(_TILE, _TILE, 3) uint8 factors about 128 that turn green into straw and back."""
+    """Colour factors (_TILE, _TILE, 3) uint8 about 128 that vary the grass between green and straw."""
     tile = np.clip(rng.normal(128.0, sigma, (_TILE, _TILE, 3)) * (1.06, 1.0, 1.0) - (7, 0, 0), 0, 255).astype(np.uint8)
     tile[..., 1] = tile[..., 0] // 2 + tile[..., 1] // 2
     return tile
@@ -145,7 +145,7 @@ def _stretched(
     metres: float,
     interpolation: int,
 ) -> np.ndarray:
-    """A tile repeated over the plane with `metres` per cell, cut out for a map; neighbouring maps fit together."""
+    """Cuts a map out of a plane that repeats a tile with `metres` per cell; neighbouring maps match at their edges."""
     scale = resolution / metres
     period = tile.shape[0] * metres
     shift = [(value % period + resolution / 2) / metres - 0.5 for value in origin]
@@ -156,7 +156,7 @@ def _stretched(
 
 
 def _grown(outline: np.ndarray, margin: float) -> np.ndarray:
-    """A rectangle (4, 2) with its corners moved outwards."""
+    """Moves the corners of a rectangle (4, 2) outwards by `margin`."""
     middle = outline.mean(axis=0)
     return middle + (outline - middle) * (1 + margin / max(float(np.abs(outline - middle).max()), 1.0))
 
@@ -196,14 +196,14 @@ def _hull(*points: np.ndarray) -> np.ndarray:
 
 
 def _streak(foot: tuple[float, float], along: np.ndarray, half: float) -> np.ndarray:
-    """The shadow of something thin."""
+    """The outline of the shadow of a thin object."""
     across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6) * half
     start = np.asarray(foot)
     return np.array([start - across, start + across, start + along + across, start + along - across])
 
 
 def _light(albedo: np.ndarray, sunny: np.ndarray, daylight: Daylight) -> np.ndarray:
-    """(H, W, 4): albedo times sunlight or skylight, and the mask of the sunlit texels."""
+    """Albedo times sunlight or skylight and, as last channel, the mask of the sunlit texels: (H, W, 4)."""
     ramp = np.arange(256, dtype=np.float32)[:, None]
     tables = [np.clip(ramp * factor, 0, 255).astype(np.uint8)[None] for factor in daylight.ground_factors()]
     lit, shaded = (cv2.LUT(albedo, table) for table in tables)

@@ -1,4 +1,4 @@
-"""Info files for mmdet3d, made by mmdet3d's own converter."""
+"""Info files for mmdet3d, written by mmdet3d's own converter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprune3d.files import write_bytes
 
 from .vocabulary import VERSION
 
-# mmdet3d ships its converters as files, not as a package, and the second one reads ./data/nuscenes, whatever is asked.
+# mmdet3d ships its converters as scripts, not as a package, and the second one always reads ./data/nuscenes.
 _SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -28,33 +28,33 @@ for split in ('train', 'val'):
 
 
 def create_infos(root: Path, max_sweeps: int = 10, camera_boxes: bool = False) -> tuple[Path, Path]:
-    """Write `nuscenes_infos_train.pkl` and `nuscenes_infos_val.pkl` (info format v2) into a nuScenes data root.
+    """Writes `nuscenes_infos_train.pkl` and `nuscenes_infos_val.pkl` (info format v2) into a nuScenes data root.
 
-    The converter of the installed mmdet3d runs in a process and a working folder of its own. Its 2D boxes
-    (`cam_instances`, for monocular detectors) assume 1600 x 900 images and take most of its time; they are empty unless
-    asked for.
+    The converter of the installed mmdet3d runs in its own process and working folder. Its 2D boxes (`cam_instances`,
+    for monocular detectors) assume 1600 x 900 images and take most of its time; by default they are left empty.
 
     Args:
-        root: Data root that holds `v1.0-trainval`.
-        max_sweeps: LiDAR sweeps before each keyframe to list.
-        camera_boxes: Fill `cam_instances`; only right for images of 1600 x 900 pixels.
+        root: Data root that contains `v1.0-trainval`.
+        max_sweeps: Number of LiDAR sweeps before each keyframe to list.
+        camera_boxes: Whether to fill `cam_instances`; correct only for images of 1600 x 900 pixels.
 
     Returns:
         Paths of the two files.
 
     Raises:
-        FileNotFoundError: If `root` holds no tables, or the installed mmdet3d brings no converter.
-        RuntimeError: If the converter fails; the message holds its last lines.
+        FileNotFoundError: If `root` has no nuScenes tables, or the installed mmdet3d has no converter.
+        RuntimeError: If the converter fails; the message has the last lines of its output.
     """
     import importlib.util
 
     root = Path(root).resolve()
     if not (root / VERSION).is_dir():
-        raise FileNotFoundError(f'{root} holds no {VERSION} folder with nuScenes tables')
+        raise FileNotFoundError(f'{root} has no {VERSION} folder with nuScenes tables')
     tools = Path(importlib.util.find_spec('mmdet3d').origin).parent / '.mim' / 'tools'
     if not (tools / 'dataset_converters' / 'nuscenes_converter.py').is_file():
-        raise FileNotFoundError(f'mmdet3d brings no nuScenes converter in {tools}; install mmdet3d 1.4 from its wheel')
-    # the converter writes one format, then the other over it: both in the working folder, so that no half stays
+        raise FileNotFoundError(f'mmdet3d has no nuScenes converter in {tools}; install mmdet3d 1.4 from its wheel')
+    # The converter writes one format and then overwrites it with the other: in a temporary folder, so that an
+    # interrupted run leaves no file of the first format.
     with tempfile.TemporaryDirectory() as work:
         made = Path(work) / 'data' / 'nuscenes'
         made.mkdir(parents=True)
@@ -62,7 +62,7 @@ def create_infos(root: Path, max_sweeps: int = 10, camera_boxes: bool = False) -
             if entry.is_dir():
                 (made / entry.name).symlink_to(entry, target_is_directory=True)
         command = [sys.executable, '-c', _SCRIPT, str(tools), VERSION, str(max_sweeps), str(camera_boxes)]
-        # The converter multiplies many small matrices, where a pool of threads costs more than it gives.
+        # The converter multiplies many small matrices, for which several threads are slower than one.
         environment = os.environ | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
         output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
         result = subprocess.run(command, cwd=work, env=environment, check=False, **output)

@@ -1,7 +1,7 @@
-"""The street plan of a synthetic town: an irregular grid of streets of different width, some segments of it missing.
+"""The street plan of a synthetic town: an irregular grid of streets of different width, with some segments missing.
 
-Everything here lives in the plan's own frame, with streets along x and y; `Placement` carries results into the global
-frame, so that the streets of a town run in any direction.
+Everything here is in the plan's own frame, with streets along x and y; `Placement` transforms results to the global
+frame, so that the streets of a town have arbitrary directions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Middle of the rectangle."""
+        """Centre of the rectangle as (x, y) in metres."""
         return (self.low[0] + self.high[0]) / 2, (self.low[1] + self.high[1]) / 2
 
 
@@ -60,16 +60,16 @@ class Placement:
     offset: tuple[float, float]
 
     def points(self, xy: np.ndarray) -> np.ndarray:
-        """Move points of shape (..., 2)."""
+        """Rotates and moves points of shape (..., 2)."""
         return self.vectors(xy) + np.asarray(self.offset)
 
     def vectors(self, xy: np.ndarray) -> np.ndarray:
-        """Rotate vectors of shape (..., 2)."""
+        """Rotates vectors of shape (..., 2)."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         return np.asarray(xy) @ np.array([[c, s], [-s, c]])
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """Move one point."""
+        """Rotates and moves one point; returns Python floats."""
         moved = self.points(np.array([x, y]))
         return float(moved[0]), float(moved[1])
 
@@ -87,22 +87,22 @@ class Grid:
     size: tuple[float, float]
 
     def position(self, node: Node) -> np.ndarray:
-        """Centre of a junction."""
+        """Position of the centre of a junction, shape (2,), in metres."""
         return np.array([self.columns[node[0]].position, self.rows[node[1]].position])
 
     def street(self, node: Node, heading: int) -> Street:
-        """The street on which one leaves `node` towards `heading`."""
+        """The street on which one leaves `node` in direction `heading`."""
         return self.columns[node[0]] if heading % 2 else self.rows[node[1]]
 
     def has_arm(self, node: Node, heading: int) -> bool:
-        """Whether a street leaves `node` towards `heading`."""
+        """Returns whether a street leaves `node` in direction `heading`."""
         column, row = node
         return not (heading == 1 and (column, row) in self.closed) and not (
             heading == 3 and (column, row - 1) in self.closed
         )
 
     def next_node(self, node: Node, heading: int) -> Node | None:
-        """The junction at the end of an arm, or None where the arm leaves town."""
+        """The junction at the end of an arm, or None if the arm ends at the border of the town."""
         column, row = node[0] + (heading == 0) - (heading == 2), node[1] + (heading == 1) - (heading == 3)
         inside = 0 <= column < len(self.columns) and 0 <= row < len(self.rows)
         return (column, row) if inside else None
@@ -112,7 +112,7 @@ class Grid:
         return self.street(node, heading + 1).reach + 1.0
 
     def nodes(self) -> list[Node]:
-        """All junctions."""
+        """All junctions of the grid as (column, row) pairs."""
         return [(c, r) for c in range(len(self.columns)) for r in range(len(self.rows))]
 
     def column_runs(self) -> list[tuple[int, float, float]]:
@@ -128,7 +128,7 @@ class Grid:
         return runs
 
     def blocks(self) -> list[Block]:
-        """All land between streets; blocks on both sides of a missing segment are one."""
+        """The land between streets; the blocks on both sides of a missing segment are merged."""
         blocks = []
         for r in range(-1, len(self.rows)):
             left = None
@@ -148,20 +148,20 @@ class Grid:
 
 
 def _edge(streets: tuple[Street, ...], index: int, border: float, side: int) -> tuple[float, float]:
-    """Building line on one `side` of a street and its pavement, or the border of town where there is no street."""
+    """Building line on one `side` of a street and its pavement width, or the border of town if there is no street."""
     if not 0 <= index < len(streets):
         return border, 0.0
     return streets[index].position + side * streets[index].reach, streets[index].pavement
 
 
 def make_grid(rng: np.random.Generator, lines: int = 5) -> Grid:
-    """Draw a grid of `lines` x `lines` streets, 65 to 115 m apart, with about every eighth column segment missing."""
+    """Draws a grid of `lines` x `lines` streets, 65 to 115 m apart; about every eighth column segment is missing."""
     columns, width = _make_streets(rng, lines)
     rows, height = _make_streets(rng, lines)
     closed: set[Node] = set()
     for c in range(1, lines - 1):
         for r in range(lines - 1):
-            # Neighbouring segments stay, so that every junction keeps three arms.
+            # Neighbouring segments are kept, so that every junction has at least three arms.
             if rng.random() < 0.2 and (c, r - 1) not in closed and (c - 1, r) not in closed:
                 closed.add((c, r))
     return Grid(columns, rows, frozenset(closed), (width, height))
@@ -176,7 +176,7 @@ def _make_streets(rng: np.random.Generator, lines: int) -> tuple[tuple[Street, .
 
 
 def make_placement(rng: np.random.Generator, size: tuple[float, float]) -> Placement:
-    """Draw the town's orientation; the offset makes all global coordinates positive, as nuScenes map masks need."""
+    """Draws the town's orientation; the offset makes all global coordinates positive, as nuScenes map masks need."""
     angle = float(rng.uniform(0.0, 2 * np.pi))
     corners = np.array([[0.0, 0.0], [size[0], 0.0], [0.0, size[1]], list(size)])
     low = Placement(angle, (0.0, 0.0)).points(corners).min(axis=0)

@@ -1,4 +1,4 @@
-"""The spinning LiDAR: 32 beams, range noise, intensities by material, lost returns."""
+"""The spinning LiDAR: 32 beams, with range noise, intensities by material and lost returns."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ WEAKEST = 4.0e-4
 """Signal (reflectivity x cosine / distance squared) at which 1 - 1/e of the pulses return."""
 
 LEAF_NOISE = 0.08
-"""Additional range noise in metres on leaves."""
+"""Standard deviation in metres of additional range noise on leaves."""
 
 
 class LidarSensor:
-    """Turns the LiDAR once per call; the whole turn is taken at one time.
+    """A spinning LiDAR; each call simulates one turn, with all pulses at one time.
 
     Args:
-        static: The town.
-        ground: Its ground, for intensities.
-        spec: The LiDAR.
+        static: Geometry of the town.
+        ground: Map of the ground, for intensities.
+        spec: Specification of the LiDAR.
     """
 
     def __init__(self, static: StaticWorld, ground: GroundMap, spec: LidarSpec = LIDAR) -> None:
@@ -46,16 +46,16 @@ class LidarSensor:
         self._limits = np.minimum(reach, spec.max_range).astype(np.float32)
 
     def scan(self, pose: Pose, actors: ActorWorld, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One turn.
+        """Simulates one turn.
 
         Args:
-            pose: Where the car is.
-            actors: The actors near it.
-            rng: Source of noise and lost returns.
+            pose: Pose of the car.
+            actors: Actors near the car.
+            rng: Random generator of noise and lost returns.
 
         Returns:
-            (N, 5) float32 x, y, z in the sensor frame, intensity 0..255 and ring; (N,) int32 instance ids, -1 for
-            the town.
+            Points (N, 5) float32: x, y, z in the sensor frame, intensity 0..255 and ring; and instance ids (N,) int32,
+            -1 for the town.
         """
         directions = self._ego @ pose.rotation.T
         origin = pose.rotation @ np.asarray(self._spec.translation, np.float32) + pose.position
@@ -118,7 +118,7 @@ def save_lidar(points: np.ndarray, path: str | Path) -> None:
     """Writes (N, 5) points as a nuScenes `.pcd.bin` file: little-endian float32 x, y, z, intensity, ring.
 
     Raises:
-        ValueError: If the array is not (N, 5).
+        ValueError: If the array does not have the shape (N, 5).
     """
     if points.ndim != 2 or points.shape[1] != 5:
         raise ValueError(f'expected (N, 5) points, got {points.shape}')

@@ -1,4 +1,4 @@
-"""Materials: how surfaces answer light and LiDAR, and the colours that objects of each class come in."""
+"""Materials: their response to light and LiDAR, and the colours of the objects of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Color = tuple[float, float, float]
 
 
 class Material(IntEnum):
-    """What a triangle is made of."""
+    """Material of a triangle."""
 
     PAINT = 0
     GLASS = 1
@@ -30,10 +30,10 @@ REFLECTIVITY = np.array([34, 6, 5, 30, 60, 18, 16, 14, 12, 22, 190, 16], np.floa
 """LiDAR intensity (0..255) of each `Material` at short range and normal incidence."""
 
 RETURN_RATE = np.array([0.97, 0.55, 0.9, 0.97, 0.95, 0.98, 0.98, 0.93, 0.98, 0.99, 1.0, 0.98], np.float32)
-"""Probability that a close, normal hit on each `Material` gives a LiDAR return; glass lets most light through."""
+"""Probability that a near hit at normal incidence gives a LiDAR return, per `Material`; glass lets most light pass."""
 
 GROUND_REFLECTIVITY = {'asphalt': 9, 'marking': 62, 'pavement': 19, 'kerb': 24, 'grass': 13}
-"""LiDAR intensity of the kinds of ground."""
+"""LiDAR intensity of each kind of ground."""
 
 TYRE: Color = (0.06, 0.06, 0.065)
 RIM: Color = (0.55, 0.56, 0.58)
@@ -90,7 +90,7 @@ FACADES: tuple[Color, ...] = (
 
 
 def pick(rng: np.random.Generator, colors: tuple[Color, ...], spread: float = 0.06) -> Color:
-    """One of `colors` with its brightness varied by +-`spread`."""
+    """Draws one of `colors` and varies its brightness by a factor of 1 +- `spread`."""
     color = colors[int(rng.integers(len(colors)))]
     gain = float(rng.uniform(1 - spread, 1 + spread))
     return tuple(min(1.0, max(0.0, channel * gain)) for channel in color)  # type: ignore[return-value]

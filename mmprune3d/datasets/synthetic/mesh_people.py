@@ -14,7 +14,7 @@ Extent = tuple[float, float, float]
 
 
 def pedestrian(extent: Extent, rng: np.random.Generator, phase: float = 0.25) -> list[Mesh]:
-    """A person with head, hair, torso, arms and legs; `phase` in 0..1 is the place in the stride."""
+    """A person with head, hair, torso, arms and legs; `phase` in 0..1 is the position in the stride."""
     length, width, height = extent
     skin, hair = m.pick(rng, m.SKINS), m.pick(rng, m.HAIRS)
     top, trousers = m.pick(rng, m.CLOTHES, 0.15), m.pick(rng, m.TROUSERS, 0.15)

@@ -30,7 +30,7 @@ def barrier(extent: Extent, rng: np.random.Generator) -> list[Mesh]:
     length, width, height = extent
     long, short = max(length, width), min(length, width)
     parts = (_board, _board, _plastic, _concrete)[int(rng.integers(4))](long, short, height)
-    if width > length:  # built along x, turned to lie along y
+    if width > length:  # the mesh is built along x and then turned to lie along y
         turn = np.float32([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
         parts = [Mesh(part.vertices @ turn.T, part.faces, part.colors, part.materials) for part in parts]
     return parts

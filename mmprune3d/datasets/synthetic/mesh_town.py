@@ -1,4 +1,4 @@
-"""Meshes of what does not move: buildings, trees and poles, in the global frame."""
+"""Meshes of static objects in the global frame: buildings, trees and poles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .scene import Building, Pole, Town, Tree
 from .shapes import Mesh, block, cylinder, ellipsoid, fit, merge, triangles
 
 BUSH = 2.5
-"""Trees lower than this many metres are bushes."""
+"""Height in metres; lower trees are bushes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +23,10 @@ class TownMesh:
     """The static geometry of a town.
 
     Attributes:
-        mesh: All triangles, global frame.
-        walls: (F,) int32 index of the building whose facade a triangle shows, -1 for other triangles.
-        wall_axis: (F, 3) float32 (a, b, c): distance along the facade of building `walls` in metres is a x + b y + c,
-            running on around the corners.
+        mesh: All triangles in the global frame.
+        walls: Index of the building whose facade a triangle shows (F,) int32, -1 for other triangles.
+        wall_axis: Coefficients (a, b, c) of each triangle (F, 3) float32: the distance along the facade in metres is
+            a x + b y + c, continued around the corners.
     """
 
     mesh: Mesh
@@ -35,14 +35,14 @@ class TownMesh:
 
 
 def corners(building: Building) -> np.ndarray:
-    """(4, 2) footprint of a building, counter-clockwise."""
+    """Footprint of a building (4, 2), counter-clockwise."""
     half = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.asarray(building.size) / 2
     cos, sin = math.cos(building.yaw), math.sin(building.yaw)
     return half @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(building.center)
 
 
 def build_town(town: Town) -> TownMesh:
-    """Puts the meshes of a town together; a town without objects gets a small marker far below the ground."""
+    """Merges the meshes of a town; a town without objects gets a small marker far below the ground."""
     parts, walls, axes = [_marker(town)], [np.full(1, -1, np.int32)], [np.zeros((1, 3), np.float32)]
     for index, building in enumerate(town.buildings):
         facade, axis = _facade(building)
@@ -60,7 +60,7 @@ def build_town(town: Town) -> TownMesh:
 
 
 def _marker(town: Town) -> Mesh:
-    """One triangle out of sight, so that a town is never without triangles."""
+    """One hidden triangle far below the ground, because ray casting needs at least one."""
     x, y = town.extent[0], town.extent[1]
     vertices = np.array([(x, y, -50.0), (x + 1, y, -50.0), (x, y + 1, -50.0)])
     return triangles(vertices, np.array([[0, 1, 2]]), m.DARK, Material.METAL, (x, y, -60.0))
@@ -105,7 +105,7 @@ def _roof(building: Building) -> Mesh:
 
 @lru_cache(maxsize=32)
 def _crown(kind: str, variant: int) -> Mesh:
-    """A crown between z = 0 and 1 of radius 1, white with rough shades: 'round', 'tall' (a conifer) or 'bush'."""
+    """A white crown between z = 0 and 1 of radius 1 with varied shades: 'round', 'tall' (a conifer) or 'bush'."""
     rng, white = np.random.default_rng((variant, 75)), (0.9, 0.9, 0.9)
     if kind == 'bush':
         parts = [ellipsoid((0, 0, 0.5), (1, 1, 0.5), white, Material.FOLIAGE, 2, 0.22, rng)]
@@ -155,7 +155,7 @@ def _tree(tree: Tree) -> Mesh:
 
 
 def crown_base(tree: Tree) -> float:
-    """Height in metres at which the crown of a tree begins."""
+    """Height in metres of the lower end of a tree's crown."""
     return 0.1 * tree.height if tree.height < BUSH else max(0.3 * tree.height, tree.height - 2.6 * tree.crown_radius)
 
 
@@ -178,7 +178,7 @@ def _pole(pole: Pole) -> Mesh:
 
 
 def _sign(pole: Pole, height: float) -> list[Mesh]:
-    """A round, triangular or square plate; which one follows from the position."""
+    """A round, triangular or square plate; the shape depends on the position."""
     kind = int(abs(pole.position[0] * 7 + pole.position[1] * 13)) % 3
     z, face, back = height - 0.35, (0.06, 0.0), (0.09, 0.0)
     if kind == 0:

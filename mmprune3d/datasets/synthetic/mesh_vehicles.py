@@ -1,7 +1,7 @@
 """Meshes of cars, trucks, buses and trailers.
 
 Every builder takes the (length, width, height) of the object and returns parts with x forward, y left, z up from the
-ground at 0 and the origin in the middle; `meshes.build_actor` fits the result to the box.
+ground at 0 and the origin in the middle; `meshes.build_actor` scales the result to the box.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _rear_face(corners: np.ndarray) -> np.ndarray:
 
 
 def plates(face: np.ndarray, spans: list[Window], color: Color, material: Material, center: np.ndarray) -> list[Mesh]:
-    """Plates on a face at each of `spans` (see `shapes.panel`), just above it."""
+    """Plates on a face at each of `spans` (see `shapes.panel`), slightly above it."""
     return [panel(face, span, color, material, 0.012, center) for span in spans]
 
 

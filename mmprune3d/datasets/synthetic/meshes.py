@@ -11,10 +11,10 @@ from .scene import Actor
 from .shapes import Mesh, fit, merge
 
 BOX_MARGIN = 0.015
-"""Metres between a mesh and each side of its box, so that range noise seldom carries a LiDAR return out of the box."""
+"""Metres between a mesh and each side of its box, so that range noise rarely moves a LiDAR return out of the box."""
 
 STRIDE_PHASES = 4
-"""Number of poses that a walking pedestrian goes through."""
+"""Number of different poses in the stride of a walking pedestrian."""
 
 _VEHICLES: dict[str, Callable[[tuple[float, float, float], np.random.Generator], list[Mesh]]] = {
     'car': mesh_vehicles.car,
@@ -33,12 +33,12 @@ def build_actor(actor: Actor, attribute: str = '', phase: int = 0) -> Mesh:
     Its bounding box is the actor's box less `BOX_MARGIN` on every side. The same arguments give the same mesh.
 
     Args:
-        actor: Class, size and seed of looks.
-        attribute: nuScenes attribute; 'cycle.with_rider' seats a rider, 'pedestrian.moving' makes a pedestrian stride.
+        actor: Class, size and seed of the appearance.
+        attribute: nuScenes attribute; 'cycle.with_rider' adds a rider, 'pedestrian.moving' gives a walking pose.
         phase: Step of the stride in 0..`STRIDE_PHASES` - 1, used for moving pedestrians.
 
     Raises:
-        ValueError: If the label is not a detection class or a size is not above twice the margin.
+        ValueError: If the label is not a detection class, or a size is not more than twice the margin.
     """
     width, length, height = actor.size
     if min(actor.size) <= 4 * BOX_MARGIN:

@@ -1,4 +1,4 @@
-"""Curves that actors move along: polylines by arc length, routes through the street grid, and walks on pavements."""
+"""Curves along which actors move: polylines by arc length, routes through the street grid, and walks on pavements."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Path:
         self._yaw = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
 
     def pose(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions (N, 2) and headings (N,) in radians at arc lengths `s` (N,); the ends hold beyond the path."""
+        """Positions (N, 2) and headings (N,) in radians at arc lengths `s` (N,), which are clamped to the path."""
         xy = np.stack([np.interp(s, self._s, self._xy[:, k]) for k in (0, 1)], axis=-1)
         return xy, np.interp(s, self._s, self._yaw)
 
     def speed_limits(self, lateral: float = 2.2, braking: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-        """Arc lengths and the speed (m/s) at each that keeps curves comfortable and can be braked down to in time."""
+        """Arc lengths and the speed limit (m/s) at each that keeps lateral acceleration and braking comfortable."""
         curvature = np.abs(np.gradient(self._yaw, self._s))
         limit = np.sqrt(lateral / np.maximum(curvature, 1e-3))
         for k in range(len(limit) - 2, -1, -1):
@@ -44,7 +44,7 @@ class Path:
 
 @dataclass(frozen=True)
 class StopLine:
-    """Where a route meets a junction: the arc length of the line, the junction and the axis (0 along x, 1 along y)."""
+    """A stop line of a route: its arc length, the junction behind it and the axis (0 along x, 1 along y)."""
 
     s: float
     node: Node
@@ -68,15 +68,15 @@ def lane_point(grid: Grid, node: Node, heading: int, along: float, offset: float
 def plan_route(
     rng: np.random.Generator, grid: Grid, node: Node, heading: int, length: float, shift: float = 0.0
 ) -> Route:
-    """A random drive in lanes on the right, of about `length` metres, that leaves `node` towards `heading`.
+    """Draws a drive of about `length` metres in right-hand lanes that leaves `node` in direction `heading`.
 
     Args:
-        rng: Source of the turns.
-        grid: The streets.
+        rng: Random generator of the turns.
+        grid: Street grid.
         node: Junction where the route begins, behind its crossing.
         heading: First heading, 0..3.
-        length: Metres after which the route ends.
-        shift: Metres to the right of the middle of the lane (cyclists).
+        length: Length in metres after which the route ends.
+        shift: Offset in metres to the right of the middle of the lane (for cyclists).
 
     Returns:
         The path and its stop lines.
@@ -106,7 +106,7 @@ def plan_route(
 
 
 def _choose_turn(rng: np.random.Generator, grid: Grid, node: Node, heading: int, lane: int) -> int:
-    """0 straight on, 1 left, -1 right: one that the junction has and the lane allows."""
+    """A turn that the junction has and the lane allows: 0 straight on, 1 left, -1 right."""
     outermost = lane == grid.street(node, heading).lanes // 2 - 1
     allowed = [(0, 0.5)] + ([(1, 0.22)] if lane == 0 else []) + ([(-1, 0.28)] if outermost else [])
     allowed = [(turn, weight) for turn, weight in allowed if grid.has_arm(node, (heading + turn) % 4)]

@@ -1,4 +1,4 @@
-"""Pedestrians: they walk around blocks and along streets, stand in groups, and sit."""
+"""Pedestrians: walking around blocks and along streets, standing in groups, and sitting."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MOVING, STANDING, SITTING = 'pedestrian.moving', 'pedestrian.standing', 'pedestr
 
 
 class People:
-    """Puts pedestrians into a world.
+    """Adds pedestrians to a world.
 
     Args:
-        rng: Source of all variation.
-        grid: The streets.
-        world: Receives the pedestrians.
+        rng: Random generator of all variation.
+        grid: Street grid.
+        world: World that receives the pedestrians.
         route: Positions of the ego vehicle, shape (T, 2).
     """
 
@@ -29,7 +29,7 @@ class People:
         return bool((np.linalg.norm(self._route - spot, axis=1) < reach).any())
 
     def walk(self, count: int, reach: float = 55.0) -> None:
-        """Add up to `count` walkers who come within `reach` metres of the ego vehicle's way."""
+        """Adds up to `count` walkers who come within `reach` metres of the ego vehicle's route."""
         rng = self._rng
         walks = [
             ring_walk(block, share)
@@ -50,7 +50,7 @@ class People:
                 )
 
     def _start_walk(self, path: Path, start: float, beside: float) -> bool:
-        """One walker; `beside` shifts company sideways. A few pause on their way."""
+        """Adds one walker, shifted sideways by `beside` metres if in company; a few walkers pause on their way."""
         rng = self._rng
         size, speed = (
             draw_size(rng, 'pedestrian'),
@@ -68,7 +68,7 @@ class People:
         return self._world.try_add(track, margin=0.1)
 
     def stand(self, groups: int, reach: float = 40.0) -> None:
-        """Add groups of one to five people on the pavements, some of them seated."""
+        """Adds groups of one to five people on the pavements, some of them seated."""
         arms = [
             (node, heading) for node in self._grid.nodes() for heading in range(4) if self._grid.has_arm(node, heading)
         ]

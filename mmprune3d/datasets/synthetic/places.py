@@ -1,4 +1,4 @@
-"""Where vehicles, cones and barriers stand: kerbs, yards, and construction zones."""
+"""Positions of parked vehicles, cones and barriers: kerbs, yards, and construction zones."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ STILL = {'motorcycle': 'cycle.without_rider', 'bicycle': 'cycle.without_rider', 
 
 
 def pick(rng: np.random.Generator, mix: dict[str, float]) -> str:
-    """Draw a key of `mix` with its share."""
+    """Draws a key of `mix` with a probability proportional to its value."""
     shares = np.array(list(mix.values()))
     return str(rng.choice(list(mix), p=shares / shares.sum()))
 
 
 class Scenery:
-    """Puts standing objects into a world, as far as they are near the ego vehicle's way and nothing is in their place.
+    """Adds standing objects near the ego vehicle's route to a world, where there is room for them.
 
     Args:
-        rng: Source of all variation.
-        grid: The streets.
-        world: Receives the objects; it holds the ego vehicle and what drives ahead of it already.
+        rng: Random generator of all variation.
+        grid: Street grid.
+        world: World that receives the objects; the ego vehicle and the vehicle ahead of it must already be in it.
         route: Positions of the ego vehicle, shape (T, 2).
     """
 
@@ -37,18 +37,18 @@ class Scenery:
         self._rng, self._grid, self._world, self._route = rng, grid, world, route[::10]
 
     def distance(self, spot: np.ndarray) -> float:
-        """Metres from `spot` to the ego vehicle's way."""
+        """Distance in metres from `spot` to the ego vehicle's route."""
         return float(np.linalg.norm(self._route - spot, axis=1).min())
 
     def put(self, label: str, spot: np.ndarray, yaw: float, margin: float = 0.2) -> bool:
-        """Place an object with a little disorder; returns whether there was room."""
+        """Places an object with small random deviations; returns whether there was room."""
         attribute = STILL.get(label, 'vehicle.parked')
         size, yaw = draw_size(self._rng, label), yaw + float(self._rng.normal(0.0, 0.03))
         track = standing(label, size, spot, yaw, self._world.steps, attribute)
         return self._world.try_add(track, margin=margin)
 
     def arms(self, reach: float) -> list[tuple[Node, int, float, float]]:
-        """Arms (node, heading, first and last usable metre) whose middle is within `reach` of the way."""
+        """Arms (node, heading, first and last usable metre) whose middle is within `reach` of the route."""
         arms = []
         for node in self._grid.nodes():
             for heading in range(4):
@@ -64,7 +64,7 @@ class Scenery:
         return arms
 
     def park_along_kerbs(self, reach: float = 110.0) -> None:
-        """Fill the right-hand kerb of every arm with parked vehicles, some kerbs densely, some sparsely."""
+        """Fills the right-hand kerb of every arm with parked vehicles, some kerbs densely, some sparsely."""
         for node, heading, first, last in self.arms(reach):
             density, along = float(self._rng.beta(1.2, 3.0)), first + 6.0
             while along < last - 6.0:
@@ -83,7 +83,7 @@ class Scenery:
                 along += length
 
     def fill_yards(self, land: tuple[Land, ...], reach: float = 75.0) -> None:
-        """Rows of parked vehicles on car parks and freight yards, machines on construction sites."""
+        """Adds rows of parked vehicles on car parks and freight yards, and machines on construction sites."""
         for piece in land:
             low, high = np.array(piece.block.low), np.array(piece.block.high)
             freight = self._rng.random() < 0.3
@@ -104,7 +104,7 @@ class Scenery:
         density: float,
         reach: float,
     ) -> None:
-        """Slots side by side along x; every second row is left free as an aisle."""
+        """Adds parked vehicles side by side along x; every second row is left free as an aisle."""
         for y in np.arange(low[1] + slot[1] / 2, high[1] - slot[1] / 2, slot[1] + 6.0):
             for x in np.arange(low[0] + slot[0] / 2, high[0] - slot[0] / 2, slot[0]):
                 spot = np.array([x, y])
@@ -112,7 +112,7 @@ class Scenery:
                     self.put(pick(self._rng, mix), spot, np.pi / 2 * float(self._rng.choice([-1, 1])))
 
     def _fence(self, low: np.ndarray, high: np.ndarray, reach: float) -> None:
-        """Barriers along the edges of a site, with gaps."""
+        """Adds barriers along the edges of a site, with gaps."""
         for axis in (0, 1):
             for edge in (low, high):
                 for along in np.arange(low[axis] + 2.0, high[axis] - 2.0, 2.8):
@@ -122,7 +122,7 @@ class Scenery:
                         self.put('barrier', spot, np.pi / 2 * (1 - axis), margin=0.05)
 
     def build_zone(self, reach: float = 28.0) -> bool:
-        """A construction zone on kerb and pavement: a line of cones or barriers, machines and workers behind it."""
+        """Adds a construction zone on kerb and pavement: a line of cones or barriers, with machines and workers."""
         arms = [arm for arm in self.arms(np.inf) if arm[3] - arm[2] > 45.0]
         for index in self._rng.permutation(len(arms))[:40]:
             node, heading, first, last = arms[index]
@@ -161,7 +161,7 @@ class Scenery:
                 )
 
     def scatter(self, cones: int, barriers: int, reach: float = 22.0) -> None:
-        """Short rows of cones in the gutter and of barriers on the edge of the pavement."""
+        """Adds short rows of cones in the gutter and of barriers on the edge of the pavement."""
         arms = self.arms(60.0)
         for label, count, spacing in (('traffic_cone', cones, 3.0), ('barrier', barriers, 2.8)):
             for _ in range(count):
@@ -174,7 +174,7 @@ class Scenery:
                         self.put(label, spot, (heading + (label == 'barrier')) * np.pi / 2, margin=0.05)
 
     def lean_cycles(self, racks: int, reach: float = 30.0) -> None:
-        """Parked bicycles and motorcycles on the pavement, in racks of a few."""
+        """Adds bicycles and motorcycles on the pavement, in small racks."""
         arms = self.arms(60.0)
         for _ in range(racks):
             node, heading, first, last = arms[int(self._rng.integers(len(arms)))]

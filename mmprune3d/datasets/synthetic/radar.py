@@ -1,4 +1,4 @@
-"""Radars: sparse detections with radial velocities, and nuScenes' radar files."""
+"""Radars: sparse detections with radial velocities, and the radar file format of nuScenes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RADAR_DTYPE = np.dtype(
     + [(name, '<f4') for name in ('rcs', 'vx', 'vy', 'vx_comp', 'vy_comp')]
     + [(name, 'i1') for name in _SMALL]
 )
-"""The 18 fields of a nuScenes radar point; the bytes of an array of it are the body of a radar file."""
+"""The 18 fields of a nuScenes radar point; the bytes of an array of this type are the body of a radar file."""
 
 MOVING, STATIONARY, ONCOMING, CROSSING = 0, 1, 2, 6
-"""Values of `dyn_prop`."""
+"""Values of the field `dyn_prop` and their meaning."""
 
 _ECHOES = {
     'car': (3.0, 10.0), 'truck': (5.0, 17.0), 'bus': (6.0, 18.0), 'trailer': (5.0, 16.0),
@@ -41,28 +41,29 @@ class RadarSensor:
     """One radar; positions are in its own frame with z = 0, velocities along the line of sight.
 
     Args:
-        static: The town.
-        spec: The radar.
+        static: Geometry of the town.
+        spec: Specification of the radar.
     """
 
     def __init__(self, static: StaticWorld, spec: RadarSpec) -> None:
-        """Keeps the calibration."""
+        """Stores the calibration of the radar."""
         self._static, self._spec = static, spec
         self._rotation = rotation_matrix(spec.rotation)
 
     def scan(
         self, pose: Pose, velocity: tuple[float, float], actors: ActorWorld, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One measurement.
+        """Simulates one measurement.
 
         Args:
-            pose: Where the car is.
-            velocity: Velocity of the car (vx, vy), global.
-            actors: The actors near it.
-            rng: Source of noise.
+            pose: Pose of the car.
+            velocity: Velocity of the car (vx, vy) in the global frame.
+            actors: Actors near the car.
+            rng: Random generator of the noise.
 
         Returns:
-            (N,) array of `RADAR_DTYPE` and (N,) int32 instance ids, -1 for the town and clutter; N <= `LARGEST`.
+            Detections, an (N,) array of `RADAR_DTYPE`, and instance ids (N,) int32, -1 for the town and clutter;
+            N <= `LARGEST`.
         """
         turn = pose.rotation @ self._rotation
         origin = pose.rotation @ np.asarray(self._spec.translation) + pose.position
@@ -79,7 +80,7 @@ class RadarSensor:
     def _measure(
         self, points: np.ndarray, speeds: np.ndarray, own: np.ndarray, sections: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Detections of (N, 2) points that move with (N, 2) `speeds` over the ground, all in the radar frame."""
+        """Detections of (N, 2) points that move over the ground with `speeds` (N, 2), all in the radar frame."""
         count = len(points)
         reach = np.hypot(points[:, 0], points[:, 1]) + rng.normal(0, RANGE_NOISE, count)
         azimuth = np.arctan2(points[:, 1], points[:, 0]) + rng.normal(0, AZIMUTH_NOISE, count)
@@ -129,7 +130,7 @@ class RadarSensor:
     def _visible(
         self, index: int, origin: np.ndarray, actors: ActorWorld, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Up to `wanted` points (N, 3) on an actor that the radar sees; some echoes come from below other cars."""
+        """Up to `wanted` points (N, 3) on an actor that the radar sees; some echoes pass below other cars."""
         surface = actors.meshes[index].samples @ actors.rotations[index].T + np.asarray(
             actors.states[index].center, np.float32
         )
@@ -143,7 +144,7 @@ class RadarSensor:
         return surface[rng.integers(0, len(surface), 1)] if through else surface[:0]
 
     def _echoes(self, turn: np.ndarray, origin: np.ndarray, actors: ActorWorld, rng: np.random.Generator) -> np.ndarray:
-        """(N, 2) points in the radar frame on buildings, trees and poles, and clutter without a cause."""
+        """Points (N, 2) in the radar frame on buildings, trees and poles, and random clutter."""
         azimuth = rng.uniform(-self._spec.half_fov, self._spec.half_fov, STATIC_RAYS)
         local = np.stack([np.cos(azimuth), np.sin(azimuth), rng.uniform(0.0, 0.08, STATIC_RAYS)], axis=1)
         directions = (local @ turn.T).astype(np.float32)
@@ -163,10 +164,10 @@ class RadarSensor:
 def save_radar(array: np.ndarray, path: str | Path) -> None:
     """Writes detections as the binary `.pcd` that nuScenes uses for radar; an empty array becomes one NaN point.
 
-    The devkit refuses files without points and reads a NaN in the first point as "no points".
+    The devkit rejects files without points and interprets a NaN in the first point as an empty file.
 
     Raises:
-        ValueError: If the array does not have `RADAR_DTYPE`.
+        ValueError: If the dtype of the array is not `RADAR_DTYPE`.
     """
     if array.dtype != RADAR_DTYPE:
         raise ValueError(f'expected an array of RADAR_DTYPE, got {array.dtype}')
@@ -187,5 +188,5 @@ def save_radar(array: np.ndarray, path: str | Path) -> None:
         f'POINTS {len(array)}',
         'DATA binary',
     ]
-    # The devkit wants one byte behind the last point, as its own files have.
+    # The devkit expects one byte after the last point, as in its own files.
     Path(path).write_bytes(('\n'.join(header) + '\n').encode('ascii') + array.tobytes() + b'\n')

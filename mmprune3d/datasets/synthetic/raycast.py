@@ -1,4 +1,4 @@
-"""First hits of rays with triangles, by Embree on one core."""
+"""First hits of rays with triangles, computed by Embree on one core."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 FAR = 1.0e6
-"""Distance of a ray that hits nothing, in units of its direction."""
+"""Distance of a ray without a hit, in units of the length of its direction."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """First hits: `distance` (N,) float32 in units of the directions' lengths, `face` (N,) int32, -1 for none.
+    """First hits of rays: `distance` (N,) float32 in units of the directions' lengths, `face` (N,) int32.
 
-    Where nothing was hit, the distance is the limit of the ray.
+    For a ray without a hit the face is -1 and the distance is the limit of the ray.
     """
 
     distance: np.ndarray
@@ -22,11 +22,11 @@ class Hits:
 
 
 class RayScene:
-    """Triangles that rays can be shot at.
+    """Triangles with an acceleration structure for ray casting.
 
     Args:
-        vertices: (V, 3) positions.
-        faces: (F, 3) indices, F >= 1.
+        vertices: Positions (V, 3).
+        faces: Indices of the vertices of each triangle (F, 3), F >= 1.
 
     Raises:
         ImportError: If embreex is not installed.
@@ -44,11 +44,11 @@ class RayScene:
         self._mesh = TriangleMesh(self._scene, points, np.ascontiguousarray(faces, np.int32))
 
     def first_hits(self, origins: np.ndarray, directions: np.ndarray, limits: np.ndarray | float = FAR) -> Hits:
-        """Shoots rays.
+        """Casts rays and returns their first hits.
 
         Args:
-            origins: (3,) or (N, 3).
-            directions: (N, 3) float32, of any length.
+            origins: Origins, (3,) for all rays or (N, 3).
+            directions: Directions (N, 3) float32, of any length.
             limits: Largest distance in units of the directions' lengths, scalar or (N,).
         """
         count = len(directions)

@@ -17,24 +17,24 @@ from .vocabulary import SensorRecord, Tables
 
 KEY_INTERVAL = 0.5
 ANNOTATION_RANGE = 80.0
-"""Objects further than this from the ego vehicle are not annotated, in metres."""
+"""Distance in metres from the ego vehicle beyond which objects are not annotated."""
 MAP_RESOLUTION = 0.1
 
 
 @dataclass(frozen=True)
 class SceneJob:
-    """Everything that decides the bytes of one scene.
+    """All settings that determine the files of one scene.
 
     Attributes:
         name: Official nuScenes scene name, such as 'scene-0001'.
-        number: Position in the data set; decides the timestamps.
+        number: Position in the data set; determines the timestamps.
         seed: Data set seed, split (0 train, 1 val) and number within the split.
         samples: Number of keyframes.
         image_size: Width and height in pixels.
         sensors: Modalities, a subset of 'camera', 'lidar', 'radar'.
-        sweeps: Instants between two keyframes.
-        sweep_sensors: Modalities that record them.
-        jpeg_quality: 1 to 100.
+        sweeps: Number of recordings between two keyframes.
+        sweep_sensors: Modalities that record sweeps.
+        jpeg_quality: Quality of the images, 1 to 100.
     """
 
     name: str
@@ -54,7 +54,7 @@ class SceneJob:
 
 
 def rig_records(image_size: tuple[int, int], modalities: Sequence[str]) -> tuple[SensorRecord, ...]:
-    """The sensors of the chosen modalities as the tables see them."""
+    """Records of the sensors of the chosen modalities, as the nuScenes tables need them."""
     from .rig import CAMERAS, LIDAR, RADARS, scaled_intrinsic
 
     records = []
@@ -69,11 +69,11 @@ def rig_records(image_size: tuple[int, int], modalities: Sequence[str]) -> tuple
 
 
 def record_scene(job: SceneJob, root: Path) -> Tables:
-    """Record a scene below `root` and return its table records.
+    """Records a scene below `root` and returns its table records.
 
     Args:
-        job: What to record.
-        root: Folder of the data set; the folders of the channels are made when needed.
+        job: Settings of the scene.
+        root: Folder of the data set; the folders of the channels are created when needed.
 
     Returns:
         Table name -> records of this scene.
@@ -108,7 +108,7 @@ def _describe(scene: Scene) -> str:
 
 
 def file_name(scene: SceneRecord, sensor: SensorRecord, time: float, is_key: bool) -> str:
-    """Path of a recording relative to the data root, after the pattern of nuScenes."""
+    """Path of a recording relative to the data root, in the pattern of nuScenes."""
     suffix = {'camera': 'jpg', 'lidar': 'pcd.bin', 'radar': 'pcd'}[sensor.modality]
     folder = 'samples' if is_key else 'sweeps'
     return f'{folder}/{sensor.channel}/{scene.logfile}__{sensor.channel}__{scene.timestamp(time)}.{suffix}'
@@ -129,7 +129,7 @@ def _save(rendered: object, sensor: SensorRecord, path: Path, jpeg_quality: int)
 
 
 def observe(snapshot: Snapshot, rendered: object, sensors: tuple[SensorRecord, ...]) -> tuple[Observation, ...]:
-    """What the sensors saw of each actor in annotation range; LiDAR points are counted with the devkit's rule."""
+    """Observations of each actor in annotation range; LiDAR points are counted with the devkit's rule."""
     states = [
         s
         for s in snapshot.actors
@@ -146,10 +146,10 @@ def observe(snapshot: Snapshot, rendered: object, sensors: tuple[SensorRecord, .
 def count_points(
     snapshot: Snapshot, states: Sequence[ActorState], points: np.ndarray, lidar: SensorRecord
 ) -> list[int]:
-    """LiDAR points inside of each box, in the arithmetic of the devkit's `points_in_box`.
+    """Counts the LiDAR points inside of each box, with the arithmetic of the devkit's `points_in_box`.
 
-    The boxes take the way from the tables to the sensor frame that `NuScenes.get_sample_data` takes, so whoever counts
-    again with the devkit gets the same numbers.
+    The boxes are transformed from the tables to the sensor frame in the same steps as in `NuScenes.get_sample_data`, so
+    that counting again with the devkit gives the same numbers.
     """
     from nuscenes.utils.data_classes import Box
     from nuscenes.utils.geometry_utils import points_in_box
@@ -182,7 +182,7 @@ def count_points(
 
 
 def save_map(town: Town, path: Path) -> None:
-    """Write the mask of streets and pavements as the devkit's `MapMask` reads it: 0.1 m per pixel, row 0 at the top."""
+    """Writes the mask of streets and pavements for the devkit's `MapMask`: 0.1 m per pixel, the top row first."""
     import cv2
 
     width, height = (int(np.ceil(value / MAP_RESOLUTION)) for value in town.extent[2:])

@@ -1,4 +1,4 @@
-"""All sensors of the car at one time."""
+"""The renderer, which simulates all sensors of the car at one time."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from .world import ActorLibrary, ActorWorld, StaticWorld
 SENSORS = ('camera', 'lidar', 'radar')
 
 REACH = 130.0
-"""Metres from the car up to which actors are sensed."""
+"""Distance in metres from the car up to which actors are sensed."""
 
 
 FINE_GROUND = 28.0
-"""The ground near the car is painted with texels of this many metres divided by the image width."""
+"""Texel size in metres of the ground near the car, times the image width in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """What the sensors measured; dictionaries are keyed by channel unless said otherwise, empty without the sensor.
+    """Outputs of the sensors, as dictionaries by channel unless stated otherwise; empty for sensors that are off.
 
     Attributes:
-        images: (H, W, 3) uint8 RGB.
-        instance_maps: (H, W) int32 instance id of the actor in each pixel, -1 elsewhere.
-        depths: (H, W) float32 metres along the optical axis.
-        points: (N, 5) float32 x, y, z, intensity (0..255), ring in the LIDAR_TOP frame.
-        point_instances: (N,) int32 instance ids, -1 for the town.
-        radars: (N,) arrays of `radar.RADAR_DTYPE`, in the frame of each radar.
-        radar_instances: (N,) int32 instance ids, -1 for the town and clutter.
-        visibility: Instance -> fraction (0..1) that the cameras together see; only with cameras.
+        images: Images (H, W, 3) uint8 RGB.
+        instance_maps: Instance id of the actor in each pixel (H, W) int32, -1 elsewhere.
+        depths: Depth along the optical axis (H, W) float32 in metres.
+        points: LiDAR points (N, 5) float32 x, y, z, intensity (0..255), ring in the LIDAR_TOP frame.
+        point_instances: Instance ids of the LiDAR points (N,) int32, -1 for the town.
+        radars: Arrays (N,) of `radar.RADAR_DTYPE`, in the frame of each radar.
+        radar_instances: Instance ids of the radar points (N,) int32, -1 for the town and clutter.
+        visibility: Instance -> fraction (0..1) that all cameras together see; only with cameras.
         lidar_counts: Instance -> number of LiDAR returns, for every actor in reach.
         radar_counts: Instance -> number of radar detections, for every actor in reach.
     """
@@ -59,21 +59,21 @@ class Rendered:
 
 
 class Renderer:
-    """Senses the snapshots of one scene.
+    """Renders the snapshots of one scene.
 
-    What it returns depends on the arguments of `__init__` and `render` alone, not on what was rendered before, nor on
-    threads or processes: noise is seeded by (seed, index, sensor).
+    The result depends only on the arguments of `__init__` and `render`, not on previous calls, threads or processes:
+    noise is seeded by (seed, index, sensor).
 
     Args:
-        town: What does not move.
-        light: Daylight.
-        image_size: (width, height) of all images.
+        town: Static objects of the scene.
+        light: Light of the scene.
+        image_size: Width and height of all images in pixels.
         seed: Seed of sky, ground, exposures and noise.
-        sensors: Which of `SENSORS` to prepare.
+        sensors: Sensors to prepare, a subset of `SENSORS`.
         supersample: Rays per pixel and axis; 2 gives smoother pictures for four times the cost.
 
     Raises:
-        ValueError: If a sensor is unknown or the supersampling is below 1.
+        ValueError: If a sensor is unknown or `supersample` is less than 1.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Renderer:
         sensors: Sequence[str] = SENSORS,
         supersample: int = 1,
     ) -> None:
-        """Builds meshes, paints ground, facades and sky."""
+        """Builds meshes, and paints ground, facades and sky."""
         self._sensors = _checked(sensors, SENSORS)
         if supersample < 1:
             raise ValueError(f'supersample must be at least 1, got {supersample}')
@@ -105,12 +105,12 @@ class Renderer:
         """Measures one snapshot.
 
         Args:
-            snapshot: The world at one time.
-            index: Number of the snapshot, >= 0, which seeds the noise; give every snapshot of a scene its own.
-            sensors: Subset of the sensors given at construction; all of them if None.
+            snapshot: State of the world at one time.
+            index: Number of the snapshot, >= 0, which seeds the noise; it must differ between snapshots of a scene.
+            sensors: Subset of the sensors given at construction; None: all of them.
 
         Raises:
-            ValueError: If a sensor was not prepared or the car is not on the ground.
+            ValueError: If a sensor was not prepared, or the car is not on the ground.
         """
         chosen = self._sensors if sensors is None else _checked(sensors, self._sensors)
         if abs(snapshot.ego.position[2]) > 1e-3:
@@ -163,7 +163,7 @@ def _checked(sensors: Sequence[str], valid: Sequence[str]) -> tuple[str, ...]:
 
 
 def _counts(actors: ActorWorld, owners: np.ndarray) -> dict[int, int]:
-    """Instance -> how often it occurs in `owners`."""
+    """Instance -> number of its occurrences in `owners`."""
     ids, numbers = np.unique(owners[owners >= 0], return_counts=True)
     found = dict(zip(ids.tolist(), numbers.tolist()))
     return {state.actor.instance: found.get(state.actor.instance, 0) for state in actors.states}

@@ -1,4 +1,4 @@
-"""The sensor rig: where the cameras, the LiDAR and the radars sit on the car, after the calibration of nuScenes.
+"""The sensor rig: positions of the cameras, the LiDAR and the radars on the car, after the calibration of nuScenes.
 
 Ego frame: x forward, y left, z up, origin under the rear axle on the ground. Camera frame: x right, y down, z forward.
 LiDAR frame: x right, y forward, z up. Radar frame: x along the bore sight, y left, z up. Figures are those of a real
@@ -20,10 +20,10 @@ Quaternion = tuple[float, float, float, float]
 Vector = tuple[float, float, float]
 
 NUSCENES_SIZE = (1600, 900)
-"""(width, height) that `CameraSpec.intrinsic` is given for."""
+"""Width and height in pixels for which `CameraSpec.intrinsic` is given."""
 
 HORIZON_FRACTION = 0.28
-"""Cropping never lifts the horizon above this fraction of the image height."""
+"""Smallest distance of the horizon from the top edge after cropping, as a fraction of the image height."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +73,12 @@ def quaternion_multiply(a: Quaternion, b: Quaternion) -> Quaternion:
 
 
 def yaw_quaternion(yaw: float) -> Quaternion:
-    """(w, x, y, z) quaternion of a turn by `yaw` radians about z, counter-clockwise."""
+    """Quaternion (w, x, y, z) of a rotation by `yaw` radians about z, counter-clockwise."""
     return (math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
 
 
 def rotation_matrix(quaternion: Quaternion) -> np.ndarray:
-    """3x3 float64 rotation matrix of a unit (w, x, y, z) quaternion."""
+    """Rotation matrix, 3x3 float64, of a unit (w, x, y, z) quaternion."""
     w, x, y, z = quaternion
     return np.array(
         [
@@ -90,7 +90,7 @@ def rotation_matrix(quaternion: Quaternion) -> np.ndarray:
 
 
 def yaw_matrix(yaw: float) -> np.ndarray:
-    """3x3 float64 matrix of a turn by `yaw` radians about z."""
+    """Rotation matrix, 3x3 float64, of a rotation by `yaw` radians about z."""
     return rotation_matrix(yaw_quaternion(yaw))
 
 
@@ -144,11 +144,11 @@ RADARS: dict[str, RadarSpec] = {
 
 
 def scaled_intrinsic(spec: CameraSpec, width: int, height: int) -> np.ndarray:
-    """Intrinsic matrix of a camera rendered at another size.
+    """Intrinsic matrix of a camera that is rendered at another image size.
 
-    The horizontal field of view is kept. When the image is flatter than 16:9, rows are cropped at the top (as detectors
+    The horizontal field of view is kept. If the image is flatter than 16:9, rows are cropped at the top (as detectors
     crop nuScenes images) as long as the horizon stays below `HORIZON_FRACTION` of the height, the rest at the bottom;
-    when it is taller, rows are added equally above and below. The matrix is exact for the rendered pixels.
+    if it is taller, rows are added equally above and below. The matrix is exact for the rendered pixels.
 
     Args:
         spec: The camera.
@@ -156,7 +156,7 @@ def scaled_intrinsic(spec: CameraSpec, width: int, height: int) -> np.ndarray:
         height: Image height in pixels.
 
     Returns:
-        3x3 float64 matrix.
+        Intrinsic matrix, 3x3 float64.
 
     Raises:
         ValueError: If a size is not positive.

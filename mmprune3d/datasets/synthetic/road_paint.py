@@ -1,4 +1,4 @@
-"""What streets look like from above: pavements, kerbs, asphalt, lane markings, zebra crossings and stop lines."""
+"""Polygons of streets seen from above: pavements, kerbs, asphalt, lane markings, zebra crossings and stop lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Drawing:
     """Convex polygons in global metres, each with a colour and a kind of ground, in the order of painting."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Creates an empty drawing."""
         self.shapes: list[tuple[np.ndarray, tuple[int, int, int], str]] = []
         self._bounds: np.ndarray | None = None
 
@@ -41,11 +41,11 @@ class Drawing:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """Images that are painted on in global metres.
+    """Images that are painted in global metres.
 
     Attributes:
-        albedo: (H, W, 3) uint8.
-        reflectivity: (H, W) uint8 LiDAR intensity.
+        albedo: Colours (H, W, 3) uint8.
+        reflectivity: LiDAR intensity (H, W) uint8.
         origin: Global (x, y) of texel corner (0, 0).
         resolution: Metres per texel.
     """
@@ -56,14 +56,14 @@ class Canvas:
     resolution: float
 
     def paint(self, drawing: Drawing) -> None:
-        """Paints the polygons of a drawing that are in the picture."""
+        """Paints the polygons of a drawing that are inside the images."""
         low = np.asarray(self.origin)
         high = low + np.array(self.reflectivity.shape[::-1]) * self.resolution
         for points, color, kind in drawing.within(low, high):
             self.polygon(points, color, kind)
 
     def texels(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) texel coordinates (column, row), centres at integers, of global points."""
+        """Texel coordinates (N, 2) (column, row) of global points, with centres of texels at integers."""
         return (np.asarray(points, np.float64) - self.origin) / self.resolution - 0.5
 
     def polygon(self, points: np.ndarray, color: tuple[int, int, int], kind: str) -> None:
@@ -73,14 +73,14 @@ class Canvas:
         cv2.fillConvexPoly(self.reflectivity, fixed, m.GROUND_REFLECTIVITY[kind], cv2.LINE_8, _SHIFT)
 
     def stencil(self, mask: np.ndarray, points: np.ndarray) -> None:
-        """Sets a convex polygon of a mask of the same size to 0."""
+        """Sets a convex polygon to 0 in a mask that has the size of the images."""
         fixed = np.round(self.texels(points) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillConvexPoly(mask, fixed, 0, cv2.LINE_8, _SHIFT)
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A street with its direction and the stretches (from, to) of its length that junctions take up."""
+    """A street with its direction and the intervals (from, to) of its length that are inside junctions."""
 
     road: Road
     start: np.ndarray
@@ -90,14 +90,14 @@ class _Frame:
     junctions: tuple[tuple[float, float], ...]
 
     def rectangle(self, span: tuple[float, float], across: tuple[float, float]) -> np.ndarray:
-        """(4, 2) corners of a stretch of the street; `across` is measured from the middle to the left."""
+        """Corners (4, 2) of a stretch of the street; `across` is measured from the middle to the left."""
         ends = [self.start + s * self.along for s in span]
         sides = [c * self.left for c in across]
         return np.array([ends[0] + sides[0], ends[1] + sides[0], ends[1] + sides[1], ends[0] + sides[1]])
 
 
 def draw_roads(drawing: Drawing, roads: Sequence[Road], rng: np.random.Generator) -> None:
-    """Draws all streets; asphalt goes over the pavements of crossing streets, markings leave junctions free."""
+    """Draws all streets; asphalt covers the pavements of crossing streets, and junctions have no lane markings."""
     frames = [_frame(road, roads) for road in roads]
     for frame in frames:
         reach = frame.road.width / 2 + frame.road.pavement
@@ -128,14 +128,14 @@ def _frame(road: Road, roads: Sequence[Road]) -> _Frame:
 def _junction(
     start: np.ndarray, along: np.ndarray, left: np.ndarray, length: float, road: Road, other: Road
 ) -> tuple[float, float] | None:
-    """The stretch of a street that another street's carriageway crosses, or None."""
+    """The interval of a street that another street's carriageway crosses, or None."""
     a, b = np.asarray(other.start, np.float64) - start, np.asarray(other.end, np.float64) - start
     other_length = float(np.linalg.norm(b - a))
     direction = (b - a) / max(other_length, 1e-9)
     sine = float(along[0] * direction[1] - along[1] * direction[0])
     if abs(sine) < 0.3:
         return None
-    reach = -float(a @ left) / sine  # distance along the other street where it meets the middle of this one
+    reach = -float(a @ left) / sine  # distance along the other street to its intersection with the middle of this one
     middle = float((a + reach * direction) @ along)
     half = other.width / 2 / abs(sine)
     slack = road.width / 2 + 1.0
@@ -145,7 +145,7 @@ def _junction(
 
 
 def _free(frame: _Frame, margin: float) -> list[tuple[float, float]]:
-    """Stretches of a street outside its junctions, shortened by `margin` metres beside each."""
+    """Intervals of a street outside its junctions, shortened by `margin` metres at each junction."""
     spans, at = [], 0.0
     for low, high in sorted(frame.junctions):
         if low - margin > at:
@@ -214,7 +214,7 @@ def _lane_lines(drawing: Drawing, frame: _Frame) -> None:
 
 
 def _crossings(drawing: Drawing, frame: _Frame) -> None:
-    """A zebra crossing on each arm of every junction and a stop line for those who drive on the right towards it."""
+    """Draws zebra crossings on each arm of every junction, and stop lines on the right-hand side before them."""
     half = frame.road.width / 2
     for low, high in frame.junctions:
         for edge, sign in ((low, -1.0), (high, 1.0)):

@@ -1,4 +1,4 @@
-"""What a synthetic drive consists of: plain frozen data that the simulator writes and the sensors read.
+"""Data classes of a synthetic drive, which the simulator writes and the sensors read.
 
 Frames and units follow nuScenes. The global frame has x east, y north, z up, in metres; the ground is z = 0. The ego
 frame has x forward, y left, z up with its origin under the rear axle, on the ground. Sizes are (width, length,
@@ -27,7 +27,7 @@ CATEGORIES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Road:
-    """A straight street from `start` to `end` (x, y); `width` is the carriageway, flanked by `pavement` metres."""
+    """A straight street from `start` to `end` (x, y); `width` is the carriageway, `pavement` the width on each side."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -38,7 +38,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Building:
-    """A block of `size` (x extent, y extent before rotation by `yaw`) and `height`, standing on `center`."""
+    """A block of `size` (x extent, y extent before rotation by `yaw`) and `height`, centred on `center`."""
 
     center: tuple[float, float]
     size: tuple[float, float]
@@ -49,7 +49,7 @@ class Building:
 
 @dataclass(frozen=True)
 class Tree:
-    """A trunk with a crown; bushes are trees of small `height`."""
+    """A tree with trunk and crown; bushes are trees of small `height`."""
 
     position: tuple[float, float]
     height: float
@@ -90,7 +90,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Actor:
-    """An annotated object: its detection class (a key of `CATEGORIES`), size (w, l, h) and the seed of its looks."""
+    """An annotated object: its detection class (a key of `CATEGORIES`), size (w, l, h) and seed of its appearance."""
 
     instance: int
     label: str
@@ -100,7 +100,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class ActorState:
-    """An actor at one time: box centre (x, y, z), yaw, velocity (vx, vy) in m/s, nuScenes attribute ('' for none)."""
+    """An actor at one time: box centre (x, y, z), yaw, velocity (vx, vy) in m/s, nuScenes attribute (may be empty)."""
 
     actor: Actor
     center: tuple[float, float, float]
@@ -120,7 +120,7 @@ class EgoState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The world at `time` seconds after the start of the scene."""
+    """The state of the world at `time` seconds after the start of the scene."""
 
     time: float
     ego: EgoState

@@ -1,4 +1,4 @@
-"""Daylight: the colours of sun, sky and haze, and how triangles of each material look in them."""
+"""Daylight: the colours of sun, sky and haze, and the shading of triangles of each material."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Daylight:
     """A `Light` as numbers for shading; colours are (3,) float32 RGB factors in display space.
 
     Attributes:
-        direction: (3,) unit vector towards the sun.
-        ambient: What the whole sky adds to a horizontal surface.
-        sun: What the sun adds to a surface that faces it.
+        direction: Unit vector towards the sun (3,).
+        ambient: Light of the whole sky on a horizontal surface.
+        sun: Light of the sun on a surface that faces it.
         zenith: Colour of the sky overhead.
         horizon: Colour of the sky near the ground, and of the haze.
-        visibility: Distance in metres over which haze takes 1 - 1/e of the contrast.
+        visibility: Distance in metres over which haze reduces the contrast by 1 - 1/e.
     """
 
     direction: np.ndarray
@@ -33,7 +33,7 @@ class Daylight:
 
     @classmethod
     def from_light(cls, light: Light) -> Daylight:
-        """Derives colours from the sun's height and the clouds; exposure follows the brightness only in part."""
+        """Derives the colours from the sun's height and the clouds; exposure compensates part of the brightness."""
         height = math.sin(max(light.elevation, math.radians(4.0)))
         low = float(np.clip(1.0 - height / 0.45, 0.0, 1.0)) * (1.0 - 0.6 * light.clouds)
         strength = light.sun * (1.0 - 0.85 * light.clouds)
@@ -50,7 +50,7 @@ class Daylight:
                    340.0 - 130.0 * light.clouds)  # fmt: skip
 
     def ground_factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """(sunlit, shaded): what albedo is multiplied with on the ground, (3,) each."""
+        """Factors (sunlit, shaded) of the albedo of the ground, (3,) each."""
         return self.ambient + self.sun * self.direction[2], 0.92 * self.ambient
 
 
@@ -61,17 +61,17 @@ def _mix(a: tuple | np.ndarray, b: tuple | np.ndarray, weight: float) -> np.ndar
 def shade_faces(
     colors: np.ndarray, normals: np.ndarray, materials: np.ndarray, daylight: Daylight, sunlit: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Colours of triangles in daylight.
+    """Computes the colours of triangles in daylight.
 
     Args:
-        colors: (F, 3) albedo.
-        normals: (F, 3) outward unit normals, global frame.
-        materials: (F,) values of `Material`.
-        daylight: The light.
+        colors: Albedo (F, 3).
+        normals: Outward unit normals (F, 3) in the global frame.
+        materials: Values of `Material` (F,).
+        daylight: Light of the scene.
         sunlit: Fraction of the sun that reaches the triangles, scalar or (F,).
 
     Returns:
-        (F, 3) uint8.
+        Colours (F, 3) uint8.
     """
     up = normals[:, 2:3]
     facing = np.maximum(normals @ daylight.direction, 0.0) * sunlit

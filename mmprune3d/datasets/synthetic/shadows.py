@@ -10,10 +10,10 @@ from .shading import Daylight
 from .world import ActorWorld
 
 REACH = 70.0
-"""Metres up to which actors cast shadows."""
+"""Distance in metres up to which actors cast shadows."""
 
 CONTACT = 0.55
-"""Light that is left close under an actor."""
+"""Fraction of the light that is left directly under an actor."""
 
 _SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32) / 2
 _SHIFT = 4
@@ -25,14 +25,14 @@ def cast_shadows(
     """Darkens the ground beside and below actors.
 
     Args:
-        ground: (R, W, 4) uint8 rows below the horizon, the last channel 255 where the sun shines.
-        view: The camera.
-        pose: Where the car is.
-        actors: The actors.
-        daylight: The light.
+        ground: Rows below the horizon (R, W, 4) uint8; the last channel is 255 where the sun shines.
+        view: View of the camera.
+        pose: Pose of the car.
+        actors: Actors that cast shadows.
+        daylight: Light of the scene.
 
     Returns:
-        (R, W, 3) uint8 RGB.
+        Image rows (R, W, 3) uint8 RGB.
     """
     image = np.ascontiguousarray(ground[..., :3])
     sun_mask, contact_mask = np.zeros(ground.shape[:2], np.uint8), np.zeros(ground.shape[:2], np.uint8)

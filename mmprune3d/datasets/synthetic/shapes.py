@@ -1,4 +1,4 @@
-"""Coloured triangle meshes and the primitives that all objects are put together from."""
+"""Coloured triangle meshes and the primitives of which all objects are composed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Mesh:
     """Triangles with one colour and one material each.
 
     Attributes:
-        vertices: (V, 3) float32, metres.
-        faces: (F, 3) int32 indices into `vertices`, counter-clockwise seen from outside.
-        colors: (F, 3) float32 albedo in 0..1.
-        materials: (F,) uint8 values of `Material`.
+        vertices: Positions (V, 3) float32 in metres.
+        faces: Indices into `vertices` (F, 3) int32, counter-clockwise seen from outside.
+        colors: Albedo (F, 3) float32 in 0..1.
+        materials: Values of `Material` (F,) uint8.
     """
 
     vertices: np.ndarray
@@ -34,30 +34,30 @@ class Mesh:
     materials: np.ndarray
 
     def normals(self) -> np.ndarray:
-        """(F, 3) float32 unit normals; zero for degenerate triangles."""
+        """Unit normals (F, 3) float32; zero for degenerate triangles."""
         cross = _crosses(self.vertices, self.faces)
         return (cross / np.maximum(np.linalg.norm(cross, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
     def areas(self) -> np.ndarray:
-        """(F,) float32 areas in square metres."""
+        """Areas (F,) float32 in square metres."""
         return (0.5 * np.linalg.norm(_crosses(self.vertices, self.faces), axis=1)).astype(np.float32)
 
     def moved(self, rotation: np.ndarray, translation: Point) -> np.ndarray:
-        """(V, 3) float32 vertices after a 3x3 rotation and a translation."""
+        """Vertices (V, 3) float32 after a 3x3 rotation and a translation."""
         return (self.vertices @ np.asarray(rotation, np.float32).T + np.asarray(translation, np.float32)).astype(
             np.float32
         )
 
 
 def _crosses(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(F, 3) cross products of two sides of each triangle; `numpy.cross` takes four times as long for small meshes."""
+    """Cross products (F, 3) of two sides of each triangle; `numpy.cross` is four times slower for small meshes."""
     corners = vertices[faces]
     p, q = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     return p[:, [1, 2, 0]] * q[:, [2, 0, 1]] - p[:, [2, 0, 1]] * q[:, [1, 2, 0]]
 
 
 def merge(meshes: Iterable[Mesh]) -> Mesh:
-    """One mesh out of several, in their order."""
+    """Merges several meshes, in their order, into one."""
     parts = list(meshes)
     offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
     return Mesh(
@@ -80,7 +80,7 @@ def fit(mesh: Mesh, size: Point) -> Mesh:
 def triangles(
     vertices: np.ndarray, faces: np.ndarray, color: Color | np.ndarray, material: Material, center: Point
 ) -> Mesh:
-    """A mesh of one material whose faces are turned to look away from `center`; `color` is one or one per face."""
+    """A mesh of one material whose faces are turned away from `center`; `color` is one for all or one per face."""
     vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces, np.int32).copy()
     outward = vertices[faces].mean(axis=1) - np.asarray(center, np.float32)
     inward = (_crosses(vertices, faces) * outward).sum(axis=1) < 0
@@ -90,7 +90,7 @@ def triangles(
 
 
 def hexahedron(corners: np.ndarray, color: Color, material: Material) -> Mesh:
-    """A block with 8 corners: four at the bottom in turn, then the four above them."""
+    """A block with 8 corners: the four at the bottom in order, then the four above them."""
     corners = np.asarray(corners, np.float32)
     faces = np.concatenate([_BOX_QUADS[:, [0, 1, 2]], _BOX_QUADS[:, [0, 2, 3]]])
     return triangles(corners, faces, color, material, corners.mean(axis=0))
@@ -108,7 +108,7 @@ def _tapered(low: float, high: float, scale: float) -> tuple[float, float]:
 
 
 def frustum_corners(bottom_x: Point, bottom_y: Point, top_x: Point, top_y: Point, heights: Point) -> np.ndarray:
-    """(8, 3) corners of a block with a rectangle at each of two heights, rear right first, counter-clockwise."""
+    """Corners (8, 3) of a block with a rectangle at each of two heights, rear right first, counter-clockwise."""
     corners = []
     for xs, ys, z in ((bottom_x, bottom_y, heights[0]), (top_x, top_y, heights[1])):
         corners += [(xs[0], ys[0], z), (xs[1], ys[0], z), (xs[1], ys[1], z), (xs[0], ys[1], z)]
@@ -123,7 +123,7 @@ def frustum(
 
 
 def quad(corners: np.ndarray, color: Color, material: Material, center: Point = (0.0, 0.0, 0.0)) -> Mesh:
-    """A plate with four corners in turn, looking away from `center`."""
+    """A plate with four corners in order, facing away from `center`."""
     return triangles(np.asarray(corners), np.array([[0, 1, 2], [0, 2, 3]]), color, material, center)
 
 
@@ -135,13 +135,13 @@ def panel(
     lift: float,
     center: Point,
 ) -> Mesh:
-    """A plate lying on a four-cornered face, for windows, lamps and stripes.
+    """A plate on a face with four corners, for windows, lamps and stripes.
 
     Args:
-        face: (4, 3) corners in turn; u runs from corner 0 to 1, v from corner 0 to 3.
-        span: (u0, u1, v0, v1) in fractions of the face.
-        color: Albedo.
-        material: Material.
+        face: Corners in order (4, 3); u runs from corner 0 to 1, v from corner 0 to 3.
+        span: Position (u0, u1, v0, v1) in fractions of the face.
+        color: Albedo of the plate.
+        material: Material of the plate.
         lift: Distance above the face in metres, away from `center`.
         center: A point on the inner side of the face.
     """
@@ -219,7 +219,7 @@ def ring(
 
 @lru_cache(maxsize=4)
 def _icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit sphere of 20 * 4^subdivisions triangles."""
+    """The unit sphere as 20 * 4^subdivisions triangles."""
     g = (1 + 5**0.5) / 2
     vertices = [(-1, g, 0), (1, g, 0), (-1, -g, 0), (1, -g, 0), (0, -1, g), (0, 1, g),
                 (0, -1, -g), (0, 1, -g), (g, 0, -1), (g, 0, 1), (-g, 0, -1), (-g, 0, 1)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A scene: a town, its light, and everybody's motion, drawn from one seed."""
+"""A scene: a town, its light, and the motion of all actors, drawn from one seed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Scene:
 
     Args:
         seed: Non-negative integers that select the scene.
-        duration: Seconds that can be looked at.
+        duration: Length of the scene in seconds.
 
     Attributes:
-        town: What stands still and is not annotated.
+        town: Static objects, which are not annotated.
         light: Sun and sky.
-        actors: Everything that can be annotated in this scene.
+        actors: All objects that can be annotated in this scene.
     """
 
     def __init__(self, seed: tuple[int, ...], duration: float = 20.0) -> None:
-        # One stream of random numbers per part, so that a change in one part leaves the others alone.
+        # One stream of random numbers per part, so that a change in one part does not change the others.
         plan, land_use, motion, looks, build = (np.random.default_rng((*seed, part)) for part in range(5))
         self.duration = duration
         grid = make_grid(plan)
@@ -57,17 +57,17 @@ class Scene:
         )
 
     def snapshot(self, time: float, reach: float = 120.0) -> Snapshot:
-        """The world at `time`, with the actors within `reach` metres of the ego vehicle.
+        """The state of the world at `time`, with the actors within `reach` metres of the ego vehicle.
 
         Args:
             time: Seconds since the start, 0 to `duration`.
-            reach: Metres.
+            reach: Distance in metres.
 
         Returns:
-            The state of everything, in the global frame.
+            The snapshot in the global frame.
 
         Raises:
-            ValueError: If `time` lies outside of the scene.
+            ValueError: If `time` is outside of the scene.
         """
         if not 0.0 <= time <= self.duration:
             raise ValueError(f'time must be within 0 and {self.duration} seconds, got {time}')

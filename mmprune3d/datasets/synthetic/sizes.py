@@ -1,4 +1,4 @@
-"""Size priors: the mean (width, length, height) of each class in nuScenes, and how much single objects differ."""
+"""Size priors: the mean (width, length, height) of each class in nuScenes, and the variation between objects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPREADS: dict[str, tuple[float, float, float]] = {
 
 
 def draw_size(rng: np.random.Generator, label: str) -> tuple[float, float, float]:
-    """Draw (width, length, height) in metres, at most two standard deviations from the mean, on a millimetre grid."""
+    """Draws (width, length, height) in metres, within two standard deviations of the mean, rounded to millimetres."""
     common, own = rng.normal(), rng.normal(size=3)
     deviation = np.clip(0.6 * common + 0.8 * own, -2.0, 2.0)
     size = np.array(MEAN_SIZES[label]) * (1 + np.array(SPREADS[label]) * deviation)

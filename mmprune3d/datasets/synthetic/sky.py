@@ -1,4 +1,4 @@
-"""The sky and the far skyline of a town as a panorama around the car, painted once per scene."""
+"""The sky and the distant skyline of a town as a panorama around the car, painted once per scene."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEIGHT = round(WIDTH * (HIGHEST - LOWEST) / (2 * math.pi))
 
 
 def paint_sky(light: Light, daylight: Daylight, seed: int) -> np.ndarray:
-    """(HEIGHT, WIDTH, 3) uint8 panorama: columns are azimuths from 0 to 2 pi, rows go from `HIGHEST` to `LOWEST`."""
+    """Panorama (HEIGHT, WIDTH, 3) uint8: columns are azimuths 0 to 2 pi, rows go from `HIGHEST` down to `LOWEST`."""
     rng = np.random.default_rng((seed, 72))
     elevation = np.linspace(HIGHEST, LOWEST, HEIGHT, dtype=np.float32)[:, None]
     azimuth = np.linspace(0, 2 * math.pi, WIDTH, endpoint=False, dtype=np.float32)[None]
@@ -36,7 +36,7 @@ def paint_sky(light: Light, daylight: Daylight, seed: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, amount: float) -> np.ndarray:
-    """(HEIGHT, WIDTH) float32 in 0..1: fractal noise that repeats around the horizon, cut off by the cloudiness."""
+    """Clouds (HEIGHT, WIDTH) float32 in 0..1: fractal noise, periodic around the horizon, thresholded by cloudiness."""
     total = np.zeros((HEIGHT, WIDTH), np.float32)
     for cells, weight in ((12, 1.0), (26, 0.6), (60, 0.34), (144, 0.18)):
         noise = rng.random((max(3, cells // 3), cells), dtype=np.float32)
@@ -51,7 +51,7 @@ def _row(elevation: float) -> int:
 
 
 def _skyline(image: np.ndarray, daylight: Daylight, rng: np.random.Generator) -> None:
-    """Hazy hills, distant houses and a line of trees along the horizon."""
+    """Draws hazy hills, distant houses and a line of trees along the horizon."""
     per_degree = WIDTH / 360
     angle = np.arange(WIDTH) * 2 * math.pi / WIDTH
     hills = sum(a * np.sin(k * angle + rng.uniform(0, 6.28)) for k, a in ((3, 0.5), (7, 0.3), (17, 0.15)))
@@ -71,6 +71,6 @@ def _skyline(image: np.ndarray, daylight: Daylight, rng: np.random.Generator) ->
 
 
 def _toned(daylight: Daylight, color: tuple[float, ...], clarity: float) -> tuple[int, int, int]:
-    """A colour seen through haze; `clarity` = 1 without any."""
+    """A colour seen through haze; with `clarity` = 1 there is no haze."""
     mixed = np.asarray(color) * daylight.ambient * clarity + daylight.horizon * (1 - clarity)
     return tuple(int(255 * min(1.0, channel)) for channel in mixed)  # type: ignore[return-value]

@@ -17,7 +17,7 @@ EPOCH = 1_533_000_000_000_000
 
 @dataclass(frozen=True)
 class Observation:
-    """An actor at a keyframe with what the sensors saw of it; `visibility` is the visible fraction of its pixels."""
+    """An actor at a keyframe and its visibility to the sensors; `visibility` is the visible fraction of its pixels."""
 
     state: ActorState
     lidar_points: int
@@ -26,13 +26,13 @@ class Observation:
 
     @property
     def seen(self) -> bool:
-        """Whether any sensor saw it."""
+        """Returns whether any sensor saw the actor."""
         return self.lidar_points + self.radar_points > 0 or self.visibility > 0.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One instant of a scene: file name per channel that was recorded, and the observations if it is a keyframe."""
+    """One instant of a scene: file name per recorded channel, and the observations if it is a keyframe."""
 
     time: float
     is_key: bool
@@ -43,7 +43,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """Name and number of a scene and what all of its tokens are made from."""
+    """Name and number of a scene, and the values from which all of its tokens are made."""
 
     name: str
     number: int
@@ -56,27 +56,27 @@ class SceneRecord:
         return f'synthetic-{self.name}'
 
     def timestamp(self, time: float) -> int:
-        """Microseconds of an instant of the scene."""
+        """Timestamp in microseconds of an instant of the scene."""
         return EPOCH + self.number * 100_000_000 + round(time * 1e6)
 
     def token(self, *parts: object) -> str:
-        """A token that depends on the data set's seed, the scene and `parts` only."""
+        """A token that depends only on the data set's seed, the scene and `parts`."""
         return make_token(self.scope, self.name, *parts)
 
 
 def yaw_rotation(yaw: float) -> list[float]:
-    """(w, x, y, z) quaternion of a turn about z."""
+    """Quaternion (w, x, y, z) of a rotation by `yaw` radians about z."""
     return [round(float(np.cos(yaw / 2)), 12), 0.0, 0.0, round(float(np.sin(yaw / 2)), 12)]
 
 
 def box_record(state: ActorState) -> Record:
-    """Translation, size and rotation of an actor as they go into the annotation."""
+    """Translation, size and rotation of an actor in the format of an annotation."""
     center = [round(value, 3) for value in state.center]
     return {'translation': center, 'size': list(state.actor.size), 'rotation': yaw_rotation(state.yaw)}
 
 
 def pose_record(ego: EgoState) -> Record:
-    """Translation and rotation of the ego vehicle as they go into the table of poses."""
+    """Translation and rotation of the ego vehicle in the format of the table of poses."""
     return {'rotation': yaw_rotation(ego.yaw), 'translation': [round(value, 6) for value in ego.position]}
 
 
@@ -86,13 +86,13 @@ def visibility_token(fraction: float) -> str:
 
 
 def scene_tables(scene: SceneRecord, sensors: tuple[SensorRecord, ...], frames: list[Frame], map_file: str) -> Tables:
-    """The records of one scene.
+    """Builds the table records of one scene.
 
     Args:
-        scene: Which scene it is.
-        sensors: The sensors that recorded it.
-        frames: Its instants in order of time; the first and the last one are keyframes.
-        map_file: Name of the map mask.
+        scene: Name, number and seed of the scene.
+        sensors: Sensors that recorded it.
+        frames: Instants of the scene in order of time; the first and the last one are keyframes.
+        map_file: File name of the map mask.
 
     Returns:
         Table name -> records.
@@ -146,7 +146,7 @@ def _calibration(scene: SceneRecord, sensor: SensorRecord) -> Record:
 
 
 def _chain(records: list[Record]) -> list[Record]:
-    """Link records to their neighbours by `prev` and `next`."""
+    """Links each record to its neighbours by `prev` and `next`."""
     tokens = ['', *(record['token'] for record in records), '']
     for record, before, after in zip(records, tokens, tokens[2:]):
         record.update(prev=before, next=after)
@@ -154,7 +154,7 @@ def _chain(records: list[Record]) -> list[Record]:
 
 
 def _sensor_tables(scene: SceneRecord, sensors: tuple[SensorRecord, ...], frames: list[Frame]) -> Tables:
-    """Sample data and ego poses; data between keyframes belong to the sample that follows."""
+    """Records of sample data and ego poses; data between keyframes belong to the following sample."""
     data, poses = [], []
     for sensor in sensors:
         rows, sample = [], 0
@@ -185,7 +185,7 @@ def _data_row(scene: SceneRecord, sensor: SensorRecord, frame: Frame, sample: st
 
 
 def _annotation_tables(scene: SceneRecord, keys: list[Frame]) -> Tables:
-    """Annotations and instances: each object from the first to the last keyframe at which a sensor saw it."""
+    """Records of annotations and instances; an object is annotated from the first to the last keyframe with a view."""
     sightings: dict[int, list[tuple[int, Observation]]] = defaultdict(list)
     for k, frame in enumerate(keys):
         for observation in frame.observations:

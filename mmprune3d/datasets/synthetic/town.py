@@ -1,4 +1,4 @@
-"""What stands still and is not annotated: streets, buildings, trees and poles of a town."""
+"""Static objects of a town, which are not annotated: streets, buildings, trees and poles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .paths import lane_point
 from .scene import Building, Light, Pole, Road, Town, Tree
 
 USES = ('houses', 'park', 'lot', 'site')
-"""What a block is used for: houses, a park, a car park or yard, a construction site."""
+"""Uses of a block: houses, a park, a car park or yard, a construction site."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Land:
 
 
 def assign_land(rng: np.random.Generator, grid: Grid) -> tuple[Land, ...]:
-    """Draw the use of every block."""
+    """Draws the use of every block."""
     return tuple(Land(block, str(rng.choice(USES, p=[0.56, 0.16, 0.17, 0.11]))) for block in grid.blocks())
 
 
 def make_light(rng: np.random.Generator) -> Light:
-    """Draw the sun's place and strength, and the clouds."""
+    """Draws the position and strength of the sun, and the clouds."""
     azimuth, elevation = float(rng.uniform(0.0, 2 * np.pi)), float(np.deg2rad(rng.uniform(18.0, 70.0)))
     return Light(azimuth, elevation, sun=float(rng.uniform(0.3, 1.0)), clouds=float(rng.uniform(0.0, 1.0)))
 
@@ -41,15 +41,15 @@ def build_town(
     route: np.ndarray,
     reach: float = 150.0,
 ) -> Town:
-    """Build everything within `reach` metres of the ego vehicle's way.
+    """Builds everything within `reach` metres of the ego vehicle's route.
 
     Args:
-        rng: Source of all variation.
-        grid: The streets.
+        rng: Random generator of all variation.
+        grid: Street grid.
         land: Use of the blocks.
-        placement: Where the plan lies in the global frame.
+        placement: Position of the plan in the global frame.
         route: Positions of the ego vehicle in the plan's frame, shape (T, 2).
-        reach: Things further than this from all of `route` are left out; streets stay whole.
+        reach: Objects farther than this from all of `route` are left out; streets are not cut.
 
     Returns:
         The town in the global frame.
@@ -77,7 +77,7 @@ def _roads(grid: Grid, placement: Placement) -> list[Road]:
 
 
 class _Builder:
-    """Collects what stands in town, near the route only."""
+    """Collects the static objects of a town near the route."""
 
     def __init__(self, rng: np.random.Generator, placement: Placement, route: np.ndarray, reach: float) -> None:
         self._rng, self._placement, self._route, self._reach = rng, placement, route[::10], reach
@@ -86,7 +86,7 @@ class _Builder:
         self.poles: list[Pole] = []
 
     def fill(self, land: Land) -> None:
-        """Put buildings and plants on a block."""
+        """Adds buildings and plants to a block."""
         area = np.prod(np.subtract(land.block.high, land.block.low))
         if land.use == 'houses':
             self._houses(land.block)
@@ -95,7 +95,7 @@ class _Builder:
             self._plant(land.block, inset)
 
     def _houses(self, block: Block) -> None:
-        """Rows of buildings along all four sides."""
+        """Adds rows of buildings along all four sides."""
         width, depth = np.subtract(block.high, block.low)
         setback = float(self._rng.uniform(0.3, 5.0)) if self._rng.random() < 0.6 else 0.3
         for side, length in enumerate((width, depth, width, depth)):
@@ -131,7 +131,7 @@ class _Builder:
         )
 
     def _plant(self, block: Block, inset: float | None) -> None:
-        """One tree or bush: anywhere in a park, else close to the edge of the block."""
+        """Adds one tree or bush: anywhere in a park, otherwise close to the edge of the block."""
         low, high = np.array(block.low), np.array(block.high)
         spot = self._rng.uniform(low + 1.5, high - 1.5)
         if inset is None:
@@ -147,14 +147,14 @@ class _Builder:
             self.trees.append(Tree(self._placement.point(*spot), height, crown or radius, self._seed()))
 
     def line_streets(self, grid: Grid) -> None:
-        """Lamps, signs and trees along the kerbs, traffic lights at the junctions."""
+        """Adds lamps, signs and trees along the kerbs, and traffic lights at the junctions."""
         for node in grid.nodes():
             for heading in range(4):
                 if grid.has_arm(node, heading):
                     self._line_arm(grid, node, heading)
 
     def _line_arm(self, grid: Grid, node: tuple[int, int], heading: int) -> None:
-        """Line the right-hand kerb of one arm, seen from its junction (its other kerb belongs to the next junction)."""
+        """Lines the right-hand kerb of one arm, seen from its junction (the other belongs to the next junction)."""
         rng, street, first = self._rng, grid.street(node, heading), grid.clearance(node, heading)
         after = grid.next_node(node, heading)
         length = (
@@ -163,7 +163,7 @@ class _Builder:
             else float(np.abs(grid.position(after) - grid.position(node)).sum()) - grid.clearance(after, heading + 2)
         )
         kerb, towards_street = street.half_width + 0.45, self._placement.angle + (heading + 1) * np.pi / 2
-        # The light for traffic that comes towards this junction stands on its right, the left side of the arm.
+        # The light for traffic towards this junction stands on its right, which is the left side of the arm.
         self._pole(
             lane_point(grid, node, heading, first - 0.6, -kerb),
             4.0,

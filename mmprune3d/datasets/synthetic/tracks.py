@@ -1,4 +1,4 @@
-"""Motion over a scene as arrays, and the rule that no two boxes ever overlap."""
+"""Motion over a scene as arrays, and the check that no two boxes overlap at any time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ STEP = 0.1
 
 @dataclass(frozen=True)
 class Track:
-    """One box over time in the plan's frame.
+    """The motion of one box in the plan's frame.
 
     Attributes:
         label: Detection class, or 'ego'.
         size: Width, length and height in metres.
         xy: Box centres, shape (T, 2), every `STEP` seconds.
         yaw: Headings, shape (T,), continuous (not wrapped), in radians.
-        moving: Attribute while it moves.
-        still: Attribute while it stands.
+        moving: nuScenes attribute while it moves.
+        still: nuScenes attribute while it stands.
     """
 
     label: str
@@ -33,7 +33,7 @@ class Track:
     still: str = ''
 
     def at(self, time: float) -> tuple[np.ndarray, float, np.ndarray]:
-        """Centre (2,), heading and velocity (2,) at `time` seconds, linear between stored poses."""
+        """Centre (2,), heading and velocity (2,) at `time` seconds, interpolated linearly between stored poses."""
         k = min(max(time / STEP, 0.0), len(self.yaw) - 1.001)
         low, part = int(k), k - int(k)
         velocity = (self.xy[low + 1] - self.xy[low]) / STEP
@@ -52,20 +52,20 @@ class Track:
 def standing(
     label: str, size: tuple[float, float, float], xy: np.ndarray, yaw: float, steps: int, still: str = ''
 ) -> Track:
-    """A track that does not move."""
+    """Creates the track of an object that does not move."""
     return Track(label, size, np.broadcast_to(np.asarray(xy, float), (steps, 2)), np.full(steps, yaw), still=still)
 
 
 def along_path(
     label: str, size: tuple[float, float, float], path: Path, s: np.ndarray, moving: str, still: str
 ) -> Track:
-    """A track that follows `path` at the arc lengths `s`, one per step."""
+    """Creates a track that follows `path` at the arc lengths `s`, one per step."""
     xy, yaw = path.pose(s)
     return Track(label, size, xy, yaw, moving, still)
 
 
 class World:
-    """The tracks accepted so far; it answers what is in the way of another one.
+    """The tracks accepted so far, with queries for the room around another track.
 
     Args:
         steps: Number of poses of every track.
@@ -78,28 +78,29 @@ class World:
         self._merged: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, *tracks: Track) -> None:
-        """Accept tracks."""
+        """Adds tracks without checking whether they are free."""
         for track in tracks:
             self.tracks.append(track)
             self._circles.append(_cover(track))
         self._merged = None
 
     def clear(self) -> None:
-        """Forget all tracks."""
+        """Removes all tracks from the world."""
         self.tracks, self._circles, self._merged = [], [], None
 
     def is_free(self, track: Track, margin: float = 0.25) -> bool:
-        """Whether `track` keeps `margin` metres from every accepted one at every step."""
+        """Returns whether `track` keeps `margin` metres from every accepted track at every step."""
         if not self.tracks:
             return True
         reach = np.array([other.corner_radius for other in self.tracks]) + track.corner_radius + margin
-        # Ten steps move nothing further than 15 m + 15 m: a coarse pass leaves few tracks for the exact one.
+        # In ten steps two objects approach each other by at most 15 m + 15 m, so a coarse pass leaves few tracks for
+        # the exact test.
         coarse = np.stack([other.xy[::10] for other in self.tracks]) - track.xy[None, ::10]
         near = np.flatnonzero((np.hypot(coarse[..., 0], coarse[..., 1]) < reach[:, None] + 30.0).any(axis=1))
         return not any(_overlap(self.tracks[k], track, margin) for k in near)
 
     def try_add(self, *tracks: Track, margin: float = 0.25) -> bool:
-        """Accept tracks that move together if all of them are free."""
+        """Adds tracks that move together if all of them are free; returns whether they were added."""
         if not all(self.is_free(track, margin) for track in tracks):
             return False
         self.add(*tracks)
@@ -131,7 +132,7 @@ def _cover(track: Track) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _overlap(first: Track, second: Track, margin: float) -> bool:
-    """Whether two boxes come closer than `margin` at any step (separating axes of both rectangles)."""
+    """Whether two boxes are closer than `margin` at any step (separating axes of both rectangles)."""
     difference = second.xy - first.xy
     near = np.hypot(difference[:, 0], difference[:, 1]) < first.corner_radius + second.corner_radius + margin
     if not near.any():

@@ -1,4 +1,4 @@
-"""What drives: the ego vehicle, what it follows, and the traffic around it."""
+"""Moving vehicles: the ego vehicle, the vehicle ahead of it, and the traffic around it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .tracks import Track, World, along_path
 
 EGO_SIZE = (1.73, 4.08, 1.56)
 REAR_AXLE = 1.4
-"""Metres from the rear axle, where the ego frame sits, to the middle of the vehicle."""
+"""Distance in metres from the rear axle, the origin of the ego frame, to the middle of the vehicle."""
 MOVING_MIX = {'car': 0.70, 'truck': 0.13, 'bus': 0.08, 'rig': 0.045, 'motorcycle': 0.05, 'bicycle': 0.055}
 HITCH = 0.6
 
 
 def send_ego(rng: np.random.Generator, grid: Grid, world: World, signals: Signals, duration: float) -> Track:
-    """Send the ego vehicle, often behind another one, on a drive that stays inside town; both join `world`.
+    """Adds the ego vehicle, often behind another one, on a drive that stays inside town, to `world`.
 
     Returns:
-        The ego vehicle's track; its positions are the middle of the vehicle.
+        The ego vehicle's track, whose positions are those of the middle of the vehicle.
     """
     speed = float(rng.uniform(6.0, 11.5))
     route = _inner_route(rng, grid, speed * duration + 60.0)
@@ -42,7 +42,7 @@ def send_ego(rng: np.random.Generator, grid: Grid, world: World, signals: Signal
 
 
 def _inner_route(rng: np.random.Generator, grid: Grid, length: float) -> Route:
-    """Of several random drives, the one that keeps furthest from the border of town."""
+    """The one of several random drives that stays farthest from the border of town."""
     best, best_distance, nodes = None, -np.inf, grid.nodes()
     for _ in range(30):
         node, heading = nodes[int(rng.integers(len(nodes)))], int(rng.integers(4))
@@ -51,7 +51,7 @@ def _inner_route(rng: np.random.Generator, grid: Grid, length: float) -> Route:
         route = plan_route(rng, grid, node, heading, length)
         xy, _ = route.path.pose(np.linspace(0.0, min(length, route.path.length), 40))
         distance = float(np.minimum(xy, np.array(grid.size) - xy).min())
-        # A drive that ends early cannot be used; beyond 130 m from the border all are equally good.
+        # A drive that ends early cannot be used; beyond 130 m from the border all drives are equally good.
         distance = min(distance, 130.0) if route.path.length > length - 40.0 else -1.0
         if distance > best_distance:
             best, best_distance = route, distance
@@ -68,20 +68,20 @@ def launch(
     speed: float,
     reach: np.ndarray | None = None,
 ) -> bool:
-    """Drive a vehicle along `route` and accept it if it hits nobody; a 'rig' is a truck with a trailer.
+    """Drives a vehicle along `route` and accepts it if it hits nothing; a 'rig' is a truck with a trailer.
 
     Args:
-        rng: Source of sizes.
-        world: Everybody else; receives the vehicle.
+        rng: Random generator of sizes.
+        world: All other tracks; the vehicle is added to it.
         signals: Traffic lights.
-        route: Where it drives.
+        route: Route of the vehicle.
         start: Arc length of its middle at the beginning.
         label: A detection class or 'rig'.
-        speed: Speed it wants, m/s.
+        speed: Speed on a free road in m/s.
         reach: Positions (T, 2) of the ego vehicle; a vehicle that never comes within 95 m of it is dropped.
 
     Returns:
-        Whether it was accepted.
+        Whether the vehicle was accepted.
     """
     parts = [(part, draw_size(rng, part)) for part in (('truck', 'trailer') if label == 'rig' else (label,))]
     length = sum(size[1] for _, size in parts) + HITCH * (len(parts) - 1)
@@ -103,7 +103,7 @@ def launch(
 def fill_streets(
     rng: np.random.Generator, grid: Grid, world: World, signals: Signals, ego: Track, attempts: int
 ) -> int:
-    """Try `attempts` vehicles at random places near the ego vehicle's way; returns how many fitted in."""
+    """Tries `attempts` vehicles at random positions near the ego vehicle's route; returns the number accepted."""
     accepted = 0
     for _ in range(attempts):
         label = pick(rng, MOVING_MIX)

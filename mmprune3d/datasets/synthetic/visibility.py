@@ -1,4 +1,4 @@
-"""How much of every actor the cameras together can see, from rays to points on its surface."""
+"""Visibility of actors: the fraction that all cameras together see, from rays to points on the surface."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .world import SURFACE_SAMPLES, ActorWorld, StaticWorld
 def visible_fractions(
     views: dict[str, CameraView], pose: Pose, static: StaticWorld, actors: ActorWorld
 ) -> dict[int, float]:
-    """Instance -> fraction (0..1) of the side turned to the car that at least one camera sees.
+    """Instance -> fraction (0..1) of the side facing the car that at least one camera sees.
 
-    A surface point counts with the cosine under which the car sees it, so the fraction is about that of the pixels
-    which the actor would fill without anything in front of it and with cameras all around. Image size
-    matters only through the rows that it crops away.
+    A surface point is weighted with the cosine of its angle to the car, so that the fraction is about that of the
+    pixels which the actor would fill without occlusion and with cameras all around. The image size matters only through
+    the rows that it crops away.
     """
     count = len(actors.states)
     if count == 0:
@@ -43,7 +43,7 @@ def visible_fractions(
 
 
 def _in_image(view: CameraView, points: np.ndarray) -> np.ndarray:
-    """Whether (N, 3) camera coordinates lie in the image."""
+    """Whether (N, 3) camera coordinates are in the image."""
     front = points[:, 2] > NEAR
     pixels = view.to_pixels(np.where(front[:, None], points, 1.0))
     return front & (pixels >= 0).all(axis=1) & (pixels < (view.width, view.height)).all(axis=1)

@@ -30,7 +30,7 @@ VISIBILITY_LEVELS = ('v0-40', 'v40-60', 'v60-80', 'v80-100')
 
 @dataclass(frozen=True)
 class SensorRecord:
-    """A sensor as the tables see it: pose sensor -> ego; `intrinsic` is empty unless it is a camera."""
+    """A sensor in the format of the tables: pose sensor -> ego; `intrinsic` is empty unless it is a camera."""
 
     channel: str
     modality: str
@@ -42,12 +42,12 @@ class SensorRecord:
 
 
 def make_token(*parts: object) -> str:
-    """32 hexadecimal digits that depend on `parts` only."""
+    """A token of 32 hexadecimal digits that depends only on `parts`."""
     return hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=16).hexdigest()
 
 
 def shared_tables(sensors: tuple[SensorRecord, ...]) -> Tables:
-    """The tables that do not depend on the scenes."""
+    """Builds the tables that are the same for all scenes."""
     return {
         'category': [
             {'token': make_token('category', name), 'name': name, 'description': name} for name in ALL_CATEGORIES

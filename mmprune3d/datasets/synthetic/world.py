@@ -1,4 +1,4 @@
-"""Geometry that the sensors share: the static town of a scene and the actors of one snapshot."""
+"""Geometry that all sensors use: the static town of a scene and the actors of one snapshot."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SURFACE_SAMPLES = 48
 
 
 class StaticWorld:
-    """The town as rays see it.
+    """The town as a scene for ray casting.
 
     Attributes:
-        town: The description.
-        geometry: Triangles of everything but the flat ground, which is z = 0 and found without rays.
-        normals: (F, 3) float32 outward unit normals.
-        rays: The triangles, ready for rays.
+        town: Description of the town.
+        geometry: Triangles of everything except the flat ground, which is z = 0 and found without rays.
+        normals: Outward unit normals (F, 3) float32.
+        rays: Triangles with an acceleration structure.
     """
 
     def __init__(self, town: Town) -> None:
-        """Builds meshes and the ray scene."""
+        """Builds the meshes and the scene for ray casting."""
         self.town = town
         self.geometry: TownMesh = build_town(town)
         self.normals = self.geometry.mesh.normals()
@@ -37,13 +37,13 @@ class StaticWorld:
 
 @dataclass(frozen=True, eq=False)
 class ActorMesh:
-    """The mesh of an actor with what is derived from it: normals and points spread over its surface.
+    """The mesh of an actor with normals and points sampled from its surface.
 
     Attributes:
-        mesh: In the frame of the box.
-        normals: (F, 3) float32.
-        samples: (SURFACE_SAMPLES, 3) float32 points, uniform by area.
-        sample_normals: (SURFACE_SAMPLES, 3) float32.
+        mesh: Mesh in the frame of the box.
+        normals: Unit normals (F, 3) float32.
+        samples: Points (SURFACE_SAMPLES, 3) float32, uniform by area.
+        sample_normals: Normals at these points (SURFACE_SAMPLES, 3) float32.
     """
 
     mesh: Mesh
@@ -57,14 +57,14 @@ class ActorWorld:
     """The actors near the car at one time.
 
     Attributes:
-        states: The actors, N of them.
-        meshes: Their meshes in box frames.
-        rotations: (N, 3, 3) float32 box -> global.
-        rays: All triangles in the global frame, None without actors.
-        owner: (F,) int32 index into `states` of every triangle.
-        normals: (F, 3) float32, global frame.
-        colors: (F, 3) float32 albedo.
-        materials: (F,) uint8.
+        states: States of the N actors.
+        meshes: Meshes of the actors in the frames of their boxes.
+        rotations: Rotations from box to global frame (N, 3, 3) float32.
+        rays: All triangles in the global frame, or None if there are no actors.
+        owner: Index into `states` of every triangle (F,) int32.
+        normals: Unit normals (F, 3) float32 in the global frame.
+        colors: Albedo (F, 3) float32.
+        materials: Values of `Material` (F,) uint8.
     """
 
     states: tuple[ActorState, ...]
@@ -78,19 +78,19 @@ class ActorWorld:
 
     @property
     def instances(self) -> np.ndarray:
-        """(N,) int32 instance ids of `states`."""
+        """Instance ids of `states`, (N,) int32."""
         return np.array([state.actor.instance for state in self.states], np.int32)
 
 
 class ActorLibrary:
-    """Builds the actors of snapshots; every mesh is made once."""
+    """Builds the actors of snapshots; every mesh is built once and kept."""
 
     def __init__(self) -> None:
-        """Starts without meshes."""
+        """Creates an empty library."""
         self._meshes: dict[tuple, ActorMesh] = {}
 
     def mesh(self, state: ActorState, time: float) -> ActorMesh:
-        """The mesh of an actor at a time, with the stride of walking pedestrians."""
+        """The mesh of an actor at a time; walking pedestrians change their pose."""
         moving = state.attribute == 'pedestrian.moving'
         phase = (
             int((time * STRIDES_PER_SECOND + state.actor.seed * 0.37) * STRIDE_PHASES) % STRIDE_PHASES if moving else 0
@@ -101,7 +101,7 @@ class ActorLibrary:
         return self._meshes[key]
 
     def place(self, snapshot: Snapshot, reach: float) -> ActorWorld:
-        """Puts the actors within `reach` metres of the car into the global frame."""
+        """Transforms the actors within `reach` metres of the car to the global frame."""
         ego = np.asarray(snapshot.ego.position[:2])
         states = tuple(s for s in snapshot.actors if np.hypot(*(np.asarray(s.center[:2]) - ego)) < reach)
         if not states:

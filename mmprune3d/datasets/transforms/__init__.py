@@ -1,4 +1,4 @@
-"""Transforms of samples with several cameras; importing this registers them."""
+"""Transforms of samples with several cameras; importing this package registers them."""
 
 from .cameras import RecordAugmentation
 from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion

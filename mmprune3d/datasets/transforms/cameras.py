@@ -1,8 +1,8 @@
-"""Keeps the camera matrices of a sample consistent while pixels or the world move.
+"""Updates of the camera matrices of a sample when pixels or the world are transformed.
 
-There are two ways to tell a model about augmentation. Camera detectors read matrices that belong to the augmented
+There are two ways to pass augmentation on to a model. Camera detectors read matrices that belong to the augmented
 sample: ``cam2img``, ``lidar2cam`` and ``lidar2img`` change. Fusion models such as BEVFusion read the matrices of the
-recording and, apart from them, what was done to the pixels and to the world: after `RecordAugmentation`,
+recording and, separately, the transforms of the pixels and of the world: after `RecordAugmentation`,
 ``img_aug_matrix`` and ``lidar_aug_matrix`` change instead.
 """
 
@@ -19,17 +19,17 @@ from mmprune3d.ops.cameras import as_4x4, lidar2img_of
 
 @TRANSFORMS.register_module()
 class RecordAugmentation(BaseTransform):
-    """From here on, transforms of this package leave the camera matrices alone and write down what they did.
+    """Makes the following transforms of this package keep the camera matrices and record the augmentation instead.
 
-    A point p of the augmented LiDAR frame is seen at ``img_aug_matrix @ (u, v, d, 1)``, where
+    A point p of the augmented LiDAR frame is projected to ``img_aug_matrix @ (u, v, d, 1)``, where
     ``(u d, v d, d, 1) = lidar2img @ inverse(lidar_aug_matrix) @ p``. These are the conventions of BEVFusion.
     """
 
     def transform(self, results: dict) -> dict:
-        """Makes all matrices float64 4x4, one per camera, and adds three entries.
+        """Converts all matrices to float64 4x4, one per camera, and adds three entries.
 
         ``cam2lidar`` belongs to the recording; ``img_aug_matrix`` (one per camera, from recorded to new pixels) and
-        ``lidar_aug_matrix`` (one 4x4, from recorded to new LiDAR coordinates) start as identities.
+        ``lidar_aug_matrix`` (one 4x4, from recorded to new LiDAR coordinates) are initialized as identities.
         """
         _replace(results, *([as_4x4(matrix) for matrix in results[key]] for key in ('cam2img', 'lidar2cam')))
         results['cam2lidar'] = [np.linalg.inv(matrix) for matrix in results['lidar2cam']]
@@ -39,12 +39,12 @@ class RecordAugmentation(BaseTransform):
 
 
 def move_pixels(results: dict, matrices: Sequence[np.ndarray]) -> None:
-    """Follows a change of the images.
+    """Updates the matrices of a sample after its images were transformed.
 
     Args:
-        results: Dict of the data pipeline; ``cam2img`` and ``lidar2img`` are replaced, or ``img_aug_matrix`` if that
-            is recorded.
-        matrices: Per camera 3x3, from old to new homogeneous pixels.
+        results: Dict of the data pipeline; ``cam2img`` and ``lidar2img`` are replaced, or ``img_aug_matrix`` if
+            augmentation is recorded.
+        matrices: Matrix 3x3 of each camera, from old to new homogeneous pixels.
     """
     if 'img_aug_matrix' in results:
         pairs = zip(matrices, results['img_aug_matrix'], strict=True)
@@ -55,12 +55,12 @@ def move_pixels(results: dict, matrices: Sequence[np.ndarray]) -> None:
 
 
 def move_world(results: dict, motion: np.ndarray) -> None:
-    """Follows a motion of the lidar frame, which the cameras do not take part in.
+    """Updates the matrices of a sample after its lidar frame was transformed and the cameras were not.
 
     Args:
         results: Dict of the data pipeline; ``lidar2cam`` and ``lidar2img`` are replaced, or ``lidar_aug_matrix`` if
-            that is recorded.
-        motion: 4x4, from old to new lidar coordinates; any invertible affine map.
+            augmentation is recorded.
+        motion: Matrix 4x4 from old to new lidar coordinates; any invertible affine map.
     """
     if 'lidar_aug_matrix' in results:
         results['lidar_aug_matrix'] = motion @ results['lidar_aug_matrix']
@@ -74,7 +74,7 @@ def move_world(results: dict, motion: np.ndarray) -> None:
 
 
 def _on_pixels_and_depth(matrix: np.ndarray) -> np.ndarray:
-    """An affine 3x3 on (u, v, 1) as a 4x4 on (u, v, depth, 1), which leaves the depth alone."""
+    """Extends an affine 3x3 matrix on (u, v, 1) to a 4x4 matrix on (u, v, depth, 1) that does not change the depth."""
     moved = np.eye(4)
     moved[:2, :2], moved[:2, 3] = matrix[:2, :2], matrix[:2, 2]
     return moved

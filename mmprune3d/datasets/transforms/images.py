@@ -1,10 +1,9 @@
-"""Augmentation of the images of several cameras. Whatever moves pixels moves ``cam2img`` with them.
+"""Augmentation of the images of several cameras; transforms that move pixels update ``cam2img``.
 
-Pixel coordinates are 0 at the left and upper edge of an image; the middle of the first pixel is 0.5.
-
-All transforms read what mmdet3d's ``LoadMultiViewImageFromFiles`` makes: ``img``, a list of BGR images [H, W, 3],
+Pixel coordinates are 0 at the left and upper edge of an image; the centre of the first pixel is at 0.5.
+All transforms read the output of mmdet3d's ``LoadMultiViewImageFromFiles``: ``img``, a list of BGR images [H, W, 3],
 with ``cam2img`` and ``lidar2cam`` per camera. They leave ``cam2img``, ``lidar2cam`` and ``lidar2img`` as lists of
-float64 4x4 matrices that belong to the new images, or note in ``img_aug_matrix`` what they did (`RecordAugmentation`).
+float64 4x4 matrices that belong to the new images, or record the change in ``img_aug_matrix`` (`RecordAugmentation`).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ RESAMPLE = ('pillow', 'opencv')
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: str = 'pillow') -> np.ndarray:
-    """Resizes to (height, width).
+    """Resizes an image to (height, width).
 
     Args:
-        image: [H, W, 3].
-        size: Wanted (height, width).
-        resample: One of `RESAMPLE`: ``'pillow'`` is Pillow's bicubic filter, which the published models were trained
-            with; ``'opencv'`` takes a fraction of the time (bilinear, areas where it shrinks).
+        image: Image [H, W, 3].
+        size: Height and width of the result in pixels.
+        resample: Filter, one of `RESAMPLE`: ``'pillow'`` is Pillow's bicubic filter, with which the published models
+            were trained; ``'opencv'`` is several times faster (bilinear, or area averages when shrinking).
     """
     if image.shape[:2] == size:
         return image
@@ -41,7 +40,7 @@ def resize(image: np.ndarray, size: tuple[int, int], resample: str = 'pillow') -
 
 
 def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """Cuts out (height, width) pixels; black where the window leaves the image."""
+    """Cuts a window of (height, width) pixels out of an image; black where the window leaves the image."""
     window = np.zeros((*size, image.shape[2]), image.dtype)
     rows = slice(max(top, 0), min(top + size[0], image.shape[0]))
     columns = slice(max(left, 0), min(left + size[1], image.shape[1]))
@@ -53,16 +52,16 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
 
 
 def rotation(degrees: float, size: tuple[int, int]) -> np.ndarray:
-    """Pixel matrix 3x3 of a counter-clockwise rotation about the middle of an image (height, width)."""
+    """Pixel matrix 3x3 of a counter-clockwise rotation about the centre of an image of (height, width)."""
     matrix = np.eye(3)
     matrix[:2] = cv2.getRotationMatrix2D((size[1] / 2, size[0] / 2), degrees, 1.0)
     return matrix
 
 
 def warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Moves pixels by a matrix 3x3; black where nothing comes from."""
+    """Transforms an image by a pixel matrix 3x3; black where the source is outside of the image."""
     half = np.eye(3)
-    half[:2, 2] = 0.5  # for OpenCV, integers are the middles of pixels
+    half[:2, 2] = 0.5  # in OpenCV integer coordinates are the centres of pixels
     return cv2.warpAffine(image, (np.linalg.inv(half) @ matrix @ half)[:2], image.shape[1::-1])
 
 
@@ -76,16 +75,17 @@ class MultiViewImageAug(BaseTransform):
     """Resizes, crops, flips and rotates the images of a sample (image augmentation of PETR and BEVFusion).
 
     Args:
-        image_size: (height, width) of the result.
-        resize_range: Lowest and highest factor; drawn uniformly. Not used at test.
+        image_size: Height and width of the result in pixels.
+        resize_range: Lowest and highest factor; drawn uniformly. Not used at test time.
         bottom_crop: Lowest and highest share of the resized height that is cut off at the bottom; the rest is cut off
             at the top.
-        flip_prob: How often images are flipped, in training. The world is not: see ``MultiViewRandomFlip3D``.
+        flip_prob: Probability of flipping all images, in training. The world is not flipped; see
+            ``MultiViewRandomFlip3D``.
         rotate_range: Lowest and highest angle in degrees, in training.
-        training: Draw at random; otherwise take the middle, and neither flip nor rotate.
-        test_resize: Factor at test. Without it the image just fills the result.
-        per_image: Draw for every image on its own, as BEVFusion does, instead of once for all.
-        resample: How images are resized, see `resize`.
+        training: Whether to draw at random; otherwise the middle of each range is used, without flip and rotation.
+        test_resize: Factor at test time; None: the smallest factor with which the image fills the result.
+        per_image: Whether to draw for every image separately, as BEVFusion does, instead of once for all.
+        resample: Filter for resizing; see `resize`.
 
     Raises:
         ValueError: If `resample` is unknown.
@@ -127,7 +127,7 @@ class MultiViewImageAug(BaseTransform):
         return results
 
     def _draw(self, size: tuple[int, int]) -> tuple[tuple[int, int], int, int, bool, float]:
-        """Resized (height, width), top and left of the window, whether to flip, degrees."""
+        """Resized (height, width), top and left of the window, whether to flip, and the angle in degrees."""
         height, width = self.image_size
         if self.training:
             factor, cut = np.random.uniform(*self.resize_range), np.random.uniform(*self.bottom_crop)
@@ -145,7 +145,7 @@ class MultiViewImageAug(BaseTransform):
     def _apply(
         self, image: np.ndarray, resized: tuple[int, int], top: int, left: int, flip: bool, degrees: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The new image, and the matrix 3x3 from old to new pixels."""
+        """The transformed image, and the matrix 3x3 from old to new pixels."""
         matrix = np.diag([resized[1] / image.shape[1], resized[0] / image.shape[0], 1.0])
         matrix[:2, 2] = -left, -top
         image = crop(resize(image, resized, self.resample), top, left, self.image_size)
@@ -159,7 +159,7 @@ class MultiViewImageAug(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MultiViewPhotoMetricDistortion(BaseTransform):
-    """Changes brightness, contrast, saturation and hue of every image on its own.
+    """Changes brightness, contrast, saturation and hue of every image separately.
 
     Args:
         **kwargs: Arguments of mmdet's ``PhotoMetricDistortion``.

@@ -1,6 +1,7 @@
-"""Augmentation of the 3D world around several cameras: boxes, points and ``lidar2cam`` move together.
+"""Augmentation of the 3D world around several cameras: boxes, points and ``lidar2cam`` are transformed together.
 
-Boxes move by mmdet3d's own methods; the cameras follow, so that every box still projects to the same pixels.
+Boxes are transformed by mmdet3d's own methods and the cameras accordingly, so that every box still projects to the same
+pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .images import mirror
 
 @TRANSFORMS.register_module()
 class MultiViewGlobalRotScaleTrans(BaseTransform):
-    """Rotates the world about z, scales it, and shifts it, in this order.
+    """Rotates the world about z, scales it, and translates it, in this order.
 
     Args:
         rot_range: Lowest and highest angle in radians, counter-clockwise.
@@ -36,7 +37,7 @@ class MultiViewGlobalRotScaleTrans(BaseTransform):
         self.translation_std = translation_std
 
     def transform(self, results: dict) -> dict:
-        """Changes ``gt_bboxes_3d`` and ``points`` where there are any, and the camera matrices."""
+        """Changes ``gt_bboxes_3d`` and ``points``, if the sample has them, and the camera matrices."""
         angle = np.random.uniform(*self.rot_range)
         scale = np.random.uniform(*self.scale_ratio_range)
         shift = np.random.normal(scale=self.translation_std, size=3)
@@ -55,15 +56,15 @@ class MultiViewGlobalRotScaleTrans(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MultiViewRandomFlip3D(BaseTransform):
-    """Mirrors the world: y (horizontal), x (vertical), or both.
+    """Mirrors y (horizontal flip) or x (vertical flip) of the world, or both.
 
-    A mirrored world needs mirrored images, or the cameras would be left-handed: with an odd number of flips all images
-    are flipped too. Each camera then sees what it would see in a mirrored world.
+    A mirrored world needs mirrored images, because camera frames would otherwise become left-handed: with an odd number
+    of flips all images are flipped too. Each camera then sees what it would see in the mirrored world.
 
     Args:
-        flip_ratio_bev_horizontal: How often y is mirrored.
-        flip_ratio_bev_vertical: How often x is mirrored.
-        flip_images: Flip the images as described.
+        flip_ratio_bev_horizontal: Probability of mirroring y.
+        flip_ratio_bev_vertical: Probability of mirroring x.
+        flip_images: Whether to flip the images as described.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class MultiViewRandomFlip3D(BaseTransform):
         self.flip_images = flip_images
 
     def transform(self, results: dict) -> dict:
-        """Changes ``gt_bboxes_3d`` and ``points`` where there are any, ``img`` and the camera matrices."""
+        """Changes ``gt_bboxes_3d`` and ``points``, if the sample has them, ``img`` and the camera matrices."""
         motion = np.eye(4)
         for direction, axis in (('horizontal', 1), ('vertical', 0)):
             if np.random.rand() < self.ratios[direction]:

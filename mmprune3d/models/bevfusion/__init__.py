@@ -1,4 +1,4 @@
-"""BEVFusion (ICRA 2023) for mmdet3d 1.4, on GPU and CPU: loads the published weights, and leaves room for pruning."""
+"""BEVFusion (ICRA 2023) for mmdet3d 1.4, on GPU and CPU; loads the published weights and can be pruned."""
 
 from .assigner import BEVFusion3DAssigner, BEVFusion3DBEVL1Cost, BEVFusion3DIoUCost
 from .box_coder import BEVFusion3DBoxCoder

@@ -1,6 +1,6 @@
-"""Settings of BEVFusion's parts that must agree with each other and with the batch, compared where they meet.
+"""Checks that settings shared by several parts of BEVFusion agree with each other and with the batch.
 
-None of these differences stops the arithmetic: boxes and rays would be metres or pixels off without a word.
+None of these mismatches raises an error by itself: boxes and rays would silently be metres or pixels off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ VOXELS = 'data_preprocessor.voxelize_cfg'
 
 
 def check_voxels(voxels: Any | None, encoder: nn.Module | None) -> None:
-    """Checks that a middle encoder has room for the voxels; `voxels` is a BEVFusion3DVoxelization, or None.
+    """Checks that the grid of a middle encoder is large enough for the voxels.
+
+    Args:
+        voxels: The ``BEVFusion3DVoxelization`` of the detector; None skips the check.
+        encoder: The middle encoder, or None.
 
     Raises:
         ValueError: If ``sparse_shape`` or ``output_shape`` is smaller than the grid.
@@ -32,10 +36,10 @@ def check_voxels(voxels: Any | None, encoder: nn.Module | None) -> None:
 
 
 def check_place(voxels: Any | None, view_transform: nn.Module | None, head: nn.Module | None) -> None:
-    """Checks that LiDAR map, camera map and head cover the same range along x and y.
+    """Checks that the LiDAR map, the camera map and the head cover the same range along x and y.
 
     Raises:
-        ValueError: If not; the message has all settings.
+        ValueError: If they differ; the message lists all settings.
     """
     limits: dict[str, Sequence[float] | None] = {}
     if voxels is not None:
@@ -49,14 +53,14 @@ def check_place(voxels: Any | None, view_transform: nn.Module | None, head: nn.M
     check_equal('the range along x and y (lower x, y, upper x, y)', limits)
     begins = {name: values[:2] for name, values in limits.items() if values is not None}
     origin = getattr(getattr(head, 'bbox_coder', None), 'origin', None)
-    check_equal('where the map begins (x, y)', {**begins, 'bbox_head.bbox_coder.pc_range': origin})
+    check_equal('the origin of the map (x, y)', {**begins, 'bbox_head.bbox_coder.pc_range': origin})
 
 
 def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mapping[str, Any]) -> None:
-    """Checks that a TransFusion head's coder, training and test settings mean the same cells.
+    """Checks that the box coder and the training and test settings of a TransFusion head describe the same cells.
 
     Raises:
-        ValueError: If not.
+        ValueError: If they differ; the message lists all settings.
     """
     train_cfg = train_cfg or {}
     cells: dict[str, Sequence[float] | None] = {'bbox_coder': coder.cell_size}
@@ -68,7 +72,7 @@ def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mappin
             if key in config:
                 origins[f'{name}.{key}'] = config[key][:2]
     check_equal('the size of a cell of the map (voxel_size * out_size_factor, along x and y)', cells)
-    check_equal('where the map begins (x, y)', origins)
+    check_equal('the origin of the map (x, y)', origins)
     if {'grid_size', 'point_cloud_range', 'voxel_size'} <= set(train_cfg):
         lower, upper = train_cfg['point_cloud_range'][:2], train_cfg['point_cloud_range'][3:5]
         spans = zip(lower, upper, train_cfg['voxel_size'])
@@ -84,10 +88,10 @@ def check_head(coder: Any, train_cfg: Mapping[str, Any] | None, test_cfg: Mappin
 
 
 def check_canvas(canvas: Sequence[int], image_size: Sequence[int] | None) -> None:
-    """Checks that the images of a batch, with their padding, have the size for which the rays were made.
+    """Checks that the padded images of a batch have the size for which the viewing rays were computed.
 
     Raises:
-        ValueError: If not; the message says what to set.
+        ValueError: If the sizes differ; the message says what to set.
     """
     if image_size is None or tuple(canvas) == tuple(image_size):
         return
@@ -100,10 +104,10 @@ def check_canvas(canvas: Sequence[int], image_size: Sequence[int] | None) -> Non
 
 
 def check_cameras(number: int, metas: Sequence[Mapping[str, Any]]) -> None:
-    """Checks that every sample has as many matrices as images.
+    """Checks that every sample has one matrix per image.
 
     Raises:
-        ValueError: If not.
+        ValueError: If the numbers differ.
     """
     keys = ('lidar2img', 'cam2img', 'cam2lidar', 'img_aug_matrix')
     for sample, meta in enumerate(metas):
@@ -116,18 +120,18 @@ def check_cameras(number: int, metas: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_point_columns(points: Sequence[Tensor], voxels: Any, encoder_cfg: Mapping[str, Any], middle: Any) -> None:
-    """Checks that point clouds have the columns for which the LiDAR stream was built.
+    """Checks that point clouds have the number of columns for which the LiDAR stream was built.
 
     Raises:
-        ValueError: If not.
+        ValueError: If the number of columns differs; the message names the settings.
     """
     columns = points[0].shape[1]
-    if voxels.voxelize_reduce:  # the mean of a voxel's points goes to the middle encoder as it is
+    if voxels.voxelize_reduce:  # the mean of a voxel's points is the input of the middle encoder
         if hasattr(middle, 'in_channels'):
             check_columns(columns, middle.in_channels, 'pts_middle_encoder.in_channels')
     elif 'in_channels' in encoder_cfg:
         check_columns(columns, encoder_cfg['in_channels'], 'pts_voxel_encoder.in_channels')
-    elif columns < encoder_cfg.get('num_features', 0):  # HardSimpleVFE takes the first ones
+    elif columns < encoder_cfg.get('num_features', 0):  # HardSimpleVFE uses the first num_features columns
         check_columns(columns, encoder_cfg['num_features'], 'pts_voxel_encoder.num_features')
 
 

@@ -17,16 +17,16 @@ from torch import Tensor
 from mmprune3d.ops.rotated_iou import rotated_iou_3d
 
 UNUSABLE = 100.0
-"""Cost of a pair whose cost is not finite; far above any real one."""
+"""Cost that replaces a value that is not finite; far above any real cost."""
 
 
 class Matching(NamedTuple):
     """Pairs of proposals and ground-truth boxes.
 
     Attributes:
-        proposal: [K] int64, ascending.
-        gt: [K] int64, the box that belongs to each.
-        iou: [K] float32, their overlap in 3D.
+        proposal: Index of each matched proposal [K] int64, ascending.
+        gt: Index of the box that each of them is matched with [K] int64.
+        iou: 3D intersection over union of each pair [K] float32.
     """
 
     proposal: Tensor
@@ -36,7 +36,7 @@ class Matching(NamedTuple):
 
 @TASK_UTILS.register_module()
 class BEVFusion3DBEVL1Cost:
-    """L1 distance of the centres in bird's-eye view, in units of the range.
+    """Match cost: L1 distance of the centres in bird's-eye view, relative to the size of the range.
 
     Args:
         weight: Weight in the total cost.
@@ -46,7 +46,7 @@ class BEVFusion3DBEVL1Cost:
         self.weight = weight
 
     def __call__(self, boxes: Tensor, gt_boxes: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
-        """Costs [P, N] of boxes [P, 7+] and [N, 7+]; the range is lower x, y, z, upper x, y, z in metres."""
+        """Computes costs [P, N] of boxes [P, 7+] and [N, 7+]; the range is lower x, y, z, upper x, y, z in metres."""
         limits = boxes.new_tensor(point_cloud_range)
         extent = limits[3:5] - limits[:2]
         centres, gt_centres = ((item[:, :2] - limits[:2]) / extent for item in (boxes, gt_boxes))
@@ -55,7 +55,7 @@ class BEVFusion3DBEVL1Cost:
 
 @TASK_UTILS.register_module()
 class BEVFusion3DIoUCost:
-    """Minus the overlap in 3D.
+    """Match cost: the negative 3D intersection over union.
 
     Args:
         weight: Weight in the total cost.
@@ -65,20 +65,21 @@ class BEVFusion3DIoUCost:
         self.weight = weight
 
     def __call__(self, iou: Tensor) -> Tensor:
-        """Costs, shaped like the overlaps."""
+        """Computes the costs from intersections over union of any shape; the result has the same shape."""
         return -self.weight * iou
 
 
 @TASK_UTILS.register_module()
 class BEVFusion3DAssigner:
-    """Matches every ground-truth box with one proposal, at the least total cost (Hungarian algorithm).
+    """Matches every ground-truth box with one proposal at the lowest total cost (Hungarian algorithm).
 
     Args:
-        cls_cost: A match cost of mmdet, such as ``dict(type='mmdet.FocalLossCost', weight=0.15)``.
-        reg_cost: A cost like :class:`BEVFusion3DBEVL1Cost`.
-        iou_cost: A cost like :class:`BEVFusion3DIoUCost`.
-        iou_calculator: Computes overlaps [P, N] of boxes, such as ``dict(type='BboxOverlaps3D', coordinate='lidar')``;
-            None takes :func:`~mmprune3d.ops.rotated_iou.rotated_iou_3d`, which also knows boxes without a volume.
+        cls_cost: Config of a match cost of mmdet, such as ``dict(type='mmdet.FocalLossCost', weight=0.15)``.
+        reg_cost: Config of a cost of box pairs, such as :class:`BEVFusion3DBEVL1Cost`.
+        iou_cost: Config of a cost of IoUs, such as :class:`BEVFusion3DIoUCost`.
+        iou_calculator: Config of a calculator of intersections over union [P, N] of boxes, such as
+            ``dict(type='BboxOverlaps3D', coordinate='lidar')``; None takes
+            :func:`~mmprune3d.ops.rotated_iou.rotated_iou_3d`, which also handles boxes without a volume.
     """
 
     def __init__(self, cls_cost: dict, reg_cost: dict, iou_cost: dict, iou_calculator: dict | None = None) -> None:
@@ -91,22 +92,22 @@ class BEVFusion3DAssigner:
     def assign(
         self, boxes: Tensor, logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, point_cloud_range: Sequence[float]
     ) -> Matching:
-        """Matches one sample.
+        """Matches the proposals and objects of one sample.
 
         Args:
-            boxes: [P, 7+], the proposals.
-            logits: [P, classes].
-            gt_boxes: [N, 7+].
-            gt_labels: [N] int64.
+            boxes: Boxes of the proposals [P, 7+].
+            logits: Class logits of the proposals [P, classes].
+            gt_boxes: Ground-truth boxes [N, 7+].
+            gt_labels: Labels of the ground-truth boxes [N] int64.
             point_cloud_range: Lower x, y, z, upper x, y, z in metres.
 
         Returns:
-            min(P, N) pairs.
+            The min(P, N) matched pairs.
         """
         if not len(gt_boxes):
             none = gt_labels.new_zeros(0, dtype=torch.long)
             return Matching(none, none, boxes.new_zeros(0))
-        # Velocities and anything else beyond the seventh column play no part.
+        # Velocities and further columns after the seventh are not used for matching.
         boxes, gt_boxes = boxes[:, :7], gt_boxes[:, :7]
         iou = self.iou_of(boxes, gt_boxes)
         cost = self.cls_cost(InstanceData(scores=logits), InstanceData(labels=gt_labels))

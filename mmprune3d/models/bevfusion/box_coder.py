@@ -1,4 +1,4 @@
-"""Boxes as the numbers that the TransFusion head regresses.
+"""Encoding of boxes as the values that the TransFusion head regresses.
 
 A box is (x, y, z of the bottom face, l, w, h, yaw[, vx, vy]) in metres, radians and metres per second, yaw
 counter-clockwise from x. A code is (x, y in cells of the map, z of the centre in metres, log l, log w, log h, sin yaw,
@@ -16,19 +16,19 @@ from torch import Tensor
 
 @TASK_UTILS.register_module()
 class BEVFusion3DBoxCoder:
-    """From boxes to codes and back.
+    """Encodes boxes for the TransFusion head and decodes its outputs.
 
     Args:
-        pc_range: Where the map begins, x and y in metres; further numbers are ignored.
-        out_size_factor: Voxels per cell of the map.
+        pc_range: Origin of the map, x and y in metres; further numbers are ignored.
+        out_size_factor: Voxels per cell of the map along each axis.
         voxel_size: Size of a voxel along x and y in metres; further numbers are ignored.
-        post_center_range: Detections are kept if their bottom centre lies in here (limits included): lower x, y, z,
-            upper x, y, z in metres. None keeps all.
-        score_threshold: Detections are kept if they score more. None and 0 keep all, also those that score 0.
+        post_center_range: Range in which the bottom centre of a detection must lie (limits included): lower x, y, z,
+            upper x, y, z in metres. None keeps all detections.
+        score_threshold: Score that a detection must exceed. None and 0 keep all, including those with score 0.
         code_size: 8, or 10 with velocities.
 
     Raises:
-        ValueError: If `code_size` is neither, or a range is incomplete.
+        ValueError: If `code_size` is neither 8 nor 10, or `post_center_range` does not have six numbers.
     """
 
     def __init__(
@@ -41,9 +41,11 @@ class BEVFusion3DBoxCoder:
         code_size: int = 8,
     ) -> None:
         if code_size not in (8, 10):
-            raise ValueError(f'code_size is 8, or 10 with velocities, not {code_size}')
+            raise ValueError(f'code_size must be 8, or 10 with velocities, got {code_size}')
         if post_center_range is not None and len(post_center_range) != 6:
-            raise ValueError(f'post_center_range is lower x, y, z, upper x, y, z, not {list(post_center_range)}')
+            raise ValueError(
+                f'post_center_range must be six numbers, lower x, y, z, upper x, y, z, got {list(post_center_range)}'
+            )
         self.origin = tuple(pc_range[:2])
         self.cell_size = tuple(out_size_factor * size for size in voxel_size[:2])
         self.post_center_range = post_center_range
@@ -51,7 +53,11 @@ class BEVFusion3DBoxCoder:
         self.code_size = code_size
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Codes [..., code_size] of boxes [..., 7 or 9]."""
+        """Encodes boxes [..., 7 or 9] as codes [..., code_size].
+
+        Raises:
+            ValueError: If the codes have velocities and the boxes do not.
+        """
         x, y, z, length, width, height, yaw = boxes[..., :7].unbind(-1)
         columns = [
             (x - self.origin[0]) / self.cell_size[0],
@@ -74,11 +80,11 @@ class BEVFusion3DBoxCoder:
         return torch.cat((codes, boxes[..., 7:9]), dim=-1)
 
     def decode(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        """Boxes [B, P, 7], or [B, P, 9] if there is ``vel``, of a head's outputs; these stay as they are.
+        """Decodes the outputs of a head to boxes [B, P, 7], or [B, P, 9] with ``vel``; the outputs are not modified.
 
         Args:
-            predictions: ``center`` [B, 2, P], ``height`` [B, 1, P], ``dim`` [B, 3, P], ``rot`` [B, 2, P] (sine,
-                cosine; need not have norm 1) and maybe ``vel`` [B, 2, P].
+            predictions: ``center`` [B, 2, P], ``height`` [B, 1, P], ``dim`` [B, 3, P], ``rot`` [B, 2, P] (sine and
+                cosine, not necessarily with norm 1) and optionally ``vel`` [B, 2, P].
         """
         size = predictions['dim'].exp()
         x = predictions['center'][:, :1] * self.cell_size[0] + self.origin[0]
@@ -89,7 +95,7 @@ class BEVFusion3DBoxCoder:
         return torch.cat((x, y, bottom, size, yaw, *velocity), dim=1).transpose(1, 2)
 
     def keep(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Which detections, boxes [..., 7+] with scores [...], are worth reporting: bool [...]."""
+        """Marks detections, boxes [..., 7+] with scores [...], that pass the range and score limits: bool [...]."""
         keep = scores > self.score_threshold if self.score_threshold else torch.ones_like(scores, dtype=torch.bool)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)

@@ -1,4 +1,4 @@
-"""Camera and LiDAR maps in bird's-eye view become one."""
+"""The fusion layer of BEVFusion, which merges the camera and LiDAR maps in bird's-eye view."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class BEVFusion3DConvFuser(nn.Sequential):
-    """BEVFusion's fuser: the maps side by side, then convolution 3x3, batch norm and ReLU.
+    """BEVFusion's fuser: concatenates the maps, then applies a 3x3 convolution, batch norm and ReLU.
 
     Args:
-        in_channels: Channels of every map, in the order of the inputs (camera, LiDAR).
+        in_channels: Channels of each map, in the order of the inputs (camera, LiDAR).
         out_channels: Channels of the fused map.
     """
 
@@ -28,18 +28,18 @@ class BEVFusion3DConvFuser(nn.Sequential):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The fused map [B, out_channels, x, y] of one map [B, C_i, x, y] per modality.
+        """Fuses one map [B, C_i, x, y] per modality to a map [B, out_channels, x, y].
 
         Raises:
-            ValueError: If the number of maps, their channels or their grids are not as announced.
+            ValueError: If the number of maps or their channels differ from `in_channels`, or their grids differ.
         """
         grids = {(item.shape[0], *item.shape[2:]) for item in inputs}
         widths = [item.shape[1] for item in inputs]
-        # the total is asked of the convolution: removing channels narrows it, and says nothing of the single maps
+        # The total is read from the convolution: pruning channels narrows it without updating `in_channels`.
         if len(widths) != len(self.in_channels) or sum(widths) != self[0].in_channels or len(grids) != 1:
             got = [tuple(item.shape) for item in inputs]
             raise ValueError(
-                f'expected {len(self.in_channels)} maps with {self[0].in_channels} channels together on one grid, got '
-                f'{got}; a modality that is left out is a map of zeros'
+                f'expected {len(self.in_channels)} maps with {self[0].in_channels} channels in total on one grid, got '
+                f'{got}; give a map of zeros for a modality that is switched off'
             )
         return super().forward(torch.cat(tuple(inputs), dim=1))

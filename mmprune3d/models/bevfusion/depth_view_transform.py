@@ -1,4 +1,4 @@
-"""BEVFusion's view transform that sees the depth of lidar points, too."""
+"""BEVFusion's view transform with an additional depth input, the projected lidar points."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mmprune3d.models.bevfusion.view_transform import BEVFusion3DLSSTransform
 def depth_image(
     points: Tensor, lidar2image: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """Depth of the points that the cameras of one sample see.
+    """Draws the depth of the lidar points into the images of one sample.
 
-    Of several points in one pixel the last in order is kept on every device, which is what mmdet3d does on a CPU. The
-    points are only read. Autocast has no effect.
+    Of several points in one pixel the last one in the cloud is kept, on every device; this is what mmdet3d does on a
+    CPU. The points are not modified. Autocast has no effect.
 
     Args:
-        points: [P, 3 or more], x, y, z in metres, augmented.
-        lidar2image: [N, 4, 4], from points before augmentation to (u d, v d, d) before augmentation.
-        img_aug_matrix: [N, 4, 4], what the augmentation did to (u, v, depth).
-        lidar_aug_matrix: [4, 4], what the augmentation did to the points.
+        points: Augmented points [P, 3 or more], x, y, z in metres first.
+        lidar2image: Projections [N, 4, 4], from points before augmentation to (u d, v d, d) before augmentation.
+        img_aug_matrix: Augmentation of (u, v, depth) in each image [N, 4, 4].
+        lidar_aug_matrix: Augmentation of the points [4, 4].
         size: Height and width of the images in pixels.
 
     Returns:
-        [N, 1, height, width] float32, metres; 0 where no point is.
+        Depth images [N, 1, height, width] float32 in metres; 0 in pixels without a point.
     """
     height, width = size
     with torch.autocast(points.device.type, enabled=False):
@@ -51,16 +51,16 @@ def depth_image(
 
 @MODELS.register_module()
 class BEVFusion3DDepthLSSTransform(BEVFusion3DLSSTransform):
-    """`BEVFusion3DLSSTransform` whose depth comes from image features and an image of the lidar points' depth.
+    """A `BEVFusion3DLSSTransform` that predicts depth from image features and the depth images of the lidar points.
 
     The weights are those of mmdet3d's ``DepthLSSTransform``, and the arguments those of `BEVFusion3DLSSTransform`.
 
     Attributes:
-        mask_points: If True no point is drawn into the depth images, for models whose lidar is switched off; the
-            camera stream would otherwise still measure with it.
+        mask_points: If True the depth images stay empty. For models whose LiDAR input is switched off; otherwise the
+            camera stream would still use it.
 
     Raises:
-        ValueError: If `feature_size` is not an eighth of `image_size`, which is what becomes of the depth images.
+        ValueError: If `feature_size` is not an eighth of `image_size`, the size of the downsampled depth images.
     """
 
     def __init__(self, in_channels: int, *args: Any, **kwargs: Any) -> None:
@@ -83,24 +83,28 @@ class BEVFusion3DDepthLSSTransform(BEVFusion3DLSSTransform):
     def depth_images(
         self, points: Sequence[Tensor] | None, lidar2image: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor
     ) -> Tensor:
-        """`depth_image` of every sample, [B, N, 1, height, width]; zeros if `mask_points`."""
+        """Computes `depth_image` for every sample: [B, N, 1, height, width]; zeros if `mask_points`.
+
+        Raises:
+            ValueError: If the batch has no points.
+        """
         if self.mask_points:
             return lidar2image.new_zeros(*lidar2image.shape[:2], 1, *self.image_size, dtype=torch.float32)
         if points is None:
             raise ValueError(
-                'BEVFusion3DDepthLSSTransform measures with LiDAR points, and the batch has none: let the pipeline '
-                "load them (keys=['points', 'img'] of Pack3DDetInputs), or use BEVFusion3DLSSTransform"
+                'BEVFusion3DDepthLSSTransform needs LiDAR points for its depth, and the batch has none: let the '
+                "pipeline load them (keys=['points', 'img'] of Pack3DDetInputs), or use BEVFusion3DLSSTransform"
             )
         samples = zip(points, lidar2image, img_aug_matrix, lidar_aug_matrix, strict=True)
         return torch.stack([depth_image(*sample, self.image_size) for sample in samples])
 
     def predict_depth(self, img_feats: Tensor, **inputs: Any) -> Tensor:
-        """Depth logits and context, [B * N, D + C, h, w], of image features [B * N, in_channels, h, w]."""
+        """Predicts depth logits and context [B * N, D + C, h, w] from image features [B * N, in_channels, h, w]."""
         images = self.depth_images(**inputs).flatten(0, 1).to(self.dtransform[0].weight.dtype)
         return self.depthnet(torch.cat([self.dtransform(images), img_feats], dim=1))
 
 
 def _block(in_channels: int, out_channels: int, kernel: int, **kwargs: int) -> tuple[nn.Module, ...]:
-    """A convolution with bias, batch norm and ReLU, as three modules for the numbering of a ``Sequential``."""
+    """A convolution with bias, batch norm and ReLU, as three modules to match the numbering of the checkpoints."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel, **kwargs)
     return convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)

@@ -24,43 +24,43 @@ MATRICES = {
     'img_aug_matrix': 'img_aug_matrix',
     'lidar_aug_matrix': 'lidar_aug_matrix',
 }
-"""Meta information of a sample -> argument of the view transform."""
+"""Key of a sample's meta information -> argument of the view transform."""
 
 _OPTIONAL = ('img_aug_matrix', 'lidar_aug_matrix')
 
 
 @MODELS.register_module()
 class BEVFusion3D(Base3DDetector):
-    """Camera-LiDAR detection in bird's-eye view (MIT BEVFusion, as in mmdet3d's ``projects/BEVFusion``).
+    """Camera-LiDAR detector in bird's-eye view (BEVFusion of MIT, as in mmdet3d's ``projects/BEVFusion``).
 
-    State dicts have the same keys, so that the published checkpoint loads unchanged. A stream may be left out: without
-    `pts_middle_encoder` the detector sees with cameras alone, without `img_backbone` with LiDAR alone. All maps are
-    [B, channels, x, y].
+    The state dict has the same keys as there, so the published checkpoint loads without conversion. One stream may be
+    left out: without `pts_middle_encoder` the detector uses cameras only, without `img_backbone` LiDAR only. All maps
+    are [B, channels, x, y].
 
-    Inputs are what ``Det3DDataPreprocessor`` makes: ``imgs`` [B, cameras, 3, H, W] and ``points`` (per sample [points,
-    features], x, y, z first, in metres); data samples hold the matrices that `MATRICES` lists (4 x 4; per camera but
-    for ``lidar_aug_matrix``). None of them is changed, so that a batch can be used again.
+    The inputs are those of ``Det3DDataPreprocessor``: ``imgs`` [B, cameras, 3, H, W] and ``points`` (per sample
+    [points, features], x, y, z in metres first); data samples hold the matrices that `MATRICES` lists (4 x 4, one per
+    camera, except ``lidar_aug_matrix``, one per sample). The inputs are not modified, so a batch can be used again.
 
     Args:
         data_preprocessor: Config of the data preprocessor; its ``voxelize_cfg`` are the arguments of
             :class:`~mmprune3d.models.bevfusion.voxelization.BEVFusion3DVoxelization`.
-        pts_voxel_encoder: Config of what turns the points of a voxel into its features. With
-            ``voxelize_reduce=True`` the mean is used and this only exists for the config's sake.
-        pts_middle_encoder: Config of what turns voxels into a map, or None.
-        img_backbone: Config of the image backbone, or None.
+        pts_voxel_encoder: Config of the encoder from the points of a voxel to its features. With
+            ``voxelize_reduce=True`` the mean is used instead and this setting has no effect.
+        pts_middle_encoder: Config of the encoder from voxels to a map, or None for no LiDAR stream.
+        img_backbone: Config of the image backbone, or None for no camera stream.
         img_neck: Config of the image neck.
-        view_transform: Config of what lifts image features into a map.
-        fusion_layer: Config of the fuser; with one stream it may be None.
-        pts_backbone: Config of the backbone of the fused map (it comes *after* the fusion, whatever its name says).
-        pts_neck: Config of its neck.
-        bbox_head: Config of the head.
-        train_cfg: None; only there because mmdet3d's ``init_model`` passes it to every detector.
-        test_cfg: None, likewise.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        view_transform: Config of the transform from image features to a map.
+        fusion_layer: Config of the fuser; may be None if there is only one stream.
+        pts_backbone: Config of the backbone of the fused map (it runs *after* the fusion, despite its name).
+        pts_neck: Config of the neck of the fused map.
+        bbox_head: Config of the detection head.
+        train_cfg: Must be None; exists because mmdet3d's ``init_model`` passes it to every detector.
+        test_cfg: Must be None, for the same reason.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
-        ValueError: If there is no stream, or two without a fuser, or half a camera stream; if settings of the parts do
-            not agree (see ``agreement.py``); and for batches of other images or points than the settings say.
+        ValueError: If there is no stream, two streams without a fuser, or an incomplete camera stream; if settings of
+            the parts do not agree (see ``agreement.py``); or if a batch has images or points of another size than set.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class BEVFusion3D(Base3DDetector):
         test_cfg: None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        preprocessor = dict(data_preprocessor or {})  # the caller's config may be built again
+        preprocessor = dict(data_preprocessor or {})  # a copy, because the caller may build the same config again
         voxelize_cfg = preprocessor.pop('voxelize_cfg', None)
         preprocessor.setdefault('type', 'Det3DDataPreprocessor')
         super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         _check_streams(img_backbone, view_transform, pts_middle_encoder, fusion_layer, voxelize_cfg)
         if train_cfg is not None or test_cfg is not None:
-            raise ValueError('BEVFusion3D has no train_cfg and test_cfg; matching and decoding are set in bbox_head')
-        # in the order of the official state dict
+            raise ValueError('BEVFusion3D takes no train_cfg and test_cfg; set matching and decoding in bbox_head')
+        # In the order of the official state dict.
         self.img_backbone = _build(img_backbone)
         self.img_neck = _build(img_neck)
         self.view_transform = _build(view_transform)
@@ -106,14 +106,17 @@ class BEVFusion3D(Base3DDetector):
         check_place(self.pts_voxel_layer, self.view_transform, self.bbox_head)
 
     def init_weights(self) -> None:
-        """As configured, child by child: mmengine's walk over the whole logs means, and `nx` are integers."""
+        """Initializes each child as configured.
+
+        mmengine's own function also logs the mean of every parameter, which fails for the integer parameter ``nx``.
+        """
         for child in self.children():
             if hasattr(child, 'init_weights'):
                 child.init_weights()
         self._is_init = True
 
     def extract_img_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
-        """The camera stream's map, [B, channels, x, y]."""
+        """Computes the map of the camera stream [B, channels, x, y]."""
         imgs = inputs['imgs']
         check_canvas(imgs.shape[-2:], getattr(self.view_transform, 'image_size', None))
         check_cameras(imgs.shape[1], metas)
@@ -126,7 +129,7 @@ class BEVFusion3D(Base3DDetector):
         return self.view_transform(feats, inputs.get('points'), **camera_matrices(metas, feats.device), metas=metas)
 
     def extract_pts_feat(self, inputs: Mapping[str, Any], metas: list[dict]) -> Tensor:
-        """The LiDAR stream's map, [B, channels, x, y]."""
+        """Computes the map of the LiDAR stream [B, channels, x, y]."""
         points = inputs['points']
         check_point_columns(points, self.pts_voxel_layer, self._voxel_encoder_cfg, self.pts_middle_encoder)
         feats, coords, counts = self.pts_voxel_layer([cloud.float() for cloud in points])
@@ -136,7 +139,7 @@ class BEVFusion3D(Base3DDetector):
         return bev if self.pts_voxel_layer.axes == 'xyz' else bev.transpose(2, 3)
 
     def extract_feat(self, batch_inputs_dict: Mapping[str, Any], batch_input_metas: list[dict]) -> list[Tensor]:
-        """The fused map after backbone and neck, per level [B, channels, x, y]."""
+        """Computes the fused map after backbone and neck: one tensor [B, channels, x, y] per level."""
         maps = []
         if self.img_backbone is not None:
             maps.append(self.extract_img_feat(batch_inputs_dict, batch_input_metas))
@@ -147,27 +150,27 @@ class BEVFusion3D(Base3DDetector):
         return feats if self.pts_neck is None else self.pts_neck(feats)
 
     def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
-        """Losses of the head."""
+        """Computes the losses of the head."""
         feats = self.extract_feat(batch_inputs_dict, [sample.metainfo for sample in batch_data_samples])
         return self.bbox_head.loss(feats, batch_data_samples)
 
     def predict(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> list:
-        """The data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
+        """Returns the data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
         metas = [sample.metainfo for sample in batch_data_samples]
         found = self.bbox_head.predict(self.extract_feat(batch_inputs_dict, metas), metas)
         return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
 
     def _forward(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> Any:
-        """Raw outputs of the head."""
+        """Returns the raw outputs of the head."""
         metas = [sample.metainfo for sample in batch_data_samples]
         return self.bbox_head(self.extract_feat(batch_inputs_dict, metas), metas)
 
 
 def camera_matrices(metas: list[dict], device: torch.device) -> dict[str, Tensor]:
-    """The cameras of a batch as the view transform wants them.
+    """Collects the camera matrices of a batch as arguments of the view transform, each [B, ...] float32.
 
     Raises:
-        KeyError: If a sample's meta information lacks one of `MATRICES` (those of augmentations may be missing).
+        KeyError: If a sample's meta information lacks one of `MATRICES` (augmentation matrices may be missing).
     """
     stacked = {}
     for key, argument in MATRICES.items():
@@ -200,7 +203,7 @@ def _check_streams(
             'BEVFusion3D needs a camera stream (img_backbone), a LiDAR stream (pts_middle_encoder), or both'
         )
     if (img_backbone is None) != (view_transform is None):
-        raise ValueError('img_backbone and view_transform belong together: give both, or none')
+        raise ValueError('img_backbone and view_transform must be given together, or both left out')
     if img_backbone is not None and pts_middle_encoder is not None and fusion_layer is None:
         raise ValueError('two streams need a fusion_layer, such as dict(type="BEVFusion3DConvFuser", ...)')
     if pts_middle_encoder is not None and voxelize_cfg is None:

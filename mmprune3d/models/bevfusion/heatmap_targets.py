@@ -1,4 +1,4 @@
-"""What the dense heatmap should have been: a Gaussian at every object, in bird's-eye view.
+"""Targets of the dense heatmap: a Gaussian at every object, in bird's-eye view.
 
 Boxes are (x, y, z, l, w, h, yaw, ...) in metres and radians, maps are [B, classes, x, y].
 """
@@ -20,19 +20,19 @@ def heatmap_targets(
     overlap: float,
     min_radius: int,
 ) -> Tensor:
-    """A Gaussian at the cell of every object, the larger one where two meet (CenterNet's targets in bird's-eye view).
+    """Draws a Gaussian at the cell of every object; where two overlap the maximum counts (CenterNet's targets).
 
     Args:
-        boxes: [N_b, 7+] for each sample. Boxes without a footprint leave no trace.
-        labels: [N_b] for each sample.
-        shape: B, classes, x, y.
-        origin: Where the map begins, x and y in metres.
-        cell_size: Along x and y in metres.
-        overlap: IoU that a box shifted by the Gaussian's radius must keep.
-        min_radius: Least radius in cells.
+        boxes: Boxes [N_b, 7+] of each sample. Boxes without a footprint are not drawn.
+        labels: Labels [N_b] of each sample.
+        shape: Shape of the result: B, classes, x, y.
+        origin: Origin of the map, x and y in metres.
+        cell_size: Size of a cell along x and y in metres.
+        overlap: IoU that a box shifted by the radius of the Gaussian must still have with the object.
+        min_radius: Smallest radius in cells.
 
     Returns:
-        The map, [B, classes, x, y] float32.
+        Heatmap [B, classes, x, y] float32.
     """
     sample = torch.cat([item.new_full((len(item),), b, dtype=torch.long) for b, item in enumerate(boxes)])
     flat, classes = torch.cat(boxes).float(), torch.cat(labels)
@@ -58,10 +58,10 @@ def heatmap_targets(
 
 
 def gaussian_radius(size: Tensor, overlap: float) -> Tensor:
-    """Radii [N] in cells of Gaussians for footprints [N, 2] in cells, as published with CornerNet and CenterNet.
+    """Radii [N] in cells of the Gaussians for footprints [N, 2] in cells, as published with CornerNet and CenterNet.
 
-    The least of the three shifts (both corners outward, both inward, one each) that keep the IoU `overlap`, with the
-    denominators of the published code, which all trained models have seen.
+    The radius is the smallest of the three shifts (both corners outward, both inward, one each) that keep the IoU
+    `overlap`, with the denominators of the published code, which all trained models were trained with.
     """
     total, area = size.sum(1), size.prod(1)
     one_each = (total + (total**2 - 4 * (area * (1 - overlap) / (1 + overlap))).sqrt()) / 2

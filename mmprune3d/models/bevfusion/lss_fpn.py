@@ -1,4 +1,4 @@
-"""The neck of BEVFusion's camera stream."""
+"""The feature pyramid in the camera stream of BEVFusion."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor
 
 @MODELS.register_module()
 class BEVFusion3DLSSFPN(BaseModule):
-    """Merges coarse levels into finer ones by concatenation; the same weights as mmdet3d's ``GeneralizedLSSFPN``.
+    """Merges coarse levels into finer ones by concatenation, with the same weights as ``GeneralizedLSSFPN`` of mmdet3d.
 
     Args:
-        in_channels: Channels of the backbone's levels, fine to coarse.
+        in_channels: Channels of the backbone's levels, from fine to coarse.
         out_channels: Channels of all outputs.
-        num_outs: Number of outputs where `end_level` is given; else without effect, because the coarsest level is only
-            merged and there is one output less than levels (official configs say 3 and get 2).
-        start_level: The finest level that is used.
-        end_level: The coarsest level that is used; -1 is the last.
+        num_outs: Number of outputs if `end_level` is given. Otherwise without effect: the coarsest level is only
+            merged, so there is one output less than levels (official configs set 3 and get 2).
+        start_level: Index of the finest level that is used.
+        end_level: Index of the coarsest level that is used; -1 is the last.
         no_norm_on_lateral: Whether the 1x1 convolutions have a bias instead of a norm layer.
-        conv_cfg: Convolutions, as in mmcv.
-        norm_cfg: Norm layers, as in mmcv.
-        act_cfg: Activations, as in mmcv.
+        conv_cfg: Config of the convolutions, as in mmcv.
+        norm_cfg: Config of the norm layers, as in mmcv.
+        act_cfg: Config of the activations, as in mmcv.
         upsample_cfg: Arguments of ``torch.nn.functional.interpolate``; bilinear with aligned corners if None.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
-        ValueError: If the levels are not a range of `in_channels`, or `num_outs` does not fit them.
+        ValueError: If the levels are not a range of `in_channels`, or `num_outs` is not one less than their number.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class BEVFusion3DLSSFPN(BaseModule):
         if not 0 <= start_level < last < len(in_channels):
             raise ValueError(
                 f'start_level={start_level} and end_level={end_level} must be 0 <= start < end <= '
-                f'{len(in_channels) - 1}, the last of the {len(in_channels)} levels (-1 is the last, too)'
+                f'{len(in_channels) - 1}, the last of the {len(in_channels)} levels (-1 also means the last)'
             )
         if end_level != -1 and num_outs != last - start_level:
             raise ValueError(f'num_outs={num_outs} must be {last - start_level}, one less than the levels used')
@@ -74,13 +74,13 @@ class BEVFusion3DLSSFPN(BaseModule):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Levels [N, channels, H, W], fine to coarse, to all but the coarsest with `out_channels`.
+        """Merges levels [N, C_i, H_i, W_i], from fine to coarse; returns all but the coarsest with `out_channels`.
 
         Raises:
-            ValueError: If there are more or fewer inputs than `in_channels`.
+            ValueError: If the number of inputs is not the length of `in_channels`.
         """
         if len(inputs) != self.num_inputs:
-            raise ValueError(f'{len(inputs)} levels were given, the neck was built for {self.num_inputs}')
+            raise ValueError(f'the neck was built for {self.num_inputs} levels, got {len(inputs)}')
         *outputs, coarse = inputs[self.levels]
         for level in range(len(outputs) - 1, -1, -1):
             coarse = F.interpolate(coarse, size=outputs[level].shape[2:], **self.upsample_cfg)

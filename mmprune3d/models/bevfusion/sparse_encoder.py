@@ -1,4 +1,4 @@
-"""BEVFusion's LiDAR encoder: sparse convolutions over (x, y, z), folded into a BEV map."""
+"""BEVFusion's LiDAR encoder: sparse convolutions over (x, y, z), whose last layer is flattened to a BEV map."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from mmprune3d.layers.sparse_conv import exact_class, make_exact
 
 @MODELS.register_module()
 class BEVFusion3DSparseEncoder(SparseEncoder):
-    """mmdet3d's ``SparseEncoder`` with the axes in the order x, y, z, and exact on a CPU.
+    """mmdet3d's ``SparseEncoder`` with the axes in the order x, y, z, and with exact convolutions on a CPU.
 
     State-dict keys, shapes and weight layout (out, kx, ky, kz, in) are those of ``BEVFusionSparseEncoder`` in the
-    BEVFusion project of mmdet3d 1.4. Only the last layer differs from the base class: it strides along z, which is the
+    BEVFusion project of mmdet3d 1.4. Only the last layer differs from the base class: its stride is along z, which is
     last axis here.
 
     Args:
-        in_channels: Channels of a voxel.
-        sparse_shape: Cells along x, y, z; the official one is [1440, 1440, 41].
+        in_channels: Number of features of a voxel.
+        sparse_shape: Number of cells along x, y, z; the official one is [1440, 1440, 41].
         order: Order of ``'conv'``, ``'norm'``, ``'act'`` in a block.
-        norm_cfg: Norm layer, BN1d with eps 1e-3 and momentum 0.01 if None.
+        norm_cfg: Config of the norm layers; None: BN1d with eps 1e-3 and momentum 0.01.
         base_channels: Channels after the first layer.
         output_channels: Channels C of an output cell.
         encoder_channels: Channels of each layer of each stage.
-        encoder_paddings: Padding of each layer of each stage, a number or one for each axis.
-        block_type: ``'conv_module'`` (stages begin with stride 2) or ``'basicblock'`` (all but the last end with it).
+        encoder_paddings: Padding of each layer of each stage, one number or one per axis.
+        block_type: ``'conv_module'`` (each stage but the first begins with stride 2) or ``'basicblock'`` (each stage
+            but the last ends with stride 2).
         return_middle_feats: Whether ``forward`` also returns the sparse tensors after each stage.
 
     Raises:
-        ImportError: Without spconv 2; the message says what to type.
-        ValueError: For settings that do not fit together.
+        ImportError: If spconv 2 is not installed; the message has the command that installs it.
+        ValueError: If `block_type`, `order` or `encoder_paddings` is not valid.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class BEVFusion3DSparseEncoder(SparseEncoder):
         block_type: str = 'conv_module',
         return_middle_feats: bool = False,
     ) -> None:
-        exact_class('SubMConv3d')  # says what to type if spconv is missing, where mmdet3d would take mmcv's for CUDA
+        exact_class('SubMConv3d')  # raises if spconv is missing, where mmdet3d would take mmcv's, which is CUDA only
         if block_type not in ('conv_module', 'basicblock'):
-            raise ValueError(f"block_type must be 'conv_module' or 'basicblock', not {block_type!r}")
+            raise ValueError(f"block_type must be 'conv_module' or 'basicblock', got {block_type!r}")
         if [len(stage) for stage in encoder_channels] != [len(stage) for stage in encoder_paddings]:
-            raise ValueError(f'encoder_paddings {encoder_paddings} has not one entry per layer of {encoder_channels}')
+            raise ValueError(
+                f'encoder_paddings {encoder_paddings} must have one entry per layer of encoder_channels '
+                f'{encoder_channels}'
+            )
         if sorted(order) != ['act', 'conv', 'norm']:
-            raise ValueError(f"order must hold 'conv', 'norm' and 'act' once each, not {tuple(order)}")
+            raise ValueError(f"order must contain 'conv', 'norm' and 'act' once each, got {tuple(order)}")
         norm_cfg = dict(norm_cfg or {'type': 'BN1d', 'eps': 1e-3, 'momentum': 0.01})
         super().__init__(
             in_channels,
@@ -86,16 +90,16 @@ class BEVFusion3DSparseEncoder(SparseEncoder):
 
     @autocast(enabled=False)
     def forward(self, voxel_features: Tensor, coors: Tensor, batch_size: int) -> Any:
-        """The BEV map of a batch.
+        """Encodes the voxels of a batch as a BEV map.
 
         Args:
-            voxel_features: One row for each voxel [N, C_in].
-            coors: Columns (batch, x, y, z) of each voxel [N, 4].
-            batch_size: Samples of the batch B; the last ones may be without voxels.
+            voxel_features: Features of the voxels [N, C_in].
+            coors: Coordinates (batch, x, y, z) of the voxels [N, 4].
+            batch_size: Number of samples B, including samples without voxels.
 
         Returns:
-            [B, C * D, X, Y] with D the output cells along z and channel c * D + d; with `return_middle_feats` also the
-            list of the sparse tensors after each stage.
+            The map [B, C * D, X, Y], where D is the number of output cells along z and cell d of channel c is channel
+            c * D + d; with `return_middle_feats` also a list of the sparse tensors after each stage.
         """
         from spconv.pytorch import SparseConvTensor
 
@@ -105,10 +109,10 @@ class BEVFusion3DSparseEncoder(SparseEncoder):
             x = stage(x)
             stages.append(x)
         x = self.conv_out(x)
-        # Not x.dense(): it indexes with a list, which torch deprecates.
+        # Not x.dense(): it indexes with a list, which torch has deprecated.
         cells = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
         cells = cells.index_put(tuple(x.indices.long().T), x.features)
-        if not len(voxel_features):  # every parameter has its part in the gradient: other processes wait for it
+        if not len(voxel_features):  # give every parameter a gradient (of 0): other processes wait for it
             cells = cells + sum(0 * parameter.sum() for parameter in self.parameters())
         bev = cells.permute(0, 4, 3, 1, 2).flatten(1, 2)
         return (bev, stages) if self.return_middle_feats else bev

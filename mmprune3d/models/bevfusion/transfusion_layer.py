@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class PositionEmbedding(nn.Module):
-    """A two-layer network from coordinates to channels.
+    """A two-layer network from coordinates to a positional embedding.
 
     Args:
         input_channel: Number of coordinates.
@@ -29,16 +29,16 @@ class PositionEmbedding(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Embeddings [B, N, C] of positions [B, N, coordinates]."""
+        """Embeds positions [B, N, coordinates] as [B, N, num_pos_feats]."""
         return self.position_embedding_head(positions.transpose(1, 2).contiguous()).transpose(1, 2)
 
 
 @MODELS.register_module()
 class BEVFusion3DDecoderLayer(DetrTransformerDecoderLayer):
-    """Self-attention, cross-attention and feed-forward network, each followed by a norm.
+    """A decoder layer with self-attention, cross-attention and feed-forward network, each followed by a norm.
 
-    Other than in DETR the values carry the positional embedding too. Attention is fused: no map of attention weights
-    is ever made.
+    Unlike in DETR the positional embedding is also added to the values. The attention is fused: no matrix of attention
+    weights is computed.
 
     Args:
         pos_encoding_cfg: ``input_channel`` and ``num_pos_feats`` of both positional embeddings.
@@ -53,19 +53,19 @@ class BEVFusion3DDecoderLayer(DetrTransformerDecoderLayer):
         self.cross_posembed = PositionEmbedding(**sizes)
 
     def forward(self, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
-        """One round of attention.
+        """Updates the queries by self-attention, cross-attention and the feed-forward network.
 
         Args:
-            query: [B, C, N_q].
-            key: [B, C, N_k].
-            query_pos: [B, N_q, 2], in cells.
-            key_pos: [1, N_k, 2], in cells; the samples share the grid.
+            query: Queries [B, C, N_q].
+            key: Cells of the map [B, C, N_k], keys and values of the cross-attention.
+            query_pos: Positions of the queries [B, N_q, 2], in cells.
+            key_pos: Positions of the cells [1, N_k, 2], in cells, the same for all samples.
 
         Returns:
-            The new queries, [B, C, N_q].
+            The updated queries [B, C, N_q].
         """
         if self.training:
-            # The unbiased variance that batch norm keeps depends on the number of values.
+            # The unbiased variance that batch norm tracks depends on the number of values, so these are repeated.
             key_pos = key_pos.expand(len(key), -1, -1)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         query_pos, key = self.self_posembed(query_pos), key + self.cross_posembed(key_pos)
@@ -76,7 +76,7 @@ class BEVFusion3DDecoderLayer(DetrTransformerDecoderLayer):
 
 
 def attend(attention: MultiheadAttention, query: Tensor, key: Tensor) -> Tensor:
-    """What `query` [B, N_q, C] reads from `key` [B, N_k, C] (also the values), without the residual connection."""
+    """Applies attention to `query` [B, N_q, C] and `key` [B, N_k, C] (also the values), without the residual."""
     query_first = query.transpose(0, 1)
     key_first = query_first if key is query else key.transpose(0, 1)
     out = attention.attn(query_first, key_first, key_first, need_weights=False)[0].transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Losses of TransFusion's head."""
+"""Losses of the TransFusion head: dense heatmap, classification and box regression."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from .transfusion_targets import Targets
 
 CODE_PARTS = ('center', 'height', 'dim', 'rot', 'vel')
-"""Outputs that make up a box code, in its order; the last is optional."""
+"""Outputs that make up a box code, in the order of the code; the last is optional."""
 
 
 def heatmap_loss(logits: Tensor, target: Tensor, loss: nn.Module) -> Tensor:
-    """Loss of the dense heatmap [B, classes, x, y] per object (a cell that is exactly 1)."""
+    """Computes the loss of the dense heatmap [B, classes, x, y], divided by the number of cells whose target is 1."""
     num_objects = max(int(target.eq(1).sum()), 1)
     return loss(logits.float().sigmoid().clamp(1e-4, 1 - 1e-4), target, avg_factor=num_objects)
 
@@ -27,17 +27,17 @@ def layer_losses(
     loss_bbox: nn.Module,
     code_weights: Sequence[float] | None,
 ) -> dict[str, Tensor]:
-    """``layer_{i}_loss_cls`` and ``layer_{i}_loss_bbox`` of every decoder layer, i = -1 for the last.
+    """Computes ``layer_{i}_loss_cls`` and ``layer_{i}_loss_bbox`` of every decoder layer; i is -1 for the last.
 
-    All are divided by the matched proposals of all layers together, those of this process, as published.
+    As in the published code, all are divided by the number of matched proposals of all layers in this process.
 
     Args:
-        predictions: ``heatmap`` [B, classes, P] and the box codes' parts [B, ., P]; P runs over layers and proposals.
-        targets: Those of the same P proposals.
+        predictions: ``heatmap`` [B, classes, P] and the parts of the box codes [B, ., P]; P is layers times proposals.
+        targets: Targets of the same P proposals.
         num_layers: Number of layers.
-        loss_cls: Loss of logits.
-        loss_bbox: Loss of box codes.
-        code_weights: Weight of every slot of the box code; None: all 1.
+        loss_cls: Loss of the class logits.
+        loss_bbox: Loss of the box codes.
+        code_weights: Weight of every entry of the box code; None: all 1.
     """
     logits = predictions['heatmap'].float().transpose(1, 2)
     codes = torch.cat([predictions[part] for part in CODE_PARTS if part in predictions], dim=1)

@@ -1,4 +1,4 @@
-"""What TransFusion's head should have said.
+"""Training targets of the TransFusion head.
 
 Boxes are (x, y, z of the bottom face, l, w, h, yaw[, vx, vy]) in metres and radians, maps are [B, classes, x, y].
 """
@@ -21,17 +21,17 @@ from .heatmap_targets import heatmap_targets
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of P proposals in each of B samples, those of all supervised decoder layers side by side.
+    """Targets of P proposals in each of B samples; the proposals of all supervised decoder layers are concatenated.
 
     Attributes:
-        labels: [B, P] int64; the number of classes stands for background.
-        label_weights: [B, P].
-        bbox_targets: [B, P, code_size].
-        bbox_weights: [B, P, code_size], 1 for matched proposals, else 0.
-        ious: [B, P], overlap in 3D with the matched box, 0 for background.
-        num_pos: Matched proposals in the batch, over all layers.
-        matched_ious: Mean overlap of the matched proposals of a sample, averaged over the samples.
-        heatmap: [B, classes, x, y], a Gaussian per object, 1 at its centre.
+        labels: Class of each proposal [B, P] int64; the number of classes means background.
+        label_weights: Weight of each proposal in the classification loss [B, P].
+        bbox_targets: Box code of each proposal [B, P, code_size].
+        bbox_weights: Weight of each entry of the code [B, P, code_size], 1 for matched proposals, else 0.
+        ious: 3D intersection over union with the matched box [B, P], 0 for background.
+        num_pos: Number of matched proposals in the batch, over all layers.
+        matched_ious: Mean IoU of the matched proposals of a sample, averaged over the samples.
+        heatmap: Target of the dense heatmap [B, classes, x, y]: a Gaussian per object, 1 at its centre.
     """
 
     labels: Tensor
@@ -45,14 +45,14 @@ class Targets:
 
 
 class TargetMaker:
-    """Makes the targets of a batch.
+    """Computes the training targets of a batch.
 
     Args:
         train_cfg: ``point_cloud_range`` (lower x, y, z, upper x, y, z in metres), ``voxel_size`` in metres,
             ``out_size_factor`` (voxels per cell), ``gaussian_overlap``, ``min_radius`` in cells, and ``pos_weight``,
             the weight of matched proposals in the classification loss (1 unless positive).
-        assigner: Matches proposals and objects.
-        coder: Encodes boxes.
+        assigner: Assigner that matches proposals and objects.
+        coder: Box coder that encodes the matched boxes.
     """
 
     def __init__(self, train_cfg: Mapping[str, Any], assigner: BEVFusion3DAssigner, coder: BEVFusion3DBoxCoder) -> None:
@@ -68,17 +68,17 @@ class TargetMaker:
     def __call__(
         self, predictions: Mapping[str, Tensor], num_layers: int, gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> Targets:
-        """Targets of a head's outputs; every layer is matched on its own.
+        """Computes the targets of a head's outputs; every layer is matched separately.
 
         Args:
-            predictions: ``heatmap`` [B, classes, P] (logits) and what :meth:`BEVFusion3DBoxCoder.decode` needs, the
-                proposals of `num_layers` layers one after the other; ``dense_heatmap`` [B, classes, x, y].
+            predictions: ``heatmap`` [B, classes, P] (logits) and the inputs of :meth:`BEVFusion3DBoxCoder.decode`, with
+                the proposals of `num_layers` layers concatenated; ``dense_heatmap`` [B, classes, x, y].
             num_layers: Number of layers.
-            gt_boxes: [N_b, 7 or 9] for each sample; N_b may be 0.
-            gt_labels: [N_b] int64 for each sample; objects with a negative label are ignored.
+            gt_boxes: Ground-truth boxes [N_b, 7 or 9] of each sample; N_b may be 0.
+            gt_labels: Labels [N_b] int64 of each sample; objects with a negative label are ignored.
 
         Raises:
-            ValueError: If a label is none of the head's classes, or boxes lack velocities that are predicted.
+            ValueError: If a label is not a class of the head, or the head predicts velocities and boxes have none.
         """
         self._check_objects(gt_boxes, gt_labels, predictions['heatmap'].shape[1])
         logits = predictions['heatmap'].detach().float().transpose(1, 2)
@@ -105,13 +105,13 @@ class TargetMaker:
         columns = min((boxes.shape[1] for boxes in gt_boxes if len(boxes)), default=9)
         if self.coder.code_size == 10 and columns < 9:
             raise ValueError(
-                f'the head predicts velocities, but the annotated boxes have {columns} columns and none of them: let '
-                'the data set load velocities (with_velocity=True), or take vel out of common_heads and set '
+                f'the head predicts velocities, but the annotated boxes have {columns} columns and no velocities: let '
+                'the dataset load velocities (with_velocity=True), or take vel out of common_heads and set '
                 'bbox_coder.code_size=8 and eight code_weights'
             )
 
     def _match(self, boxes: Tensor, logits: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_layers: int) -> Matching:
-        """The matchings of one sample's layers as one."""
+        """Matches each layer of one sample and concatenates the results."""
         per_layer = len(boxes) // num_layers
         found = [
             self.assigner.assign(layer_boxes, layer_logits, gt_boxes, gt_labels, self.point_cloud_range)

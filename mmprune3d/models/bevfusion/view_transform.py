@@ -1,4 +1,4 @@
-"""BEVFusion's view transform: from camera features to a bird's eye view map (lift, splat; arXiv 2008.05711)."""
+"""BEVFusion's view transform, from camera features to a bird's-eye-view map (Lift, Splat, Shoot; arXiv 2008.05711)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mmprune3d.ops.bev_pool import bev_pool, cell_index
 from mmprune3d.ops.grid import TOLERANCE
 
 CLOSE = 1e-2
-"""Largest difference of constants in checkpoint and config that count as equal; those in half precision are rounded."""
+"""Tolerance when constants of a checkpoint and of the config are compared; in half precision they are rounded."""
 
 
 def downsampler(channels: int, factor: int) -> nn.Module:
-    """The convolutions after pooling: nothing for factor 1; three 3x3 ones that halve the map for factor 2.
+    """The convolutions after pooling: an identity for factor 1; three 3x3 ones that halve the map for factor 2.
 
     Raises:
-        ValueError: For any other factor.
+        ValueError: If the factor is neither 1 nor 2.
     """
     if factor not in (1, 2):
         raise ValueError(f'downsample={factor} must be 1 or 2')
@@ -36,13 +36,13 @@ def downsampler(channels: int, factor: int) -> nn.Module:
 
 
 def constant(values: Tensor) -> nn.Parameter:
-    """A parameter that is never trained: what mmdet3d made of constants, and checkpoints therefore hold."""
+    """A parameter without gradient: mmdet3d stores constants as parameters, so checkpoints contain them."""
     return nn.Parameter(values, requires_grad=False)
 
 
 @MODELS.register_module()
 class BEVFusion3DLSSTransform(nn.Module):
-    """Lifts image features along their viewing rays and sums them in the cells of the BEV grid.
+    """Lifts image features along their viewing rays and sums them up in the cells of the BEV grid.
 
     The weights are those of mmdet3d's ``LSSTransform``, including the constants `dx`, `bx`, `nx` (cell size, centre of
     the first cell, number of cells) and `frustum` ([D, h, w, 3]: pixel u and v, depth in metres), which are parameters
@@ -50,17 +50,18 @@ class BEVFusion3DLSSTransform(nn.Module):
 
     Args:
         in_channels: Channels of the image features.
-        out_channels: Channels of the BEV map, C.
+        out_channels: Channels C of the BEV map.
         image_size: Height and width of the images in pixels, padding included.
-        feature_size: Height and width of the image features, h and w.
-        xbound: Lower limit, upper limit and cell size of the grid in metres.
-        ybound: The same for y.
-        zbound: The same for z. Several cells in z give as many times more channels, and then `downsample` must be 1.
-        dbound: First depth, end (exclusive) and step in metres; D depths.
+        feature_size: Height h and width w of the image features.
+        xbound: Lower limit, upper limit and cell size of the grid along x in metres.
+        ybound: Lower limit, upper limit and cell size of the grid along y in metres.
+        zbound: Lower limit, upper limit and cell size of the grid along z in metres. With several cells along z the map
+            has that many times more channels, and `downsample` must be 1.
+        dbound: First depth, end (exclusive) and step in metres; they give D depths.
         downsample: 1, or 2 for convolutions that halve the map.
 
     Raises:
-        ValueError: If `downsample` is something else, the grid is empty, `dbound` has no depths, or `image_size` is no
+        ValueError: If `downsample` is not 1 or 2, the grid is empty, `dbound` has no depths, or `image_size` is not a
             multiple of `feature_size`. A grid whose cells do not fill its limits is logged as a warning.
     """
 
@@ -78,10 +79,10 @@ class BEVFusion3DLSSTransform(nn.Module):
     ) -> None:
         super().__init__()
         bounds = (xbound, ybound, zbound)
-        # Rounded down as in mmdet3d, where 9.6 m in cells of 0.8 m are 11 cells.
+        # Rounded down as in mmdet3d, where a range of 9.6 m with cells of 0.8 m has 11 cells (floating-point error).
         self.grid_shape = tuple(int((upper - lower) / size) for lower, upper, size in bounds)
         if min(self.grid_shape) < 1:
-            raise ValueError(f'xbound, ybound, zbound give a grid of {self.grid_shape} cells; each must be 1 or more')
+            raise ValueError(f'xbound, ybound, zbound give a grid of {self.grid_shape} cells; each must be at least 1')
         self.bounds = tuple(tuple(float(value) for value in bound) for bound in bounds)
         self._check_sizes(image_size, feature_size, dbound)
         self.image_size = tuple(image_size)
@@ -107,25 +108,26 @@ class BEVFusion3DLSSTransform(nn.Module):
         if any(side % cells for side, cells in zip(image_size, feature_size, strict=True)):
             raise ValueError(
                 f'view_transform.image_size={[*image_size]} must be a multiple of feature_size={[*feature_size]}: '
-                'images are padded to one (pad_size_divisor of the data_preprocessor), and image_size says how large '
-                'they are afterwards'
+                'images are padded to a multiple of pad_size_divisor of the data_preprocessor, and image_size is their '
+                'size after padding'
             )
         first, end, step = dbound
         if not (0 < first < end and step > 0):
             raise ValueError(
-                f'view_transform.dbound={[*dbound]} is first depth, end and step in metres, 0 < first < end, step > 0'
+                f'view_transform.dbound={[*dbound]} must be first depth, end and step in metres with '
+                '0 < first < end and step > 0'
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As usual, but constants that were made with other settings are not taken, with a warning."""
+        """Loads the state dict, except constants that were computed with other settings; these cause a warning."""
         for name in ('dx', 'bx', 'nx', 'frustum'):
             own, loaded = getattr(self, name), state_dict.get(prefix + name)
             if loaded is None or loaded.shape != own.shape:
                 continue
             if not torch.allclose(loaded.to(own).float(), own.float(), rtol=CLOSE, atol=CLOSE):
                 print_log(
-                    f'{prefix}{name} of the checkpoint was made with another image_size, xbound, ybound, zbound or '
-                    'dbound; the settings of the config stay in force',
+                    f'{prefix}{name} of the checkpoint was computed with another image_size, xbound, ybound, zbound or '
+                    'dbound; it is not loaded, and the settings of the config are used',
                     logger='current',
                     level=logging.WARNING,
                 )
@@ -133,7 +135,7 @@ class BEVFusion3DLSSTransform(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make_frustum(self, feature_size: tuple[int, int], dbound: tuple[float, float, float]) -> Tensor:
-        """[D, h, w, 3], the corners' pixels at the corners of the map: u, v in pixels, depth in metres."""
+        """Frustum [D, h, w, 3]: pixel u, v and depth in metres; the outermost cells are at the image corners."""
         (height, width), (h, w) = self.image_size, feature_size
         depths = torch.arange(*dbound, dtype=torch.float32)
         axes = (depths, torch.linspace(0, height - 1, h), torch.linspace(0, width - 1, w))
@@ -147,15 +149,15 @@ class BEVFusion3DLSSTransform(nn.Module):
     def geometry(
         self, camera_intrinsics: Tensor, camera2lidar: Tensor, img_aug_matrix: Tensor, lidar_aug_matrix: Tensor
     ) -> Tensor:
-        """Where the frustum is: [B, N, D, h, w, 3] float32, metres in the augmented lidar frame.
+        """Computes the points of the frustum: [B, N, D, h, w, 3] float32, metres in the augmented lidar frame.
 
         The small matrices are inverted and multiplied in float64. Autocast has no effect.
 
         Args:
-            camera_intrinsics: [B, N, 4, 4] or [B, N, 3, 3].
-            camera2lidar: [B, N, 4, 4].
-            img_aug_matrix: [B, N, 4, 4], what the augmentation did to (u, v, depth).
-            lidar_aug_matrix: [B, 4, 4], what the augmentation did to the points.
+            camera_intrinsics: Intrinsic matrices [B, N, 4, 4] or [B, N, 3, 3].
+            camera2lidar: Camera poses [B, N, 4, 4].
+            img_aug_matrix: Augmentation of (u, v, depth) in each image [B, N, 4, 4].
+            lidar_aug_matrix: Augmentation of the points of each sample [B, 4, 4].
         """
         with torch.autocast(self.frustum.device.type, enabled=False):
             image, lidar = img_aug_matrix.double(), lidar_aug_matrix.double().unsqueeze(1)
@@ -169,7 +171,7 @@ class BEVFusion3DLSSTransform(nn.Module):
         return points.unflatten(2, self.frustum.shape[:3])
 
     def predict_depth(self, img_feats: Tensor, **inputs: Any) -> Tensor:
-        """Depth logits and context, [B * N, D + C, h, w], of image features [B * N, in_channels, h, w]."""
+        """Predicts depth logits and context [B * N, D + C, h, w] from image features [B * N, in_channels, h, w]."""
         return self.depthnet(img_feats)
 
     def forward(
@@ -184,29 +186,29 @@ class BEVFusion3DLSSTransform(nn.Module):
         metas: Sequence[dict] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Image features to a BEV map.
+        """Transforms image features to a BEV map.
 
         Args:
-            img_feats: [B, N, in_channels, h, w].
-            points: Per sample [P, 3 or more], augmented; only read, and only where depth comes from points.
-            lidar2image: [B, N, 4, 4], from points before augmentation to (u d, v d, d) before augmentation.
-            camera_intrinsics: [B, N, 4, 4].
-            camera2lidar: [B, N, 4, 4].
-            img_aug_matrix: [B, N, 4, 4].
-            lidar_aug_matrix: [B, 4, 4].
+            img_feats: Image features [B, N, in_channels, h, w].
+            points: Augmented points of each sample [P, 3 or more]; used only by transforms that take depth from them.
+            lidar2image: Projections [B, N, 4, 4], from points before augmentation to (u d, v d, d) before augmentation.
+            camera_intrinsics: Intrinsic matrices [B, N, 4, 4].
+            camera2lidar: Camera poses [B, N, 4, 4].
+            img_aug_matrix: Augmentation of (u, v, depth) in each image [B, N, 4, 4].
+            lidar_aug_matrix: Augmentation of the points of each sample [B, 4, 4].
             metas: Not used.
             **kwargs: Not used.
 
         Returns:
-            [B, nz * C, nx, ny], or half of nx and ny (rounded up) with ``downsample=2``.
+            The map [B, nz * C, nx, ny]; with ``downsample=2`` nx and ny are halved (rounded up).
 
         Raises:
-            ValueError: If the features have another size than the frustum.
+            ValueError: If the size of the features differs from `feature_size`.
         """
         B, N, _, *size = img_feats.shape
         D, *expected = self.frustum.shape[:3]
         if size != expected:
-            raise ValueError(f'image features of {size} do not fit feature_size={expected}')
+            raise ValueError(f'image features of {size} do not match feature_size={expected}')
         predicted = self.predict_depth(
             img_feats.flatten(0, 1),
             points=points,

@@ -1,4 +1,4 @@
-"""The first step of the LiDAR stream: a batch of point clouds as voxels."""
+"""Voxelization of a batch of point clouds, the first step of BEVFusion's LiDAR stream."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmprune3d.ops.voxelize import voxelize
 
 
 class BEVFusion3DVoxelization(nn.Module):
-    """Voxels of a batch; it has no parameters.
+    """Groups the points of a batch into voxels; this module has no parameters.
 
     Args:
         point_cloud_range: Lower limits x, y, z, then upper limits, in metres.
-        voxel_size: Size of a cell along x, y and z, in metres.
-        max_num_points: Points kept in a voxel; -1: all.
-        max_voxels: Voxels kept per sample in training and at test, or one number for both; -1: all.
-        voxelize_reduce: Return the mean of every voxel's points instead of the points.
-        axes: ``'xyz'`` for BEVFusion's encoder, ``'zyx'`` for mmdet3d's own ones.
+        voxel_size: Size of a cell along x, y and z in metres.
+        max_num_points: Largest number of points kept in a voxel; -1: all.
+        max_voxels: Largest number of voxels kept per sample, for training and test, or one number for both; -1: all.
+        voxelize_reduce: Return the mean of each voxel's points instead of the points.
+        axes: Order of the coordinates: ``'xyz'`` for BEVFusion's encoder, ``'zyx'`` for mmdet3d's encoders.
 
     Raises:
-        ValueError: If `axes` is neither, or range and size make no grid. Voxels that do not fill the range are logged
-            as a warning, with sizes and ranges that fit.
+        ValueError: If `axes` is unknown, or range and size do not give a grid. Voxels that do not fill the range are
+            logged as a warning, with sizes and ranges that fit.
     """
 
     def __init__(
@@ -54,27 +54,27 @@ class BEVFusion3DVoxelization(nn.Module):
 
     @torch.no_grad()
     def forward(self, points: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Voxels of all samples, one after the other.
+        """Computes the voxels of all samples, concatenated.
 
         Args:
-            points: Per sample [points, features], x, y, z first, in metres.
+            points: Point clouds [points, features] of each sample, x, y, z in metres first.
 
         Returns:
-            Features ([voxels, features], or [voxels, max_num_points, features] unless reduced), coordinates
+            Features ([voxels, features], or [voxels, max_num_points, features] without `voxelize_reduce`), coordinates
             [voxels, 4] int32 (sample, then the cell in the order of `axes`), and points per voxel [voxels] int32.
 
         Raises:
             ValueError: If `points` is not a list of tensors.
         """
         if not is_list_of(points, Tensor):
-            raise ValueError('point clouds come as a list of tensors, one per sample')
+            raise ValueError('points must be a list of tensors, one per sample')
         most = self.max_voxels[0 if self.training else 1]
         each = [voxelize(cloud, self.lower, self.voxel_size, self.grid, self.max_num_points, most) for cloud in points]
         coords = [voxels.coords if self.axes == 'xyz' else voxels.coords.flip(1) for voxels in each]
         coords = [F.pad(cells, (1, 0), value=sample) for sample, cells in enumerate(coords)]
         if self.voxelize_reduce:
             feats = [voxels.mean() for voxels in each]
-        else:  # without a limit every sample has as many places as it needs
+        else:  # without a limit the largest number of points in a voxel differs between samples
             places = max(voxels.points.shape[1] for voxels in each)
             feats = [F.pad(voxels.points, (0, 0, 0, places - voxels.points.shape[1])) for voxels in each]
         return torch.cat(feats), torch.cat(coords), torch.cat([voxels.counts for voxels in each])

@@ -1,4 +1,4 @@
-"""PETR (ECCV 2022) for mmdet3d 1.4: loads the official weights, and leaves room for pruning keys and queries."""
+"""PETR (ECCV 2022) for mmdet3d 1.4; loads the official weights, and its keys and queries can be pruned."""
 
 from .assigner import PETR3DAssigner, PETR3DBoxCost
 from .box_coder import PETR3DBoxCoder

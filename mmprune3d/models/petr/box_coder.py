@@ -1,4 +1,4 @@
-"""Boxes as numbers that a network regresses, in the conventions of the PETR family.
+"""Encoding of boxes as the values that a network regresses, in the conventions of the PETR family.
 
 A box is (x, y, z, l, w, h, yaw[, vx, vy]) in mmdet3d 1.x terms: metres and radians in the lidar frame, z at the box
 centre, yaw counter-clockwise from x. A code holds centre, log sizes, sine and cosine of the yaw, and velocity; the
@@ -34,13 +34,13 @@ from .checks import check_counts, check_range
 
 @dataclass(frozen=True)
 class CodeLayout:
-    """Where a convention puts what.
+    """Order of the entries of a box code in one convention.
 
     Attributes:
-        centre: Slots of x, y, z.
-        size: Slots of length, width, height.
-        legacy_yaw: Slots 6 and 7 hold -yaw - pi / 2.
-        inclusive_threshold: Boxes whose score equals the threshold are kept.
+        centre: Indices of x, y, z.
+        size: Indices of length, width, height.
+        legacy_yaw: Whether entries 6 and 7 are sine and cosine of -yaw - pi / 2 instead of yaw.
+        inclusive_threshold: Whether boxes whose score equals the score threshold are kept.
     """
 
     centre: tuple[int, int, int]
@@ -58,10 +58,10 @@ LAYOUTS = {
 
 
 def layout_of(convention: str) -> CodeLayout:
-    """The layout of a convention.
+    """Looks up the layout of a convention.
 
     Raises:
-        ValueError: If there is no such convention; lists those that are.
+        ValueError: If the convention is unknown; the message lists the valid ones.
     """
     if convention not in LAYOUTS:
         raise ValueError(f'unknown box convention {convention!r}; valid are {", ".join(LAYOUTS)}')
@@ -69,7 +69,7 @@ def layout_of(convention: str) -> CodeLayout:
 
 
 def encode_boxes(boxes: Tensor, convention: str = 'mmdet3d') -> Tensor:
-    """Codes [..., 8 or 10] of boxes [..., 7 or 9] (z = centre); centres stay in metres."""
+    """Encodes boxes [..., 7 or 9] (z at the centre) as codes [..., 8 or 10]; centres stay in metres."""
     layout = layout_of(convention)
     yaw = boxes[..., 6]
     sine, cosine = (-yaw.cos(), -yaw.sin()) if layout.legacy_yaw else (yaw.sin(), yaw.cos())
@@ -81,7 +81,10 @@ def encode_boxes(boxes: Tensor, convention: str = 'mmdet3d') -> Tensor:
 
 
 def decode_boxes(codes: Tensor, convention: str = 'mmdet3d') -> Tensor:
-    """Boxes [..., 7 or 9] (z = centre, yaw in -pi..pi) of codes [..., 8 or 10]; sine and cosine need no norm 1."""
+    """Decodes codes [..., 8 or 10] to boxes [..., 7 or 9]: z at the centre, yaw in -pi..pi.
+
+    Sine and cosine do not need to have norm 1.
+    """
     layout = layout_of(convention)
     sine, cosine = codes[..., 6], codes[..., 7]
     yaw = torch.atan2(-cosine, -sine) if layout.legacy_yaw else torch.atan2(sine, cosine)
@@ -91,18 +94,18 @@ def decode_boxes(codes: Tensor, convention: str = 'mmdet3d') -> Tensor:
 
 @TASK_UTILS.register_module()
 class PETR3DBoxCoder:
-    """Encodes ground truth and picks the final boxes, without non-maximum suppression.
+    """Encodes ground-truth boxes and selects the final boxes, without non-maximum suppression.
 
     Args:
-        pc_range: Lower x, y, z and upper x, y, z in metres; the head predicts centres relative to it.
-        post_center_range: Boxes whose centre lies outside are dropped; None keeps all.
-        max_num: Number of (query, class) pairs that are looked at, the best ones.
-        score_threshold: Lowest score; None and 0 keep all.
-        num_classes: Classes of the head.
-        convention: Meaning of the network's outputs; see the head of this file.
+        pc_range: Lower x, y, z and upper x, y, z in metres; the head predicts centres relative to this range.
+        post_center_range: Range in which the centre of a final box must lie, in metres; None keeps all.
+        max_num: Number of (query, class) pairs with the highest scores that are decoded.
+        score_threshold: Lowest score of a final box; None and 0 keep all.
+        num_classes: Number of classes of the head.
+        convention: Convention of the network's outputs; see the table in the docstring of this module.
 
     Raises:
-        ValueError: If the convention is unknown, a range is not valid, or `max_num` is below 1.
+        ValueError: If the convention is unknown, a range is not valid, or `max_num` is less than 1.
     """
 
     def __init__(
@@ -127,15 +130,15 @@ class PETR3DBoxCoder:
         self.convention = convention
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """See :func:`encode_boxes`."""
+        """Encodes boxes [..., 7 or 9] (z at the centre) in the coder's convention; see :func:`encode_boxes`."""
         return encode_boxes(boxes, self.convention)
 
     def decode(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The final boxes of one sample, best first.
+        """Selects the final boxes of one sample, by descending score.
 
         Args:
-            logits: [N_q, classes].
-            codes: [N_q, 8 or 10], centres in metres.
+            logits: Class logits [N_q, classes].
+            codes: Box codes [N_q, 8 or 10], centres in metres.
 
         Returns:
             Boxes [n, 7 or 9] with z at the centre, scores [n] in 0..1, labels [n] int64.
@@ -160,11 +163,11 @@ class PETR3DBoxCoder:
 
 
 def relative_to(points: Tensor, pc_range: Sequence[float]) -> Tensor:
-    """Points [..., 3] in metres, relative to a range: 0..1 inside."""
+    """Scales points [..., 3] in metres to coordinates relative to a range: 0..1 inside."""
     bounds = points.new_tensor(pc_range)
     return (points - bounds[:3]) / (bounds[3:] - bounds[:3])
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
-    """Angles in radians, moved into -pi..pi."""
+    """Moves angles in radians into -pi..pi."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

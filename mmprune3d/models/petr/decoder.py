@@ -1,9 +1,9 @@
 """PETR's transformer: a plain DETR decoder over the keys of all cameras (PETR, section 3.4), batch-first.
 
-Between two layers stands an optional key pruner (the protocol is ``KeyPruner`` in ``layers/key_pruning.py``), the one
-thing an adapter needs. It gets the queries exactly as the heads see them, after ``post_norm`` and ``nan_to_num``, but
-without denoising queries: these carry ground truth, and do not exist at test. It is asked after every layer but the
-last, outside of gradient checkpointing, so once per forward pass.
+A key pruner (protocol ``KeyPruner`` in ``layers/tggbc.py``) can be set between the layers; it is the only place where
+an adapter attaches. The pruner gets the queries as the heads see them, after ``post_norm`` and ``nan_to_num``, but
+without denoising queries, which carry ground truth and do not exist at test time. It is called after every layer but
+the last, outside of gradient checkpointing, so that it runs once per forward pass.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ class Decoded(NamedTuple):
     """Output of a decoder.
 
     Attributes:
-        queries: [layers or 1, B, N_q, C], normed.
-        reductions: What has become of the original queries, step by step; nothing if these are all of them.
+        queries: Queries after the norm [layers or 1, B, N_q, C].
+        reductions: Functions that were applied to the queries, in order, each removing or merging some; empty if all
+            queries are left.
     """
 
     queries: Tensor
     reductions: tuple[Reduce, ...] = ()
 
     def reduce(self, tokens: Tensor) -> Tensor:
-        """What belongs to the original queries, [B, N, C], for those that are left, [B, N_q, C]."""
+        """Reduces a tensor [B, N, C] of the original queries to the queries that are left, [B, N_q, C]."""
         for reduction in self.reductions:
             tokens = reduction(tokens)
         return tokens
 
 
 class PETR3DDecoderLayer(BaseModule):
-    """Self-attention, cross-attention and feed-forward network, each followed by its norm.
+    """A decoder layer with self-attention, cross-attention and feed-forward network, each followed by its norm.
 
     Args:
         embed_dims: Width C of the tokens.
-        num_heads: Heads of both attentions.
+        num_heads: Number of heads of both attentions.
         feedforward_channels: Hidden width of the feed-forward network.
-        dropout: Of attention weights, attention outputs and the feed-forward network alike.
+        dropout: Dropout probability of attention weights, attention outputs and the feed-forward network.
         with_cp: Recompute the layer in the backward pass instead of storing its activations.
     """
 
@@ -73,16 +74,16 @@ class PETR3DDecoderLayer(BaseModule):
     def forward(
         self, query: Tensor, keys: Keys, query_pos: Tensor, self_attn_mask: Tensor | None = None
     ) -> tuple[Tensor, AttentionRecord]:
-        """One layer.
+        """Updates the queries by self-attention, cross-attention and the feed-forward network.
 
         Args:
-            query: [B, N_q, C].
-            keys: Of the cross-attention.
-            query_pos: [B, N_q, C].
-            self_attn_mask: [N_q, N_q] bool, True where attention is forbidden, or None.
+            query: Queries [B, N_q, C].
+            keys: Keys of the cross-attention, with values, positions and mask.
+            query_pos: Positional embedding of the queries [B, N_q, C].
+            self_attn_mask: Mask [N_q, N_q] bool, True where self-attention is forbidden, or None.
 
         Returns:
-            The new queries [B, N_q, C], and the record of the cross-attention.
+            The updated queries [B, N_q, C], and the record of the cross-attention.
         """
         if self.with_cp and self.training:
             return checkpoint(self._forward, query, keys, query_pos, self_attn_mask, use_reentrant=False)
@@ -99,18 +100,18 @@ class PETR3DDecoderLayer(BaseModule):
 
 
 class PETR3DDecoder(BaseModule):
-    """The decoder layers, one shared norm for their outputs, and the place of a key pruner.
+    """The decoder layers of PETR, with one norm shared by their outputs and an optional key pruner between them.
 
     Args:
         num_layers: Number of layers.
         embed_dims: Width C of the tokens.
-        num_heads: Heads of the attentions.
+        num_heads: Number of heads of the attentions.
         feedforward_channels: Hidden width of the feed-forward networks.
-        dropout: Of all parts.
-        with_cp: Gradient checkpointing of every layer.
+        dropout: Dropout probability in all layers.
+        with_cp: Whether to use gradient checkpointing in every layer.
 
     Attributes:
-        key_pruner: A ``KeyPruner``, or None.
+        key_pruner: The ``KeyPruner`` that runs between the layers, or None.
     """
 
     def __init__(
@@ -139,37 +140,39 @@ class PETR3DDecoder(BaseModule):
         num_denoising: int = 0,
         all_layers: bool = True,
     ) -> Decoded:
-        """Runs all layers.
+        """Runs all layers, with the key pruner after each but the last.
 
         Args:
-            query: [B, N_q, C], initial content of the queries.
+            query: Initial content of the queries [B, N_q, C].
             keys: Keys with their positions, values and masks.
-            query_pos: [B, N_q, C].
-            score_fn: Classification of the normed queries of a layer; only a pruner calls it.
-            self_attn_mask: [N_q, N_q] bool, True where self-attention is forbidden, or None.
-            num_denoising: How many of the first queries are denoising queries.
-            all_layers: Return the output of every layer, or of the last one only.
+            query_pos: Positional embedding of the queries [B, N_q, C].
+            score_fn: Function from a layer's queries (after the norm) to class logits; only a pruner calls it.
+            self_attn_mask: Mask [N_q, N_q] bool, True where self-attention is forbidden, or None.
+            num_denoising: Number of denoising queries, which come first.
+            all_layers: Return the outputs of all layers, or of the last one only.
 
         Raises:
-            ValueError: If the pruner removes queries while the outputs of all layers, which would differ in length, are
-                asked for.
+            ValueError: If the pruner removes queries while the outputs of all layers are requested, because these would
+                have different lengths.
         """
         outputs, reductions = [], []
         for index, layer in enumerate(self.layers):
             query, record = layer(query, keys, query_pos, self_attn_mask)
             is_last = index == len(self.layers) - 1
             prunes = self.key_pruner is not None and not is_last
+            # The norm is skipped where nothing reads the output: without a pruner, if only the last output is needed.
             if not (all_layers or is_last or prunes):
                 continue
             normed = torch.nan_to_num(self.post_norm(query))
             if all_layers or is_last:
                 outputs.append(normed)
             if prunes:
+                # Denoising queries contain ground truth, so they must not decide which keys are kept.
                 record = record.without_first(num_denoising)
                 keys, reduction = self.key_pruner(index, normed[:, num_denoising:], keys, record, score_fn)
                 if reduction is not None:
                     if all_layers:
-                        raise ValueError('queries can be pruned only where the last layer alone gives the result')
+                        raise ValueError('queries can be pruned only with all_layers=False, the last layer alone')
                     reductions.append(reduction)
                     query, query_pos = reduction(query), reduction(query_pos)
         return Decoded(torch.stack(outputs), tuple(reductions))
@@ -177,18 +180,18 @@ class PETR3DDecoder(BaseModule):
 
 @MODELS.register_module()
 class PETR3DTransformer(BaseModule):
-    """Turns the cameras' feature maps into keys and decodes the queries.
+    """PETR's transformer: turns the cameras' feature maps into keys and decodes the queries.
 
     Args:
-        num_layers: Decoder layers.
+        num_layers: Number of decoder layers.
         embed_dims: Width C of the tokens.
-        num_heads: Heads of the attentions; must divide `embed_dims`.
+        num_heads: Number of heads of the attentions; must divide `embed_dims`.
         feedforward_channels: Hidden width of the feed-forward networks.
-        dropout: Of all parts.
-        with_cp: Gradient checkpointing of every decoder layer.
+        dropout: Dropout probability in all layers.
+        with_cp: Whether to use gradient checkpointing in every decoder layer.
 
     Raises:
-        ValueError: If `embed_dims` is no multiple of 4 and of `num_heads`, or a number is below 1.
+        ValueError: If `embed_dims` is not a multiple of 4 and of `num_heads`, or a number is less than 1.
     """
 
     def __init__(
@@ -209,7 +212,7 @@ class PETR3DTransformer(BaseModule):
         self.decoder = PETR3DDecoder(num_layers, embed_dims, num_heads, feedforward_channels, dropout, with_cp)
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices, as in DETR."""
+        """Initializes all matrices Xavier-uniformly, as in DETR."""
         for module in self.modules():
             if getattr(module, 'weight', None) is not None and module.weight.dim() > 1:
                 xavier_init(module, distribution='uniform')
@@ -226,17 +229,17 @@ class PETR3DTransformer(BaseModule):
         num_denoising: int = 0,
         all_layers: bool = True,
     ) -> Decoded:
-        """Decodes.
+        """Decodes the queries.
 
         Args:
-            memory: [B, cameras, C, H, W], projected image features. Key j is camera * H * W + row * W + column.
-            key_pos: [B, cameras, C, H, W], positional embedding of the keys.
-            query_pos: [B, N_q, C]; the content of the queries starts at zero.
-            score_fn: See :class:`PETR3DDecoder`.
-            mask: [B, cameras, H, W] bool, True for padding, or None.
-            self_attn_mask: See :class:`PETR3DDecoder`.
-            num_denoising: See :class:`PETR3DDecoder`.
-            all_layers: See :class:`PETR3DDecoder`.
+            memory: Projected image features [B, cameras, C, H, W]. Key j is camera * H * W + row * W + column.
+            key_pos: Positional embedding of the keys [B, cameras, C, H, W].
+            query_pos: Positional embedding of the queries [B, N_q, C]; the content of the queries starts at zero.
+            score_fn: Function from queries to class logits; see :class:`PETR3DDecoder`.
+            mask: Padding of the images [B, cameras, H, W] bool, True for padding, or None.
+            self_attn_mask: Mask of the self-attention; see :class:`PETR3DDecoder`.
+            num_denoising: Number of denoising queries; see :class:`PETR3DDecoder`.
+            all_layers: Return the outputs of all layers; see :class:`PETR3DDecoder`.
         """
         content = flatten_cameras(memory)
         keys = Keys(content + flatten_cameras(key_pos), content, None if mask is None else mask.flatten(1))
@@ -247,16 +250,16 @@ class PETR3DTransformer(BaseModule):
 
 @MODELS.register_module()
 class TgGBCPETR3DTransformer(PETR3DTransformer):
-    """PETR's transformer with tgGBC as a part of the model: it prunes whenever it runs, in training too.
+    """PETR's transformer with tgGBC as part of the model: it prunes in every forward pass, in training too.
 
-    To prune while testing only, or by a schedule, leave the model alone and use ``TgGBCHook``.
+    To prune only at test time or by a schedule, keep ``PETR3DTransformer`` and use ``TgGBCHook``.
 
     Args:
         tggbc: Settings of ``TgGBCPlan``: r, n, k and so on.
-        **kwargs: As for ``PETR3DTransformer``.
+        **kwargs: Arguments of ``PETR3DTransformer``.
 
     Raises:
-        ValueError: If the plan is not valid or does not fit the decoder.
+        ValueError: If the plan is not valid or does not match the decoder.
     """
 
     def __init__(self, tggbc: dict, **kwargs: object) -> None:
@@ -265,5 +268,5 @@ class TgGBCPETR3DTransformer(PETR3DTransformer):
 
 
 def flatten_cameras(maps: Tensor) -> Tensor:
-    """[B, cameras, C, H, W] to [B, cameras * H * W, C]."""
+    """Flattens maps [B, cameras, C, H, W] to tokens [B, cameras * H * W, C]."""
     return maps.permute(0, 1, 3, 4, 2).flatten(1, 3)

@@ -1,7 +1,7 @@
-"""Denoising queries: ground-truth centres with noise, which the decoder learns to repair (DN-DETR; PETRv2's DN head).
+"""Denoising queries: ground-truth centres with noise, which the decoder learns to correct (DN-DETR; PETRv2's DN head).
 
-They stand in front of the learned queries in training, in groups that see neither each other nor are seen by the
-learned queries, and skip the matching: the box that a query was made from is its target.
+In training they precede the learned queries, in groups that attend neither to each other nor are attended to by the
+learned queries. They are not matched: the target of a query is the box that it was made from.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from .box_coder import relative_to
 class DenoisingBatch:
     """The denoising queries of a batch; N = groups * (largest number of boxes of a sample, at least 1).
 
-    Fillers, which make all samples equally long, lie at the origin of the range and should be called background.
+    Filler queries, which make all samples equally long, lie at the lower corner of the range; their target is
+    background.
 
     Attributes:
-        points: [B, N, 3] in 0..1.
-        sample: [M] int64, the sample of every query that is no filler.
-        query: [M] int64, its place in 0..N-1.
-        box: [M] int64, the box of this sample that it was made from.
-        is_object: [M] bool; False for points so far off that they should be called background.
-        self_attn_mask: [N + learned, N + learned] bool, True where self-attention is forbidden.
+        points: Reference points [B, N, 3] in 0..1.
+        sample: Sample of every query that is not a filler [M] int64.
+        query: Index of that query in its sample [M] int64, 0..N-1.
+        box: Index of the box in this sample that the query was made from [M] int64.
+        is_object: Whether the target is the box [M] bool; False for points so far away that it is background.
+        self_attn_mask: Mask [N + learned, N + learned] bool, True where self-attention is forbidden.
     """
 
     points: Tensor
@@ -38,18 +39,19 @@ class DenoisingBatch:
 
     @property
     def num(self) -> int:
-        """Queries per sample, N."""
+        """Number of denoising queries per sample, N."""
         return self.points.shape[1]
 
 
 class DenoisingQueries:
-    """Makes denoising queries.
+    """Generates the denoising queries of a batch.
 
     Args:
-        groups: How often every box is repeated.
-        noise_scale: Largest shift of a centre along each axis, in half box sizes.
-        noise_trans: The same, in metres, added to the half sizes.
-        split: A shift whose length (as a fraction of the largest one, over three axes) exceeds this is background.
+        groups: Number of groups, each with one query per box.
+        noise_scale: Factor of the largest shift of a centre along each axis, which is half the box size.
+        noise_trans: Length in metres that is added to half the box size before scaling.
+        split: Limit for the length of a shift, as a fraction of the largest shift along one axis; beyond it the target
+            is background.
         weight: Weight of the denoising losses.
     """
 
@@ -68,15 +70,15 @@ class DenoisingQueries:
         self.weight = weight
 
     def make(self, boxes: list[Tensor], pc_range: list[float], num_learned: int) -> DenoisingBatch:
-        """Draws the queries of a batch.
+        """Draws the denoising queries of a batch.
 
         Args:
-            boxes: Per sample [n, 7 or more], z at the centre.
+            boxes: Ground-truth boxes [n, 7 or more] of each sample, z at the centre.
             pc_range: Lower x, y, z and upper x, y, z in metres.
             num_learned: Number of learned queries that follow.
 
         Returns:
-            The queries; without any box they are all fillers, so that every rank computes the same losses.
+            The queries; if the batch has no boxes they are all fillers, so that every rank computes the same losses.
         """
         counts = [len(sample) for sample in boxes]
         largest = max(1, *counts)
@@ -102,9 +104,9 @@ class DenoisingQueries:
 
 
 def separate_groups(groups: int, size: int, num_learned: int, device: torch.device) -> Tensor:
-    """Mask [N, N] bool of `groups` groups of `size` queries and the learned ones: True where attention is forbidden.
+    """Mask [N, N] bool for `groups` groups of `size` queries and the learned ones: True where attention is forbidden.
 
-    Nobody sees a group of denoising queries but itself; all see the learned queries.
+    Only a group itself may attend to its queries; all queries may attend to the learned ones.
     """
     owner = torch.arange(groups, device=device).repeat_interleave(size)
     owner = torch.cat((owner, owner.new_full((num_learned,), groups)))

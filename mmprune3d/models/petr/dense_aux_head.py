@@ -1,8 +1,8 @@
-"""A dense monocular head that teaches the backbone depth and shape; it exists in training only.
+"""A dense monocular head, used only in training, that trains the backbone with depth and shape.
 
-Official PETR starts from a backbone that was pretrained for monocular 3D detection (FCOS3D or DD3D): from scratch, the
-few positive queries give it too little to learn from. This head gives every visible object one cell per image to answer
-for, in terms that do not depend on where the camera is mounted: depth divided by focal length, size, and the angle
+Official PETR starts from a backbone that was pretrained for monocular 3D detection (FCOS3D or DD3D), because from
+scratch the gradient of the few matched queries is not enough. This head gives every visible object one cell per image
+with targets that do not depend on where the camera is mounted: depth divided by focal length, size, and the angle
 between heading and line of sight.
 """
 
@@ -30,12 +30,12 @@ PARTS = {'offset': 2, 'depth': 1, 'size': 3, 'angle': 2}
 
 
 class DenseTargets(NamedTuple):
-    """What the cells of a batch should say.
+    """Targets of the cells of a batch.
 
     Attributes:
-        labels: [B * cameras, H, W] int64; the number of classes means background.
-        cell: [M] int64, flat index of every cell that holds an object.
-        values: [M, 8], in the order of `PARTS`.
+        labels: Class of each cell [B * cameras, H, W] int64; the number of classes means background.
+        cell: Flat index of every cell that holds an object [M] int64.
+        values: Regression targets [M, 8], in the order of `PARTS`.
     """
 
     labels: Tensor
@@ -44,12 +44,12 @@ class DenseTargets(NamedTuple):
 
 
 class ProjectedBoxes(NamedTuple):
-    """The boxes of one sample as one camera sees them.
+    """The boxes of one sample projected into one camera.
 
     Attributes:
-        pixel: [n, 2], projected centre, x and y.
-        depth: [n] in metres along the optical axis.
-        values: [n, 8], regression targets, but for the offset, which depends on the stride.
+        pixel: Projected centres [n, 2], x and y.
+        depth: Depths [n] in metres along the optical axis.
+        values: Regression targets [n, 8], except the offset (left at 0), which depends on the stride.
     """
 
     pixel: Tensor
@@ -58,16 +58,16 @@ class ProjectedBoxes(NamedTuple):
 
 
 def project_boxes(boxes: Tensor, lidar2cam: Tensor, lidar2img: Tensor, focal: float) -> ProjectedBoxes:
-    """Projects boxes [n, 7 or more] with z at the centre.
+    """Projects boxes [n, 7 or more] with z at the centre into one camera.
 
-    The world may have been scaled by augmentation; `lidar2cam` then holds the inverse scale, and sizes are compared
-    with the image after undoing it. A mirrored image mirrors the observation angle.
+    Augmentation may have scaled the world; `lidar2cam` then contains the inverse scale, and the sizes are scaled back
+    before they become targets. In a mirrored image the observation angle is mirrored.
 
     Args:
-        boxes: In the lidar frame.
-        lidar2cam: [4, 4].
-        lidar2img: [4, 4].
-        focal: Focal length in pixels that depths are normalised to.
+        boxes: Boxes in the lidar frame.
+        lidar2cam: Pose of the camera [4, 4].
+        lidar2img: Projection matrix [4, 4].
+        focal: Focal length in pixels to which depths are normalized.
     """
     count = len(boxes)
     homogeneous = torch.cat((boxes[:, :3], boxes.new_ones(count, 1)), dim=1)
@@ -89,18 +89,18 @@ def project_boxes(boxes: Tensor, lidar2cam: Tensor, lidar2img: Tensor, focal: fl
 
 @MODELS.register_module()
 class PETR3DDenseAuxHead(BaseModule):
-    """Class heatmap, depth, offset, size and angle per cell of the finest feature level.
+    """The auxiliary head: class heatmap, depth, offset, size and angle in every cell of the finest feature level.
 
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the neck's outputs.
-        feat_channels: Width of the tower.
-        num_convs: Convolutions of the tower.
-        focal: Focal length in pixels that depths are normalised to.
+        feat_channels: Width of the convolutions.
+        num_convs: Number of convolutions.
+        focal: Focal length in pixels to which depths are normalized.
         loss_cls: Config of the classification loss; None for focal loss.
-        loss_weights: Weight of the regression parts (`PARTS`); missing ones are 1.
-        loss_weight: Weight of everything.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        loss_weights: Weights of the regression parts (names in `PARTS`); those that are not given are 1.
+        loss_weight: Factor of all losses of this head.
+        init_cfg: Initialization, as in ``BaseModule``.
     """
 
     def __init__(
@@ -133,25 +133,25 @@ class PETR3DDenseAuxHead(BaseModule):
         self.reg = nn.Conv2d(widths[-1], sum(PARTS.values()), 1)
 
     def init_weights(self) -> None:
-        """A low prior for every class."""
+        """Initializes the convolutions, with a low initial probability for every class."""
         super().init_weights()
         nn.init.constant_(self.cls.bias, bias_init_with_prob(0.01))
 
     def forward(self, img_feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits [B * cameras, classes, H, W] and values [B * cameras, 8, H, W], float32."""
+        """Computes class logits [B * cameras, classes, H, W] and regression values [B * cameras, 8, H, W], float32."""
         feats = self.tower(img_feats[0].flatten(0, 1))
         return self.cls(feats).float(), self.reg(feats).float()
 
     @torch.no_grad()
     @torch.autocast('cpu', enabled=False)
     def targets(self, batch_data_samples: Sequence[Any], num_cameras: int, cells: tuple[int, int]) -> DenseTargets:
-        """Targets of a batch, computed on the CPU (a few dozen boxes).
+        """Computes the targets of a batch, on the CPU (these are a few dozen boxes).
 
-        Of several objects whose centres fall into one cell, the nearest wins, of equally near ones the first. Objects
-        behind a camera or outside its image do not count.
+        If the centres of several objects fall into one cell the nearest object is used, of equally near ones the first.
+        Objects behind a camera or outside its image are ignored.
 
         Raises:
-            ValueError: If an object is of no class of the head, or the features do not divide a canvas.
+            ValueError: If a label is not a class of the head, or the size of an image is not a multiple of the cells.
         """
         for sample in batch_data_samples:
             check_canvas(canvas_of(sample.metainfo), cells)
@@ -185,7 +185,7 @@ class PETR3DDenseAuxHead(BaseModule):
         position = seen.pixel * torch.tensor((width / canvas[1], height / canvas[0]))
         inside = (seen.pixel >= 0).all(1) & (seen.pixel[:, 0] < shape[1]) & (seen.pixel[:, 1] < shape[0])
         visible = inside & (seen.depth > 0.5)
-        for box in reversed(seen.depth.argsort(stable=True).tolist()):  # the nearest one writes last
+        for box in reversed(seen.depth.argsort(stable=True).tolist()):  # the nearest is written last and stays
             if visible[box]:
                 column, row = position[box].floor().long().tolist()
                 labels[row, column] = classes[box]
@@ -193,10 +193,10 @@ class PETR3DDenseAuxHead(BaseModule):
                 values[row, column, :2] = position[box] - position[box].floor()
 
     def loss(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """``aux_loss_cls`` and ``aux_loss_<part>`` for every part of `PARTS`.
+        """Computes ``aux_loss_cls`` and ``aux_loss_<part>`` for every part of `PARTS`.
 
         Args:
-            img_feats: Levels [B, cameras, channels, H, W]; the first is used.
+            img_feats: Feature levels [B, cameras, channels, H, W]; the first is used.
             batch_data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, ``lidar2cam`` and ``cam2img``.
         """
         logits, values = self(img_feats)

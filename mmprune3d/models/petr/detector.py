@@ -16,26 +16,27 @@ from .grid_mask import PETR3DGridMask
 
 @MODELS.register_module()
 class PETR3D(Base3DDetector):
-    """Multi-camera 3D detection with position embedding transformation.
+    """Multi-camera 3D detector with position embedding transformation (PETR).
 
-    Inputs are what ``Det3DDataPreprocessor`` makes: ``inputs['imgs']`` [B, cameras, 3, H, W], and data samples whose
-    meta information holds the cameras (see ``geometry.py``). Neither is changed, so that a batch can be used again.
+    The inputs are those of ``Det3DDataPreprocessor``: ``inputs['imgs']`` [B, cameras, 3, H, W], and data samples whose
+    meta information holds the camera matrices (see ``geometry.py``). They are not modified, so a batch can be used
+    again.
 
     Args:
         img_backbone: Config of the image backbone.
-        pts_bbox_head: Config of the head (named as in official PETR, for its checkpoints).
+        pts_bbox_head: Config of the head (the name is that of official PETR, for its checkpoints).
         img_neck: Config of the neck, or None.
-        use_grid_mask: Cover the training images with a grid.
-        aux_head: Config of a dense head that helps training and does not exist at test, or None.
-        aux_only: Train the backbone and the neck by the dense head alone, which costs a fraction of a full step:
-            monocular pre-training, with which official PETR starts as well.
-        freeze_images: Leave backbone and neck as they are and train the head alone, at a fraction of the cost.
+        use_grid_mask: Whether to apply the GridMask augmentation in training.
+        aux_head: Config of a dense auxiliary head, which is used only in training, or None.
+        aux_only: Train the backbone and the neck with the auxiliary head alone, at a fraction of the cost of a full
+            step: monocular pretraining, from which official PETR starts as well.
+        freeze_images: Freeze backbone and neck and train the head alone, at a fraction of the cost.
         channels_last: Keep images and convolution weights with channels innermost, which suits bfloat16 on CPUs and
             half precision on GPUs. Results and checkpoints are the same.
-        train_cfg: None; only there because mmdet3d's ``init_model`` passes it to every detector.
-        test_cfg: None, likewise.
+        train_cfg: Must be None; exists because mmdet3d's ``init_model`` passes it to every detector.
+        test_cfg: Must be None, for the same reason.
         data_preprocessor: Config of the data preprocessor.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        init_cfg: Initialization, as in ``BaseModule``.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class PETR3D(Base3DDetector):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if train_cfg is not None or test_cfg is not None:
-            raise ValueError('PETR3D has no train_cfg and test_cfg; matching and decoding are set in pts_bbox_head')
+            raise ValueError('PETR3D takes no train_cfg and test_cfg; set matching and decoding in pts_bbox_head')
         if aux_only and aux_head is None:
-            raise ValueError('aux_only=True trains by the auxiliary head alone, but aux_head is None')
+            raise ValueError('aux_only=True trains with the auxiliary head alone, but aux_head is None')
         if freeze_images and aux_head is not None:
             raise ValueError('freeze_images=True leaves nothing for aux_head to train; set aux_head=None')
         self.aux_only = aux_only
@@ -76,29 +77,29 @@ class PETR3D(Base3DDetector):
 
     @property
     def image_format(self) -> torch.memory_format:
-        """Memory layout of the images; not stored, because it cannot be pickled, as ``torch.save(model)`` does."""
+        """Memory format of the images; computed and not stored, because ``torch.save(model)`` could not pickle it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def _image_modules(self) -> nn.ModuleList:
-        """What turns images into features."""
+        """The backbone and, if there is one, the neck."""
         return nn.ModuleList(module for module in (self.img_backbone, self.img_neck) if module is not None)
 
     def train(self, mode: bool = True) -> PETR3D:
-        """As usual; a frozen backbone and neck stay in evaluation mode."""
+        """Sets the training mode; a frozen backbone and neck stay in evaluation mode."""
         super().train(mode)
         if self.freeze_images:
             self._image_modules.eval()
         return self
 
     def extract_feat(self, imgs: Tensor) -> list[Tensor]:
-        """Image features.
+        """Computes the image features.
 
         Args:
-            imgs: [B, cameras, 3, H, W], normalised.
+            imgs: Normalized images [B, cameras, 3, H, W].
 
         Returns:
-            Per level [B, cameras, channels, H / stride, W / stride].
+            One tensor [B, cameras, channels, H / stride, W / stride] per level.
         """
         images = self.grid_mask(imgs.flatten(0, 1))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_images):
@@ -108,7 +109,7 @@ class PETR3D(Base3DDetector):
         return [level.unflatten(0, imgs.shape[:2]) for level in feats]
 
     def loss(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> dict[str, Tensor]:
-        """Losses of the head (unless `aux_only`), and of the auxiliary head if there is one."""
+        """Computes the losses of the head (unless `aux_only`), and of the auxiliary head if there is one."""
         feats = self.extract_feat(batch_inputs_dict['imgs'])
         losses = {} if self.aux_only else self.pts_bbox_head.loss(feats, batch_data_samples)
         if self.aux_head is not None:
@@ -116,7 +117,7 @@ class PETR3D(Base3DDetector):
         return losses
 
     def predict(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> list:
-        """The data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
+        """Returns the data samples with ``pred_instances_3d``: ``bboxes_3d``, ``scores_3d``, ``labels_3d``."""
         feats = self.extract_feat(batch_inputs_dict['imgs'])
         found = self.pts_bbox_head.predict(feats, batch_data_samples)
         return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
@@ -124,6 +125,6 @@ class PETR3D(Base3DDetector):
     def _forward(
         self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object
     ) -> dict[str, Tensor]:
-        """Raw outputs of the head; see ``PETR3DHead.forward_tensors``."""
+        """Returns the raw outputs of the head; see ``PETR3DHead.forward_tensors``."""
         feats = self.extract_feat(batch_inputs_dict['imgs'])
         return self.pts_bbox_head(feats, [sample.metainfo for sample in batch_data_samples])

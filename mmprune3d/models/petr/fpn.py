@@ -13,13 +13,15 @@ from torch import Tensor
 
 @MODELS.register_module()
 class PETR3DFPN(BaseModule):
-    """Merges coarse levels into finer ones; only the finest is smoothed, because PETR uses no other.
+    """A feature pyramid that merges coarse levels into finer ones; only the finest has an output convolution.
+
+    PETR uses no other level than the finest.
 
     Args:
-        in_channels: Channels of the backbone's levels, fine to coarse.
+        in_channels: Channels of the backbone's levels, from fine to coarse.
         out_channels: Channels of all outputs.
-        num_outs: Number of outputs; further ones than inputs are subsampled from the coarsest.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        num_outs: Number of outputs; outputs beyond the number of inputs are subsampled from the coarsest level.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
         ValueError: If there are fewer outputs than inputs.
@@ -36,7 +38,7 @@ class PETR3DFPN(BaseModule):
         self.fpn_convs = ModuleList([ConvModule(out_channels, out_channels, 3, padding=1, act_cfg=None)])
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Levels [N, channels, H, W], fine to coarse, to as many or more levels with `out_channels`."""
+        """Merges levels [N, C_i, H_i, W_i], from fine to coarse, to `num_outs` levels with `out_channels`."""
         levels = [convolve(level) for convolve, level in zip(self.lateral_convs, inputs, strict=True)]
         for fine in range(len(levels) - 2, -1, -1):
             coarse = F.interpolate(levels[fine + 1], size=levels[fine].shape[-2:], mode='nearest')

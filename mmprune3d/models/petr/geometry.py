@@ -1,4 +1,4 @@
-"""Reads camera matrices and image sizes from a batch's meta information; nothing here changes it."""
+"""Functions that read camera matrices and image sizes from the meta information of samples, without modifying it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from mmprune3d.ops.cameras import lidar2img_of
 
 
 def img2lidar_of(metas: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-    """Inverse projections [B, cameras, 4, 4] float32, inverted in float64."""
+    """Inverse projection matrices [B, cameras, 4, 4] float32, inverted in float64."""
     inverse = np.stack([np.linalg.inv(lidar2img_of(meta)) for meta in metas])
     return torch.as_tensor(inverse, dtype=torch.float32, device=device)
 
 
 def canvas_of(meta: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels of the padded images of the batch that this sample is in."""
+    """Height and width in pixels of the padded images of the batch that this sample is in.
+
+    Raises:
+        KeyError: If `meta` has neither ``batch_input_shape`` nor ``pad_shape``.
+    """
     shape = meta.get('batch_input_shape', meta.get('pad_shape'))
     if shape is None:
         raise KeyError(f'a sample needs "batch_input_shape" or "pad_shape"; it has {", ".join(sorted(meta))}')
@@ -27,7 +31,7 @@ def canvas_of(meta: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def image_shapes_of(meta: Mapping[str, Any], num_cameras: int) -> list[tuple[int, int]]:
-    """Valid (height, width) in pixels of every image; ``img_shape`` may be one size, or a list of them."""
+    """Height and width in pixels of every image before padding; ``img_shape`` may be one size, or one per camera."""
     shape = meta.get('img_shape', canvas_of(meta))
     if np.ndim(shape[0]) == 0:
         shape = [shape] * num_cameras

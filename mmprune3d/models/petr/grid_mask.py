@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class PETR3DGridMask(nn.Module):
-    """Blacks out a regular grid of rectangles, the same in all images of a call; only in training.
+    """Sets a regular grid of rectangles to zero in training; all images of one call get the same grid.
 
     Args:
-        prob: How often.
-        ratio: Width of the stripes that stay, relative to their distance.
+        prob: Probability that a call applies the mask.
+        ratio: Width of the stripes that are kept, as a fraction of their distance.
     """
 
     def __init__(self, prob: float = 0.7, ratio: float = 0.5) -> None:
@@ -20,7 +20,7 @@ class PETR3DGridMask(nn.Module):
         self.ratio = ratio
 
     def forward(self, images: Tensor) -> Tensor:
-        """Masks images [N, 3, H, W]; a new tensor."""
+        """Masks images [N, 3, H, W] of one batch; the input is not modified."""
         if not self.training or torch.rand(()) >= self.prob:
             return images
         height, width = images.shape[-2:]

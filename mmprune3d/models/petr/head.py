@@ -1,8 +1,8 @@
-"""PETR's head: position embedding, decoder, branches (PETR: Position Embedding Transformation for 3D, ECCV 2022).
+"""The PETR head: position embedding, decoder and branches (Position Embedding Transformation, ECCV 2022).
 
-What an adapter finds here: ``head.transformer.decoder`` (see ``decoder.py`` for its key pruner), ``head.class_logits``
-(classification of a layer's queries), ``head.learned_points`` (the one place where learned queries are read) and
-``head.forward_tensors`` (tensors in, tensors out, for export and timing).
+Adapters use these attributes: ``head.transformer.decoder`` (see ``decoder.py`` for its key pruner),
+``head.class_logits`` (classification of a layer's queries), ``head.learned_points`` (the only place where learned
+queries are read) and ``head.forward_tensors`` (tensors in, tensors out, for export and timing).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ POSITION_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 
 
 def conv_mlp(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    """Two 1x1 convolutions."""
+    """Builds two 1x1 convolutions with a ReLU between them."""
     return nn.Sequential(nn.Conv2d(in_channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, out_channels, 1))
 
 
 def cls_branch(embed_dims: int, num_layers: int, num_classes: int) -> nn.Sequential:
-    """Linear layers with norms, then the class logits."""
+    """Builds a classification branch: linear layers with layer norms, then the class logits."""
     layers: list[nn.Module] = []
     for _ in range(num_layers):
         layers += [nn.Linear(embed_dims, embed_dims), nn.LayerNorm(embed_dims), nn.ReLU(inplace=True)]
@@ -43,7 +43,7 @@ def cls_branch(embed_dims: int, num_layers: int, num_classes: int) -> nn.Sequent
 
 
 def reg_branch(embed_dims: int, num_layers: int, code_size: int) -> nn.Sequential:
-    """Linear layers, then the box code."""
+    """Builds a regression branch: linear layers, then the box code."""
     layers: list[nn.Module] = []
     for _ in range(num_layers):
         layers += [nn.Linear(embed_dims, embed_dims), nn.ReLU()]
@@ -52,36 +52,36 @@ def reg_branch(embed_dims: int, num_layers: int, code_size: int) -> nn.Sequentia
 
 @MODELS.register_module()
 class PETR3DHead(BaseModule):
-    """Detects objects from the features of several cameras.
+    """The detection head of PETR: detects objects from the features of several cameras.
 
     Parameters have the names and shapes of official PETR, including one entry per decoder layer for the shared
-    branches. Box regression, geometry and losses run in float32 also under autocast.
+    branches. Box regression, geometry and losses run in float32, also under autocast.
 
     Args:
-        num_classes: Number of classes; no background.
+        num_classes: Number of classes, without background.
         in_channels: Channels of the image features.
         transformer: Config of the transformer.
-        bbox_coder: Config of the box coder; its ``convention`` is the meaning of the regression outputs.
+        bbox_coder: Config of the box coder; its ``convention`` sets the meaning of the regression outputs.
         num_query: Number of learned queries.
-        num_reg_fcs: Hidden layers of the branches.
-        depth_num: Depths per ray.
+        num_reg_fcs: Number of hidden layers of the branches.
+        depth_num: Number of depths along each ray.
         depth_start: First depth in metres.
-        lid: Linearly increasing depth steps instead of uniform ones.
+        lid: Whether depth steps increase linearly (LID) instead of being uniform.
         position_range: Lower x, y, z and upper x, y, z in metres, for the position embedding; the upper x is also the
             last depth.
-        code_weights: Weight of every slot of the box code in the loss: 10, or 8 for a detector without velocities. They
-            are settings: those of a checkpoint do not replace them.
-        share_branches: All decoder layers use one classification and one regression branch.
-        all_layers_at_test: Compute the branches of all layers in `predict`, not only of the last one.
+        code_weights: Weight of every entry of the box code in the loss: 10, or 8 for a detector without velocities.
+            The values of the config are used; those in a checkpoint are ignored.
+        share_branches: Whether all decoder layers use the same classification branch and the same regression branch.
+        all_layers_at_test: Whether `predict` computes the branches of all layers instead of the last one only.
         assigner: Config of the matching (training only).
         loss_cls: Config of the classification loss; sigmoid.
         loss_bbox: Config of the box loss.
         denoising: Arguments of :class:`DenoisingQueries`, or None for no denoising.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
-        ValueError: If there are neither 8 nor 10 code weights, the box coder has other classes, or a number is not
-            valid.
+        ValueError: If the number of code weights is neither 8 nor 10, the box coder has another number of classes, or
+            a number is not valid.
     """
 
     def __init__(
@@ -126,6 +126,10 @@ class PETR3DHead(BaseModule):
         width, num_layers = self.transformer.embed_dims, self.transformer.num_layers
         self.embed_dims = width
         self.input_proj = nn.Conv2d(in_channels, width, 1)
+        # With shared branches one module is listed once per decoder layer (the list repeats the reference, it does not
+        # copy). There is then one set of parameters, yet `cls_branches[layer]` works for every layer and the state dict
+        # has an entry per layer (`cls_branches.0.` to `cls_branches.5.`), as the checkpoints of official PETR have.
+        # Models of its family without shared branches (PETRv2, MV2D) need a module per layer.
         made = range(1 if share_branches else num_layers)
         cls_branches = [cls_branch(width, num_reg_fcs, num_classes) for _ in made]
         reg_branches = [reg_branch(width, num_reg_fcs, len(self.code_weights)) for _ in made]
@@ -138,27 +142,27 @@ class PETR3DHead(BaseModule):
         self.query_embedding = nn.Sequential(nn.Linear(width * 3 // 2, width), nn.ReLU(), nn.Linear(width, width))
 
     def init_weights(self) -> None:
-        """Reference points anywhere in the range, and a low prior for every class."""
+        """Initializes reference points uniformly in the range, and every class with a low probability."""
         super().init_weights()
         nn.init.uniform_(self.reference_points.weight, 0, 1)
         for branch in self.cls_branches:
             nn.init.constant_(branch[-1].bias, bias_init_with_prob(0.01))
 
     def learned_points(self) -> Tensor:
-        """Reference points of the learned queries that are left, [N_q, 3] in 0..1 of the detection range."""
+        """Reference points of the learned queries that are not pruned: [N_q, 3] in 0..1 of the detection range."""
         return self.reference_points.weight
 
     def class_logits(self, layer: int, query: Tensor) -> Tensor:
-        """Class logits [B, N_q, classes], float32, of the normed queries of decoder layer `layer`."""
+        """Class logits [B, N_q, classes], float32, of the queries of decoder layer `layer` after the norm."""
         return self.cls_branches[layer](query).float()
 
     def box_codes(self, layer: int, query: Tensor, points: Tensor) -> Tensor:
-        """Box codes [B, N_q, S], float32, centres in metres, of the normed queries of decoder layer `layer`.
+        """Box codes [B, N_q, S], float32, centres in metres, of the queries of decoder layer `layer` after the norm.
 
         Args:
-            layer: Number of the decoder layer.
-            query: [B, N_q, C].
-            points: [B, N_q, 3], reference points in 0..1.
+            layer: Index of the decoder layer.
+            query: Queries after the norm [B, N_q, C].
+            points: Reference points [B, N_q, 3] in 0..1.
         """
         raw = self.reg_branches[layer](query).float()
         slots = self.bbox_coder.layout.centre
@@ -172,21 +176,21 @@ class PETR3DHead(BaseModule):
     def key_positions(
         self, img2lidar: Tensor, mask: Tensor | None, canvas: tuple[int, int], cells: tuple[int, int]
     ) -> Tensor:
-        """Positional embedding of all keys.
+        """Computes the positional embedding of all keys (PETR, sections 3.2 and 3.3).
 
         Args:
-            img2lidar: [B, cameras, 4, 4] float32.
-            mask: [B, cameras, H, W] bool, True for padding, or None.
-            canvas: (height, width) in pixels of the padded images.
-            cells: (H, W) of the feature map.
+            img2lidar: Inverse projection matrices [B, cameras, 4, 4] float32.
+            mask: Padding of the images [B, cameras, H, W] bool, True for padding, or None.
+            canvas: Height and width in pixels of the padded images.
+            cells: Height H and width W of the feature map.
 
         Returns:
-            [B, cameras, C, H, W].
+            Embeddings [B, cameras, C, H, W].
         """
         with torch.autocast(img2lidar.device.type, enabled=False):
             depths = depth_bins(self.depth_num, self.depth_start, self.position_range[3], self.lid, img2lidar.device)
             frustum = frustum_embedding(img2lidar, depths, canvas, cells, self.position_range)
-            if mask is None:  # the same for all samples
+            if mask is None:  # without padding one mask serves all samples
                 mask = torch.zeros((1, img2lidar.shape[1], *cells), dtype=torch.bool, device=img2lidar.device)
             sine = embed_cells(mask, self.embed_dims // 2)
         rays = self.position_encoder(frustum.flatten(0, 1)).unflatten(0, img2lidar.shape[:2])
@@ -201,20 +205,20 @@ class PETR3DHead(BaseModule):
         all_layers: bool = True,
         denoising: DenoisingBatch | None = None,
     ) -> dict[str, Tensor]:
-        """The head without meta information.
+        """Computes the outputs from tensors alone, without meta information.
 
         Args:
-            img_feats: [B, cameras, channels, H, W].
-            img2lidar: [B, cameras, 4, 4] float32, inverse projections.
-            mask: [B, cameras, H, W] bool, True for padding, or None.
-            canvas: (height, width) in pixels of the padded images.
-            all_layers: Outputs of all decoder layers, or of the last one only.
-            denoising: Queries to put in front of the learned ones, or None.
+            img_feats: Image features [B, cameras, channels, H, W].
+            img2lidar: Inverse projection matrices [B, cameras, 4, 4] float32.
+            mask: Padding of the images [B, cameras, H, W] bool, True for padding, or None.
+            canvas: Height and width in pixels of the padded images.
+            all_layers: Return the outputs of all decoder layers, or of the last one only.
+            denoising: Denoising queries to put before the learned ones, or None.
 
         Returns:
-            ``all_cls_scores`` [layers or 1, B, N_q, classes], raw logits, and ``all_bbox_preds``
-            [layers or 1, B, N_q, S], box codes with centres in metres. Denoising queries come first; where a pruner
-            removes queries, N_q is what it leaves.
+            ``all_cls_scores``, logits [layers or 1, B, N_q, classes], and ``all_bbox_preds``, box codes
+            [layers or 1, B, N_q, S] with centres in metres. Denoising queries come first; if a pruner removes queries,
+            N_q is the number of those that are left.
         """
         cells = img_feats.shape[-2:]
         memory = self.input_proj(img_feats.flatten(0, 1)).unflatten(0, img_feats.shape[:2])
@@ -246,17 +250,17 @@ class PETR3DHead(BaseModule):
         all_layers: bool = True,
         denoising: DenoisingBatch | None = None,
     ) -> dict[str, Tensor]:
-        """The head.
+        """Computes the outputs from image features and meta information.
 
         Args:
-            img_feats: [B, cameras, channels, H, W], or several levels of which the first is used.
-            metas: Meta information per sample: ``cam2img`` and ``lidar2cam`` (or ``lidar2img``), ``pad_shape``, and
+            img_feats: Image features [B, cameras, channels, H, W], or several levels of which the first is used.
+            metas: Meta information of each sample: ``cam2img`` and ``lidar2cam`` (or ``lidar2img``), ``pad_shape``, and
                 ``img_shape`` (one size, or one per camera).
-            all_layers: Outputs of all decoder layers, or of the last one only.
-            denoising: Queries to put in front of the learned ones, or None.
+            all_layers: Return the outputs of all decoder layers, or of the last one only.
+            denoising: Denoising queries to put before the learned ones, or None.
 
         Returns:
-            See :meth:`forward_tensors`.
+            The dictionary that :meth:`forward_tensors` returns.
         """
         feats = img_feats if isinstance(img_feats, Tensor) else img_feats[0]
         canvas = canvas_of(metas[0])
@@ -268,18 +272,18 @@ class PETR3DHead(BaseModule):
         return self.forward_tensors(feats, img2lidar, mask, canvas, all_layers, denoising)
 
     def loss(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Losses of all decoder layers.
+        """Computes the losses of all decoder layers.
 
         Args:
-            img_feats: See :meth:`forward`.
+            img_feats: Image features, as in :meth:`forward`.
             batch_data_samples: ``Det3DDataSample`` with ``gt_instances_3d``.
 
         Returns:
-            ``loss_cls`` and ``loss_bbox`` of the last layer, the same with prefix ``d0.``, ``d1.`` ... of the others,
-            and ``dn_loss_cls`` and ``dn_loss_bbox`` likewise if there are denoising queries.
+            ``loss_cls`` and ``loss_bbox`` of the last layer, the same with the prefixes ``d0.``, ``d1.`` ... for the
+            other layers, and ``dn_loss_cls`` and ``dn_loss_bbox`` likewise if there are denoising queries.
 
         Raises:
-            ValueError: If the head predicts velocities and the boxes have none, or does not know a class of the data.
+            ValueError: If the head predicts velocities and the boxes have none, or a label is not a class of the head.
         """
         boxes, labels = zip(*map(self._truth, batch_data_samples))
         queries = None
@@ -297,27 +301,28 @@ class PETR3DHead(BaseModule):
         return losses
 
     def _truth(self, sample: Any) -> tuple[Tensor, Tensor]:
-        """Boxes [n, 7 or 9] with as many numbers as the head predicts, and labels [n], of one sample."""
+        """Boxes [n, 7 or 9] (with velocities only if the head predicts them) and labels [n] of one sample."""
         check_truth(sample, self.num_classes, len(self.code_weights))
         boxes, labels = sample.gt_instances_3d.bboxes_3d, sample.gt_instances_3d.labels_3d
         device = self.code_weights.device
         return gravity_boxes(boxes)[:, : len(self.code_weights) - 1].to(device), labels.to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As usual, but for the code weights: a checkpoint of other settings does not replace those of the config."""
+        """Loads the state dict, except the code weights, which are settings: those of the config stay."""
         if f'{prefix}code_weights' in state_dict:
             state_dict[f'{prefix}code_weights'] = self.code_weights
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def predict(self, img_feats: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> list[InstanceData]:
-        """Final boxes of every sample.
+        """Computes the final boxes of every sample.
 
         Args:
-            img_feats: See :meth:`forward`.
+            img_feats: Image features, as in :meth:`forward`.
             batch_data_samples: ``Det3DDataSample`` with meta information.
 
         Returns:
-            Per sample ``bboxes_3d`` (z at the bottom, as mmdet3d has it), ``scores_3d`` and ``labels_3d``, best first.
+            ``bboxes_3d`` (z at the bottom, as in mmdet3d), ``scores_3d`` and ``labels_3d`` of each sample, by
+            descending score.
         """
         metas = [sample.metainfo for sample in batch_data_samples]
         outputs = self(img_feats, metas, all_layers=self.all_layers_at_test)
@@ -326,12 +331,12 @@ class PETR3DHead(BaseModule):
 
     @staticmethod
     def to_instances(meta: Mapping[str, Any], boxes: Tensor, scores: Tensor, labels: Tensor) -> InstanceData:
-        """Packs decoded boxes [n, 7 or 9], z at the centre."""
+        """Packs decoded boxes [n, 7 or 9], z at the centre, into the ``InstanceData`` of one sample."""
         box_type = meta['box_type_3d']
         wrapped = box_type(boxes, box_dim=boxes.shape[-1], origin=(0.5, 0.5, 0.5))
         return InstanceData(bboxes_3d=wrapped, scores_3d=scores, labels_3d=labels)
 
 
 def gravity_boxes(boxes: Any) -> Tensor:
-    """Boxes of mmdet3d as a tensor [n, 7 or 9], z moved from the bottom to the centre."""
+    """Converts boxes of mmdet3d to a tensor [n, 7 or 9], with z at the centre instead of the bottom."""
     return torch.cat((boxes.gravity_center, boxes.tensor[:, 3:]), dim=1)

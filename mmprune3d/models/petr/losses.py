@@ -1,4 +1,4 @@
-"""Losses of query-based 3D heads: matched queries, denoising queries, every decoder layer."""
+"""Losses of query-based 3D heads: matched queries and denoising queries, for every decoder layer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ DEFAULT_LOSS_BBOX = {'type': 'mmdet.L1Loss', 'loss_weight': BOX_WEIGHT}
 
 @dataclass(frozen=True)
 class Targets:
-    """What the queries of one decoder layer should say.
+    """Targets of the queries of one decoder layer.
 
     Attributes:
-        labels: [B, N] int64; the number of classes means background.
-        sample: [M] int64, sample of every query that has a box.
-        query: [M] int64, the query.
-        codes: [M, S], its box code.
+        labels: Class of each query [B, N] int64; the number of classes means background.
+        sample: Sample of every query that has a box [M] int64.
+        query: Index of that query in its sample [M] int64.
+        codes: Box code that is its target [M, S].
     """
 
     labels: Tensor
@@ -47,17 +47,17 @@ class Targets:
 
 
 class SetLoss(nn.Module):
-    """Classification and box losses, normalised by the mean number of objects per rank.
+    """Classification and box losses, normalized by the mean number of objects per rank.
 
     Args:
-        num_classes: Number of classes; no background.
-        coder: Encodes ground truth.
-        assigner: Config of the matching; None for PETR's.
+        num_classes: Number of classes, without background.
+        coder: Box coder that encodes the ground truth.
+        assigner: Config of the assigner; None for PETR's.
         loss_cls: Config of the classification loss; None for PETR's focal loss.
         loss_bbox: Config of the box loss; None for PETR's L1 loss.
 
     Raises:
-        ValueError: If the classification loss has a softmax.
+        ValueError: If the classification loss is a softmax loss.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class SetLoss(nn.Module):
     def matched(
         self, logits: Tensor, codes: Tensor, labels: list[Tensor], boxes: list[Tensor], code_weights: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of the learned queries; every layer is matched anew.
+        """Computes the losses of the learned queries; every layer is matched separately.
 
         Args:
-            logits: [L, B, N_q, classes].
-            codes: [L, B, N_q, S].
-            labels: Per sample [n] int64.
-            boxes: Per sample [n, 7 or 9], z at the centre.
-            code_weights: [S].
+            logits: Class logits [L, B, N_q, classes] of the L layers.
+            codes: Box codes [L, B, N_q, S].
+            labels: Labels of the objects [n] int64 of each sample.
+            boxes: Boxes of the objects [n, 7 or 9] of each sample, z at the centre.
+            code_weights: Weights of the entries of a box code [S].
         """
         gt_codes = [self.coder.encode(sample) for sample in boxes]
         targets = [self._match(*layer, labels, gt_codes) for layer in zip(logits, codes)]
@@ -102,7 +102,7 @@ class SetLoss(nn.Module):
         code_weights: Tensor,
         queries: DenoisingBatch,
     ) -> dict[str, Tensor]:
-        """Losses of the denoising queries, whose boxes are known; shapes as in :meth:`matched`."""
+        """Computes the losses of the denoising queries, whose boxes are known; shapes as in :meth:`matched`."""
         offset = torch.tensor([0] + [len(sample) for sample in labels[:-1]], device=logits.device).cumsum(0)
         source = (offset[queries.sample] + queries.box)[queries.is_object]
         sample, query = queries.sample[queries.is_object], queries.query[queries.is_object]

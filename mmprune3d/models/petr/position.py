@@ -1,4 +1,4 @@
-"""PETR's position embeddings: where in 3D a key's ray runs, and where in the images its cell lies.
+"""PETR's position embeddings: the 3D points along the ray of each key, and the position of its cell in the images.
 
 PETR: Position Embedding Transformation for Multi-View 3D Object Detection (ECCV 2022), sections 3.2 and 3.3.
 """
@@ -15,15 +15,15 @@ TEMPERATURE = 10000
 
 
 def sine_features(position: Tensor, num_feats: int, interleaved: bool = True) -> Tensor:
-    """Sines and cosines of scalar positions, as in DETR.
+    """Sine and cosine features of scalar positions, as in DETR.
 
     Args:
-        position: [...], usually in 0..2 pi.
+        position: Positions [...], usually in 0..2 pi.
         num_feats: Number of features, even.
-        interleaved: Sine and cosine take turns; otherwise all sines come first.
+        interleaved: Whether sine and cosine alternate; otherwise all sines come first.
 
     Returns:
-        [..., num_feats].
+        Features [..., num_feats].
     """
     index = torch.arange(num_feats // 2, dtype=torch.float32, device=position.device)
     angle = position[..., None] / TEMPERATURE ** (2 * index / num_feats)
@@ -31,22 +31,22 @@ def sine_features(position: Tensor, num_feats: int, interleaved: bool = True) ->
 
 
 def embed_points(points: Tensor, num_feats: int) -> Tensor:
-    """Sine embedding of 3D points [..., 3] in 0..1: [..., 3 * num_feats], in the order y, x, z of official PETR."""
+    """Sine embedding of 3D points [..., 3] in 0..1: [..., 3 * num_feats], in the order y, x, z as in official PETR."""
     return sine_features(points[..., [1, 0, 2]] * (2 * math.pi), num_feats).flatten(-2)
 
 
 def embed_cells(padding: Tensor, num_feats: int, eps: float = 1e-6) -> Tensor:
-    """Sine embedding of camera, row and column of every cell, counted over cells that are no padding.
+    """Sine embedding of camera, row and column of every cell, where only cells that are not padding are counted.
 
-    Sines come before cosines here, unlike in `embed_points`: the published weights were trained so.
+    All sines come before the cosines, unlike in `embed_points`: the published weights were trained so.
 
     Args:
-        padding: [B, cameras, H, W] bool, True for padding.
-        num_feats: Features per axis.
+        padding: Padding of the images [B, cameras, H, W] bool, True for padding.
+        num_feats: Number of features per axis.
         eps: Keeps the division finite where a whole row, column or stack of cameras is padding.
 
     Returns:
-        [B, cameras, 3 * num_feats, H, W], float32.
+        Embeddings [B, cameras, 3 * num_feats, H, W], float32.
     """
     valid = (~padding).float()
     parts = []
@@ -60,16 +60,16 @@ def embed_cells(padding: Tensor, num_feats: int, eps: float = 1e-6) -> Tensor:
 def padded_cells(
     image_shapes: list[list[tuple[int, int]]], canvas: tuple[int, int], cells: tuple[int, int]
 ) -> Tensor | None:
-    """Which cells lie outside the images (the mask of the canvas, reduced by nearest neighbour).
+    """Marks the cells that lie outside the images (the mask of the canvas, reduced by nearest neighbour).
 
     Args:
-        image_shapes: Per sample and camera, the valid (height, width) in pixels.
-        canvas: (height, width) in pixels of the padded images.
-        cells: (H, W) of the feature map.
+        image_shapes: Height and width in pixels of each image before padding, per sample and camera.
+        canvas: Height and width in pixels of the padded images.
+        cells: Height H and width W of the feature map.
 
     Returns:
-        [B, cameras, H, W] bool, True for padding; None if all images fill the canvas, so that no mask is carried
-        through the attention (decided from plain numbers, without asking the device).
+        Mask [B, cameras, H, W] bool, True for padding; None if all images fill the canvas, so that the attention needs
+        no mask (decided from Python numbers, without waiting for the device).
     """
     limits = torch.tensor(image_shapes)
     if all(height >= canvas[0] and width >= canvas[1] for sample in image_shapes for height, width in sample):
@@ -90,7 +90,7 @@ def depth_bins(num: int, start: float, end: float, linear_increasing: bool, devi
 
 
 def check_canvas(canvas: tuple[int, int], cells: tuple[int, int]) -> None:
-    """Raises ValueError if the cells do not divide the canvas: they would be taken to see other pixels than they do."""
+    """Raises ValueError if the cells do not divide the canvas evenly, as their rays would pass through other pixels."""
     if any(side % count for side, count in zip(canvas, cells, strict=True)):
         raise ValueError(
             f'images padded to {canvas[0]} x {canvas[1]} pixels have features of {cells[0]} x {cells[1]} cells, which '
@@ -104,17 +104,18 @@ def frustum_embedding(
     """Points along every cell's ray in the lidar frame, relative to a range, as logits (PETR, eq. 1 and 2).
 
     Args:
-        img2lidar: [B, cameras, 4, 4] float32, from (u d, v d, d, 1) with pixels u, v and depth d in metres.
-        depths: [D] in metres.
-        canvas: (height, width) in pixels of the padded images.
-        cells: (H, W) of the feature map; a cell stands for its upper left pixel, as in official PETR.
+        img2lidar: Matrices [B, cameras, 4, 4] float32, from (u d, v d, d, 1) with pixels u, v and depth d in metres.
+        depths: Depths [D] in metres.
+        canvas: Height and width in pixels of the padded images.
+        cells: Height H and width W of the feature map; as in official PETR a cell is represented by its upper left
+            pixel.
         position_range: Lower x, y, z and upper x, y, z in metres.
 
     Returns:
-        [B, cameras, 3 D, H, W] float32, channel 3 d + axis.
+        Logits [B, cameras, 3 D, H, W] float32, channel 3 d + axis.
 
     Raises:
-        ValueError: If the cells do not divide the canvas.
+        ValueError: If the cells do not divide the canvas evenly.
     """
     check_canvas(canvas, cells)
     height, width = cells

@@ -21,7 +21,7 @@ OUTER = (256, 512, 768, 1024)
 
 @dataclass(frozen=True)
 class VoVNetSpec:
-    """Depth of a VoVNet: convolutions per block, and blocks per stage."""
+    """Depth of a VoVNet: the number of convolutions per block and of blocks in each of the four stages."""
 
     convs_per_block: int
     blocks: tuple[int, int, int, int]
@@ -36,26 +36,26 @@ SPECS = {
 
 
 def conv_block(name: str, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> OrderedDict:
-    """Convolution, norm and ReLU under the names of the published weights."""
+    """Builds convolution, norm and ReLU with the names of the published weights."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     layers = {'conv': conv, 'norm': nn.BatchNorm2d(out_channels), 'relu': nn.ReLU(inplace=True)}
     return OrderedDict((f'{name}/{part}', layer) for part, layer in layers.items())
 
 
 class ChannelAttention(nn.Module):
-    """Effective squeeze and excitation: one full-width layer on the mean of every channel."""
+    """Channel attention of VoVNetV2 (effective squeeze-excitation): one full-width layer on the channel means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W], scaled per channel."""
+        """Scales each channel of x [N, C, H, W]."""
         return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
 
 
 class OneShotBlock(nn.Module):
-    """A chain of convolutions whose outputs are concatenated once, then merged and scaled per channel."""
+    """A chain of convolutions whose outputs are concatenated once, then merged and scaled per channel (OSA module)."""
 
     def __init__(
         self, name: str, in_channels: int, inner: int, outer: int, num_convs: int, residual: bool, with_cp: bool
@@ -71,7 +71,7 @@ class OneShotBlock(nn.Module):
         self.ese = ChannelAttention(outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, outer, H, W]."""
+        """Maps features [N, in_channels, H, W] to [N, outer, H, W]."""
         if self.with_cp and self.training:
             return checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
@@ -89,16 +89,17 @@ class PETR3DVoVNet(BaseModule):
     """VoVNetV2 with the parameter names of the published PETR weights.
 
     Args:
-        spec_name: ``V-19-eSE``, ``V-39-eSE``, ``V-57-eSE`` or ``V-99-eSE``.
-        out_features: Which outputs to return, fine to coarse: ``stem`` and ``stage2`` (stride 4) to ``stage5`` (32).
+        spec_name: Name of the variant: ``V-19-eSE``, ``V-39-eSE``, ``V-57-eSE`` or ``V-99-eSE``.
+        out_features: Names of the outputs to return, from fine to coarse: ``stem`` and ``stage2`` (stride 4) to
+            ``stage5`` (stride 32).
         input_ch: Channels of the images.
-        frozen_stages: -1 trains everything, 0 freezes the stem, n also the first n stages.
-        norm_eval: Keep the statistics of the norms in training.
-        with_cp: Gradient checkpointing of every block.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        frozen_stages: Stages without training: -1 none, 0 the stem, n also the first n stages.
+        norm_eval: Whether norm layers keep their running statistics fixed in training.
+        with_cp: Whether to use gradient checkpointing in every block.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
-        ValueError: If `spec_name` or an output is unknown.
+        ValueError: If `spec_name` or the name of an output is unknown.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class PETR3DVoVNet(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images [N, input_ch, H, W] to the chosen outputs."""
+        """Computes the chosen outputs from images [N, input_ch, H, W]."""
         outputs = []
         for name in self.parts:
             x = getattr(self, name)(x)
@@ -157,7 +158,7 @@ class PETR3DVoVNet(BaseModule):
                 parameter.requires_grad = False
 
     def train(self, mode: bool = True) -> PETR3DVoVNet:
-        """Training mode, but for frozen stages and, with `norm_eval`, for the norms."""
+        """Sets the training mode, except for frozen stages and, with `norm_eval`, for the norms."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:

@@ -1,4 +1,4 @@
-"""SST (Single-stride Sparse Transformer, CVPR 2022) for mmdet3d 1.4, on GPU and CPU, with tokens that can halt."""
+"""SST (Single-stride Sparse Transformer, CVPR 2022) for mmdet3d 1.4, on GPU and CPU, with dynamic token halting."""
 
 from .avit_backbone import AViTSST
 from .backbone import SSTBackbone

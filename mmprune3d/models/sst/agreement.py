@@ -1,7 +1,7 @@
-"""Settings of SST's parts that must agree with each other, compared where they meet.
+"""Checks that settings shared by several parts of SST agree with each other.
 
-None of these differences stops the arithmetic: tokens would share cells and windows with others, and boxes would be
-metres off, without a word.
+None of these mismatches raises an error by itself: tokens would silently share cells and windows with others, and
+boxes would be metres off.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ VOXELS = 'data_preprocessor.voxel_layer'
 
 
 def check_detector(detector: nn.Module) -> None:
-    """Compares voxels, windows, map and head of an SST detector; parts without such settings are passed over.
+    """Compares voxels, windows, map and head of an SST detector; parts without such settings are skipped.
 
     Voxels that do not fill the range are logged as a warning, with sizes and ranges that fit.
 
     Raises:
-        ValueError: If settings disagree; the message has all of them.
+        ValueError: If settings differ; the message lists all of them.
     """
     voxels = getattr(detector.data_preprocessor, 'voxel_layer', None)
     if not (hasattr(voxels, 'voxel_size') and hasattr(voxels, 'point_cloud_range')):
@@ -36,7 +36,7 @@ def check_detector(detector: nn.Module) -> None:
     if hasattr(detector.backbone, 'output_shape') and getattr(detector.backbone, 'to_bev', True):
         check_room('backbone.output_shape', detector.backbone.output_shape, grid[1::-1], f'{why}, y first,')
     encoder = detector.voxel_encoder
-    # halting draws its targets on the encoder's grid
+    # The targets of the halting loss are drawn on the encoder's grid.
     if getattr(encoder, 'with_voxel_center', False) or hasattr(detector.backbone, 'halting'):
         _check_encoder(encoder, area, size)
     _check_head(getattr(detector, 'bbox_head', None), area, size)
@@ -53,23 +53,23 @@ def _check_encoder(encoder: nn.Module, area: Sequence[float], size: Sequence[flo
 def _check_head(head: nn.Module | None, area: Sequence[float], size: Sequence[float]) -> None:
     train_cfg = getattr(head, 'train_cfg', None) or {}
     if not isinstance(train_cfg, Mapping) or not hasattr(getattr(head, 'bbox_coder', None), 'out_size_factor'):
-        return  # anchors have a range of their own
+        return  # anchor generators have a range of their own
     wanted = {'point_cloud_range': _seen_from_above(area), 'voxel_size': size[:2]}
     for key, values in wanted.items():
         if key in train_cfg:
             found = _seen_from_above(train_cfg[key]) if key == 'point_cloud_range' else train_cfg[key][:2]
             check_equal(f'{key} along x and y', {VOXELS: values, 'train_cfg': found})
     coder = head.bbox_coder
-    check_equal('where the map begins (x, y)', {VOXELS: area[:2], 'bbox_head.bbox_coder.pc_range': coder.pc_range[:2]})
+    check_equal('the origin of the map (x, y)', {VOXELS: area[:2], 'bbox_head.bbox_coder.pc_range': coder.pc_range[:2]})
     check_equal('voxel_size along x and y', {VOXELS: size[:2], 'bbox_head.bbox_coder': coder.voxel_size[:2]})
 
 
 def check_centre_head(coder: Any, train_cfg: Mapping[str, Any] | None, tasks: Sequence[Mapping[str, Any]]) -> None:
-    """Compares what a centre head is told twice.
+    """Compares the settings that a centre head gets both in its coder and in its training config.
 
     Raises:
-        ValueError: If the coder reads other cells than training writes, `grid_size` is not that of the range, or a task
-            has another number of classes than names.
+        ValueError: If the coder and the training targets use different cells, `grid_size` does not match the range, or
+            the number of classes of a task differs from the number of its names.
     """
     for number, task in enumerate(tasks):
         if task.get('num_class', len(task['class_names'])) != len(task['class_names']):
@@ -82,7 +82,7 @@ def check_centre_head(coder: Any, train_cfg: Mapping[str, Any] | None, tasks: Se
         'voxel_size along x and y', {'train_cfg': train_cfg['voxel_size'][:2], 'bbox_coder': coder.voxel_size[:2]}
     )
     area = train_cfg['point_cloud_range']
-    check_equal('where the map begins (x, y)', {'train_cfg': area[:2], 'bbox_coder.pc_range': coder.pc_range[:2]})
+    check_equal('the origin of the map (x, y)', {'train_cfg': area[:2], 'bbox_coder.pc_range': coder.pc_range[:2]})
     spans = zip(area[:2], area[3:5], train_cfg['voxel_size'])
     check_equal(
         'the number of voxels along x and y',
@@ -94,10 +94,10 @@ def check_centre_head(coder: Any, train_cfg: Mapping[str, Any] | None, tasks: Se
 
 
 def check_map(shape: Sequence[int], train_cfg: Mapping[str, Any] | None) -> None:
-    """Checks that a head's map [..., y, x] has the cells that its settings say.
+    """Checks that the map [..., y, x] of a head has the number of cells that its settings give.
 
     Raises:
-        ValueError: If not.
+        ValueError: If the numbers differ; the message says what to set.
     """
     if not train_cfg:
         return
@@ -106,7 +106,7 @@ def check_map(shape: Sequence[int], train_cfg: Mapping[str, Any] | None) -> None
     if tuple(shape[-2:]) != (ny, nx):
         raise ValueError(
             f'the head got a map of {list(shape[-2:])} cells along y and x, but train_cfg.grid_size='
-            f'{list(train_cfg["grid_size"])} and out_size_factor={factor} make {[ny, nx]}: out_size_factor must be the '
+            f'{list(train_cfg["grid_size"])} and out_size_factor={factor} give {[ny, nx]}: out_size_factor must be the '
             'product of the strides of backbone and neck'
         )
 

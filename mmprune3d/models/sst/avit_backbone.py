@@ -1,6 +1,7 @@
-"""SST with A-ViT's adaptive tokens, the baseline of dynamic token halting (section A.2.2), on the same two paths.
+"""SST with the adaptive tokens of A-ViT, the baseline of dynamic token halting (section A.2.2), in two equal passes.
 
-Unlike there, no score weighs the keys and no gradient goes through a decision, so both paths have the same gradient.
+Unlike in dynamic token halting, scores do not weight the keys and no gradient passes through a decision, so both
+forward passes also have the same gradient.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ OUTPUTS = ('mean', 'hard')
 
 
 def at_least_float32(values: Tensor) -> torch.dtype:
-    """What sums over units are kept in."""
+    """The dtype in which sums over units are accumulated: that of `values`, but at least float32."""
     return torch.promote_types(values.dtype, torch.float32)
 
 
 class AViTGate(nn.Module):
-    """Halting scores h = sigmoid(gamma w f + beta) of tokens; w is learned, f are their first features.
+    """Halting scores h = sigmoid(gamma w f + beta) of tokens, with learned w and the first features f of a token.
 
-    A-ViT reads one feature. With w drawn with variance 1 / channels the argument starts out as widely spread as there.
+    A-ViT reads one feature. The entries of w are drawn with variance 1 / channels, so that w f initially has the same
+    variance as there.
 
     Args:
-        channels: How many features it reads.
-        gamma: Scale.
-        beta: Shift.
+        channels: Number of features that are read.
+        gamma: Scale of the sigmoid's argument.
+        beta: Shift of the sigmoid's argument.
     """
 
     def __init__(self, channels: int, gamma: float, beta: float) -> None:
@@ -49,10 +51,10 @@ class AViTGate(nn.Module):
         nn.init.normal_(self.weight, std=channels**-0.5)
 
     def forward(self, feats: Tensor) -> Tensor:
-        """[K], float32 or better, from tokens [K, C].
+        """Computes scores [K], float32 or better, from tokens [K, C].
 
-        As a sum of products: autocast would round a matrix product to 16 bits. Scores are added up and compared with 1,
-        near which bfloat16 has steps of 0.004.
+        The product is written as a sum, because autocast would compute a matrix product in 16 bits. Scores are summed
+        up and compared with 1, near which bfloat16 has steps of 0.004.
         """
         read = feats[:, : len(self.weight)].to(at_least_float32(feats))
         return (self.gamma * (read * self.weight).sum(1) + self.beta).sigmoid()
@@ -60,28 +62,29 @@ class AViTGate(nn.Module):
 
 @MODELS.register_module()
 class AViTSST(SSTBackbone):
-    """SST whose tokens halt as in A-ViT; see :mod:`mmprune3d.pruning.avit` for the equations.
+    """SST whose tokens halt as in A-ViT; the equations are in :mod:`mmprune3d.pruning.avit`.
 
-    ``HaltingSSTDetector`` trains it with the losses of `regularization`. How much is halted follows from `beta` and
-    `ponder_weight`.
+    ``HaltingSSTDetector`` trains it with the losses of `regularization`. The share of halted tokens follows from `beta`
+    and `ponder_weight`.
 
     Args:
-        channels: Features that a gate reads; the paper takes 32 where A-ViT takes 1.
+        channels: Number of features that a gate reads; the paper takes 32 where A-ViT takes 1.
         gamma: Scale of a gate.
-        beta: Shift of a gate: at first almost nothing halts.
-        eps: What may be missing from 1 when a token halts.
+        beta: Shift of a gate; with the default almost no token halts at first.
+        eps: A token halts when the sum of its scores exceeds 1 - eps.
         granularity: Decide after each ``'block'`` or after each attention ``'layer'``.
-        output: What a token leaves on the map: the ``'mean'`` of its features by the weights p, which trains the gates
-            for detection; or ``'hard'``, the features it had when it halted, where only `regularization` does.
-        ponder_weight: Of the mean ponder cost.
-        prior_weight: Of the prior on depths.
-        prior_depth: Its centre, in units (blocks or layers); None: two thirds of them, as A-ViT's 8 of 12.
-        prior_width: Its standard deviation, in units.
+        output: Features of a token on the map: ``'mean'``, the mean over units weighted by p, through which the
+            detection losses train the gates; or ``'hard'``, the features when it halted, with which only
+            `regularization` trains them.
+        ponder_weight: Weight of the mean ponder cost.
+        prior_weight: Weight of the loss that pulls the distribution of depths to the prior.
+        prior_depth: Centre of the prior, in units (blocks or layers); None: two thirds of them, as A-ViT's 8 of 12.
+        prior_width: Standard deviation of the prior, in units.
         **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`.
 
     Raises:
-        ValueError: If an option is unknown or out of range, there is but one block and so no decision, or tokens
-            influence each other outside of attention (``use_bn``), which would make the two paths differ.
+        ValueError: If an option is unknown or out of range, there is only one block and so no decision, or tokens
+            interact outside of attention (``use_bn``), which would make the two forward passes differ.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class AViTSST(SSTBackbone):
         if output not in OUTPUTS:
             raise ValueError(f'unknown output {checks.shown(output)}; valid are {", ".join(OUTPUTS)}')
         if (kwargs.get('layer_cfg') or {}).get('use_bn'):
-            raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
+            raise ValueError('halting needs layer norm: with use_bn=True halted tokens would change the statistics')
         if checks.count('channels', channels) not in range(1, self.embed_dims + 1):
             raise ValueError(f'channels={channels} must be between 1 and the width of tokens, {self.embed_dims}')
         gamma, beta = (checks.number(*pair, least=-math.inf) for pair in (('gamma', gamma), ('beta', beta)))
@@ -121,16 +124,16 @@ class AViTSST(SSTBackbone):
         self.halting = nn.ModuleList(AViTGate(channels, gamma, beta) for _ in range(self.num_units - 1))
 
     def forward(self, tokens: WindowedTokens, path: str = 'sparse', return_record: bool = False) -> Any:
-        """Tokens of a batch to a map.
+        """Computes the map from the tokens of a batch.
 
         Args:
-            tokens: From the input layer.
-            path: ``'edf'``: compute all tokens and hide halted ones; ``'sparse'``: compute what is left. The results
-                and their gradients are equal, whatever mode the module is in.
-            return_record: Also say what halted.
+            tokens: Tokens from the input layer.
+            path: ``'edf'``: compute all tokens and hide halted ones from the others; ``'sparse'``: compute only tokens
+                that have not halted. Results and gradients are equal, in training and evaluation mode.
+            return_record: Whether to return the halting decisions as well.
 
         Returns:
-            One map [B, C, ny, nx] in a list (without `to_bev`, tokens [N, C]), or that and an ``AViTRecord``.
+            A list with one map [B, C, ny, nx] (without `to_bev`, tokens [N, C]), or this list and an ``AViTRecord``.
 
         Raises:
             ValueError: If `path` is unknown.
@@ -144,16 +147,16 @@ class AViTSST(SSTBackbone):
         return ([feats], record) if return_record else [feats]
 
     def forward_with_record(self, tokens: WindowedTokens, path: str = 'sparse') -> tuple[list[Tensor], AViTRecord]:
-        """`forward` with the record."""
+        """Computes the map and the record of halting decisions; see :meth:`forward`."""
         return self(tokens, path, return_record=True)
 
     def regularization(self, record: AViTRecord) -> dict[str, Tensor]:
-        """Weighted losses of a forward pass besides those of detection: ``loss_ponder`` and ``loss_prior``."""
+        """Computes the weighted losses in addition to those of detection: ``loss_ponder`` and ``loss_prior``."""
         prior = depth_prior_loss(record, self.prior_depth, self.prior_width)
         return dict(loss_ponder=self.ponder_weight * ponder_loss(record), loss_prior=self.prior_weight * prior)
 
     def _edf(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], list[Tensor]]:
-        """Every token through every unit; halted ones weigh nothing as keys."""
+        """Passes every token through every unit; halted tokens have weight 0 as keys."""
         feats, plans = self.embed(tokens), self.plan(tokens)
         alive = torch.ones(len(feats), dtype=torch.bool, device=feats.device)
         spent, result = feats.new_zeros(len(feats), dtype=at_least_float32(feats)), 0
@@ -171,7 +174,7 @@ class AViTSST(SSTBackbone):
         return result.to(feats.dtype), steps, all_scores
 
     def _sparse(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], list[Tensor]]:
-        """Only what is left through each unit; the sum of what tokens leave on the map goes along."""
+        """Passes only the remaining tokens through each unit, and accumulates the features for the map."""
         feats, plans, left = self.embed(tokens), None, tokens
         rows = torch.arange(len(feats), device=feats.device)
         spent, result = feats.new_zeros(len(feats), dtype=at_least_float32(feats)), None
@@ -198,7 +201,7 @@ class AViTSST(SSTBackbone):
         plans: tuple[WindowPlan, ...],
         weights: Tensor | None,
     ) -> Tensor:
-        """A block, or one of its layers, on tokens [K, C] with weights [K] of the keys."""
+        """Runs a block, or one of its layers, on tokens [K, C] with key weights [K]."""
         if self.granularity == 'block':
             return self.run_block(unit, feats, tokens.positions, plans, (weights, weights))
         number, shift = divmod(unit, 2)
@@ -208,7 +211,7 @@ class AViTSST(SSTBackbone):
         return layer(feats, tokens.positions[shift], plans[shift], weights)
 
     def _decide(self, unit: int, feats: Tensor, spent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What tokens leave on the map after a unit [K, C], sums of scores [K], who goes on [K], and scores [K]."""
+        """Contribution to the map after a unit [K, C], sums of scores [K], tokens that go on [K], and scores [K]."""
         scores = self.halting[unit](feats) if unit < len(self.halting) else None
         share, spent, keep = ponder_step(spent, scores, self.eps)
         share = share if self.output == 'mean' else ~keep

@@ -28,36 +28,36 @@ LAYER_KEYS = (
 
 @MODELS.register_module()
 class SSTBackbone(BaseModule):
-    """Blocks of sparse regional attention and the map that is made of their tokens.
+    """The SST backbone: blocks of sparse regional attention, and the dense map that is made of their tokens.
 
-    Windows are laid out once per set of tokens; projections run on tokens, never on padding. The state dict is that of
-    SST's ``SSTv2``.
+    The layout of windows is computed once per set of tokens; projections run on tokens, never on padding. The state
+    dict is that of SST's ``SSTv2``.
 
     Args:
-        d_model: Width of tokens in each block (all the same).
-        nhead: Heads in each block.
-        num_blocks: Blocks; each has two attention layers.
-        dim_feedforward: Hidden width of each block's token-wise part.
-        dropout: In the blocks.
-        activation: ``'gelu'`` or ``'relu'``.
-        output_shape: Cells of the map along y, x.
-        num_attached_conv: Dense 3 x 3 convolutions on the map.
-        conv_in_channel: Their first input width.
-        conv_out_channel: Their output width.
-        norm_cfg: Of their norms.
-        conv_cfg: Of the convolutions.
+        d_model: Width of tokens in each block (the same in all).
+        nhead: Number of heads in each block.
+        num_blocks: Number of blocks; each has two attention layers.
+        dim_feedforward: Hidden width of the feed-forward network in each block.
+        dropout: Dropout probability in the blocks.
+        activation: Activation in the blocks, ``'gelu'`` or ``'relu'``.
+        output_shape: Number of cells of the map along y, x.
+        num_attached_conv: Number of dense 3 x 3 convolutions on the map.
+        conv_in_channel: Input channels of the first convolution.
+        conv_out_channel: Output channels of the convolutions.
+        norm_cfg: Config of the norms behind the convolutions.
+        conv_cfg: Config of the convolutions.
         conv_kwargs: Arguments of the convolutions, one dict for all or one for each.
         conv_shortcut: Add each convolution's input to its output where the shapes agree.
-        in_channel: Width of incoming tokens, if another than d_model.
-        to_bev: Make a map; False: return tokens.
-        checkpoint_blocks: Blocks whose activations are computed again in the backward pass.
+        in_channel: Width of incoming tokens, if it differs from d_model.
+        to_bev: Whether to return a map; if False, tokens are returned.
+        checkpoint_blocks: Indices of the blocks with gradient checkpointing.
         layer_cfg: Options of the attention layers: post_norm, use_bn, cosine, tau_min, non_shared_tau, mlp_dropout,
-            head_dims (width of a head, free of d_model), backend (``'sdpa'``, ``'explicit'``), halted_gradient.
-        bucket_sizes: Tokens per window that windows are padded to; None: a table for the device.
-        init_cfg: Initialisation, as in ``BaseModule``.
+            head_dims (width of a head, independent of d_model), backend (``'sdpa'``, ``'explicit'``), halted_gradient.
+        bucket_sizes: Numbers of tokens to which windows are padded; None: a table for the device.
+        init_cfg: Initialization, as in ``BaseModule``.
 
     Raises:
-        ValueError: If `layer_cfg` has other keys, or lists are not as long as there are blocks or convolutions.
+        ValueError: If `layer_cfg` has unknown keys, or a list is shorter than the number of blocks or convolutions.
     """
 
     def __init__(
@@ -119,18 +119,18 @@ class SSTBackbone(BaseModule):
             self.conv_layer = nn.ModuleList(layers)
 
     def forward(self, tokens: WindowedTokens) -> list[Tensor]:
-        """Tokens of a batch to one map [B, C, ny, nx] (or, without `to_bev`, to tokens [N, C]), in a list."""
+        """Computes a list of one map [B, C, ny, nx] (or, without `to_bev`, of tokens [N, C]) from the tokens."""
         feats, plans = self.embed(tokens), self.plan(tokens)
         for number in range(len(self.block_list)):
             feats = self.run_block(number, feats, tokens.positions, plans)
         return [self.to_map(feats, tokens.coords, tokens.batch_size)] if self.to_bev else [feats]
 
     def embed(self, tokens: WindowedTokens) -> Tensor:
-        """Features [N, d_model] that enter the first block."""
+        """Features [N, d_model] of the tokens at the input of the first block."""
         return self.linear0(tokens.feats) if hasattr(self, 'linear0') else tokens.feats
 
     def plan(self, tokens: WindowedTokens) -> tuple[WindowPlan, ...]:
-        """Layouts of the tokens' windows, not shifted and shifted."""
+        """Layouts of the tokens' windows: of the regular windows and of the shifted ones."""
         return tuple(plan_windows(ids, self.bucket_sizes) for ids in tokens.window_ids)
 
     def run_block(
@@ -141,14 +141,22 @@ class SSTBackbone(BaseModule):
         plans: Sequence[WindowPlan],
         weights: Sequence[Tensor | None] = (None, None),
     ) -> Tensor:
-        """Block `number` on tokens [N, C]; weights of the keys for either layer. Nothing is stored on the module."""
+        """Runs one block on tokens, without storing anything on the module.
+
+        Args:
+            number: Index of the block.
+            feats: Features of the tokens [N, C].
+            positions: Position embeddings [N, C] for regular and shifted windows.
+            plans: Layouts of the regular and the shifted windows.
+            weights: Weights of the keys [N] for the two layers; None: all 1.
+        """
         block = self.block_list[number]
         if number in self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, feats, positions, plans, weights, use_reentrant=False)
         return block(feats, positions, plans, weights)
 
     def to_map(self, feats: Tensor, coords: Tensor, batch_size: int, added: Tensor | None = None) -> Tensor:
-        """Tokens [N, C] on a map [B, C, ny, nx], zeros elsewhere, plus a map `added`, through the convolutions."""
+        """Scatters tokens [N, C] to a map [B, C, ny, nx] of zeros, adds `added`, and applies the convolutions."""
         rows, columns = self.output_shape
         canvas = feats.new_zeros(batch_size * rows * columns, feats.shape[1])
         cells = (coords[:, 0] * rows + coords[:, 2]) * columns + coords[:, 3]
@@ -159,7 +167,7 @@ class SSTBackbone(BaseModule):
         return x
 
     def _convolve(self, layer: nn.Sequential, x: Tensor) -> Tensor:
-        """A convolution with norm, activation and shortcut; without gradients in as few passes as can be."""
+        """A convolution with norm, activation and shortcut; without gradients the norm is folded into the weights."""
         conv, norm, _ = layer
         with_gradient = torch.is_grad_enabled()
         if not with_gradient and type(conv) is nn.Conv2d and conv.bias is None and folds(norm):

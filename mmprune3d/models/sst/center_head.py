@@ -1,7 +1,7 @@
 """CenterPoint's head for boxes with and without velocities.
 
-mmdet3d 1.4's ``CenterHead`` takes two velocities from every ground-truth box and from every prediction, so that KITTI's
-and Waymo's boxes of seven columns stop it. It also reads single numbers off the device for every object.
+mmdet3d 1.4's ``CenterHead`` reads two velocities from every ground-truth box and from every prediction, so it fails on
+the boxes of KITTI and Waymo, which have seven columns. It also copies single numbers from the device for every object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NMS_TYPES = ('circle', 'rotate')
 
 @MODELS.register_module()
 class SSTCenterHead(CenterHead):
-    """``CenterHead`` that also knows boxes without velocities, with the same arguments and state-dict keys.
+    """A ``CenterHead`` that also supports boxes without velocities, with the same arguments and state-dict keys.
 
     Without ``vel`` in `common_heads` a box has a code of 8 numbers (offset x, y in cells, z of the centre, log l, w, h,
     sin and cos of yaw) and predictions have 7 columns (x, y, z of the bottom, l, w, h, yaw); velocities of the ground
@@ -38,12 +38,12 @@ class SSTCenterHead(CenterHead):
     Args:
         common_heads: Channels and numbers of convolutions of ``reg``, ``height``, ``dim``, ``rot`` and, where
             velocities are predicted, ``vel``.
-        kwargs: As ``CenterHead`` takes them. `train_cfg` and `test_cfg` are those of the detector.
+        kwargs: Arguments of ``CenterHead``. `train_cfg` and `test_cfg` are those of the detector.
 
     Raises:
-        ValueError: If a map is missing, unknown or of another width, if `code_weights` is not as long as a box's code,
-            or if the coder's `code_size` asks for velocities that are not predicted; if coder, `train_cfg` and `tasks`
-            do not agree with each other, `nms_type` is unknown, or the map has other cells than `train_cfg` says.
+        ValueError: If a map is missing, unknown or has another number of channels, if the length of `code_weights` is
+            not that of a box code, or if the coder's `code_size` includes velocities that are not predicted; if coder,
+            `train_cfg` and `tasks` disagree, `nms_type` is unknown, or the size of the map differs from `train_cfg`.
     """
 
     def __init__(self, common_heads: dict[str, Sequence[int]], **kwargs: Any) -> None:
@@ -56,9 +56,7 @@ class SSTCenterHead(CenterHead):
         expected = {**CHANNELS, 'vel': 2} if self.with_velocity else CHANNELS
         found = {name: channels for name, (channels, _) in common_heads.items()}
         if found != expected:
-            raise ValueError(
-                f'common_heads have the channels {found}; valid are {CHANNELS}, with or without a fifth vel of 2'
-            )
+            raise ValueError(f'common_heads have the channels {found}; valid are {CHANNELS}, optionally with vel of 2')
         self.code_length = sum(expected.values())
         sizes = (7, 9) if self.with_velocity else (7,)
         if self.bbox_coder.code_size not in sizes:
@@ -69,10 +67,10 @@ class SSTCenterHead(CenterHead):
             self._check_code_weights(self.train_cfg.get('code_weights'))
 
     def init_weights(self) -> None:
-        """Lets heatmaps begin near 0.
+        """Initializes the biases of heatmaps so that scores start near 0.
 
-        mmdet3d's heads never get to it (mmengine does not look into a plain ``ModuleList``) and start with 0.5
-        everywhere, which is hundreds of times the loss.
+        mmdet3d's own ``init_weights`` of the task heads is never called (mmengine does not descend into a plain
+        ``ModuleList``), so that its scores start at 0.5 everywhere and the loss is hundreds of times larger.
         """
         super().init_weights()
         for head in self.task_heads:
@@ -80,9 +78,9 @@ class SSTCenterHead(CenterHead):
             nn.init.constant_(last.bias, head.init_bias)
 
     def forward_single(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """Predictions of each task from a map [B, in_channels, ny, nx]."""
+        """Computes the predictions of each task from a map [B, in_channels, ny, nx]."""
         x = self.shared_conv(x)
-        # Maps of tokens are channels-last, which mmcv's deformable convolution on a CPU refuses.
+        # Maps of tokens are channels-last, which mmcv's deformable convolution does not support on a CPU.
         return [task(x.contiguous() if hasattr(task, 'feature_adapt_cls') else x) for task in self.task_heads]
 
     @property
@@ -93,24 +91,24 @@ class SSTCenterHead(CenterHead):
         if weights is None or len(weights) != self.code_length:
             parts = 'x, y, z, l, w, h, sin, cos' + (', vx, vy' if self.with_velocity else '')
             raise ValueError(
-                f'train_cfg.code_weights is {weights}; {self._which} it is a list of {self.code_length} ({parts})'
+                f'train_cfg.code_weights is {weights}; {self._which} it must be a list of {self.code_length} ({parts})'
             )
 
     def get_targets_single(self, gt_instances_3d: InstanceData) -> tuple[list[Tensor], ...]:
-        """Targets of one sample, without a copy to the host for each object.
+        """Computes the targets of one sample, without a copy to the host for each object.
 
         Args:
-            gt_instances_3d: ``bboxes_3d`` of 7 or 9 columns and ``labels_3d``. Labels that belong to no task are
-                ignored, and so are boxes without a footprint or with their centre outside of the map.
+            gt_instances_3d: ``bboxes_3d`` of 7 or 9 columns and ``labels_3d``. Objects whose label belongs to no task
+                are ignored, and so are boxes without a footprint or with their centre outside of the map.
 
         Returns:
             For each task: the heatmap [classes, ny, nx] float32, codes [max_objs, 8 or 10] float32, cells [max_objs]
-            int64 (y * nx + x) and which rows are used [max_objs] uint8. At most `max_objs` objects are kept, in order
-            of classes and then of the ground truth, as ``CenterHead`` keeps them.
+            int64 (y * nx + x) and the mask of used rows [max_objs] uint8. At most `max_objs` objects are kept, ordered
+            by class and then as in the ground truth, like in ``CenterHead``.
 
         Raises:
-            ValueError: If there are objects without velocities although velocities have a weight, or if boxes have
-                neither 7 nor 9 columns.
+            ValueError: If objects have no velocities although velocities have a weight, or if boxes have neither 7 nor
+                9 columns.
         """
         labels = gt_instances_3d.labels_3d
         boxes = gt_instances_3d.bboxes_3d
@@ -125,7 +123,7 @@ class SSTCenterHead(CenterHead):
         return tuple(map(list, zip(*tasks)))
 
     def _with_code_columns(self, boxes: Tensor) -> Tensor:
-        """Boxes [N, 7 or 9] with as many columns as are predicted."""
+        """Boxes [N, 7 or 9] with the columns that are predicted."""
         if boxes.shape[1] not in (7, 9):
             raise ValueError(f'boxes have {boxes.shape[1]} columns; valid are 7, and 9 with velocities')
         if not self.with_velocity or boxes.shape[1] == 9:
@@ -149,7 +147,8 @@ class SSTCenterHead(CenterHead):
         cell = centre.int()
         used = ((size > 0) & (cell >= 0) & (cell < cell.new_tensor([nx, ny]))).all(1)
 
-        # In units of cells and with x and y exchanged, because these maps are [y, x]. No size, no trace.
+        # In units of cells, and with x and y exchanged because these maps are [y, x]. Unused boxes get size 0, which is
+        # not drawn.
         drawn = torch.cat((centre.flip(1), boxes[:, 2:3], (size * used[:, None]).flip(1)), dim=1)
         shape, overlap = (1, classes, ny, nx), cfg['gaussian_overlap']
         heatmap = heatmap_targets([drawn], [labels], shape, (0.0, 0.0), (1.0, 1.0), overlap, cfg['min_radius'])[0]
@@ -167,9 +166,9 @@ class SSTCenterHead(CenterHead):
     def loss_by_feat(
         self, preds_dicts: tuple[list[dict]], batch_gt_instances_3d: list[InstanceData], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Losses of the heatmap and the boxes of each task, as ``CenterHead`` has them.
+        """Computes the losses of the heatmap and the boxes of each task, as ``CenterHead`` does.
 
-        Unlike there, the predictions are left as they are, and can be used again.
+        Unlike there, the predictions are not modified and can be used again.
 
         Args:
             preds_dicts: For each task a list of one dict of maps [B, channels, ny, nx].
@@ -178,7 +177,7 @@ class SSTCenterHead(CenterHead):
             kwargs: Not used, as in ``CenterHead``.
         """
         check_map(preds_dicts[0][0]['heatmap'].shape, self.train_cfg)
-        # CenterHead takes the sigmoid in place and always concatenates velocities, of which there may be 0 channels.
+        # CenterHead computes the sigmoid in place and always concatenates velocities, here possibly with 0 channels.
         copies = tuple(
             [{'vel': maps['reg'][:, :0], **maps, 'heatmap': maps['heatmap'].clone()} for maps in levels]
             for levels in preds_dicts
@@ -188,16 +187,16 @@ class SSTCenterHead(CenterHead):
     def predict_by_feat(
         self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args: Any, **kwargs: Any
     ) -> list[InstanceData]:
-        """Boxes of each sample, with as many columns as the coder's `code_size`.
+        """Decodes the boxes of each sample, with as many columns as the coder's `code_size`.
 
         Args:
             preds_dicts: For each task a list of one dict of maps [B, channels, ny, nx].
-            batch_input_metas: For each sample, with ``box_type_3d``.
+            batch_input_metas: Meta information of each sample, with ``box_type_3d``.
             args: Not used, as in ``CenterHead``.
             kwargs: Not used, as in ``CenterHead``.
 
         Returns:
-            For each sample ``bboxes_3d``, ``scores_3d`` and ``labels_3d``.
+            ``bboxes_3d``, ``scores_3d`` and ``labels_3d`` of each sample.
         """
         check_map(preds_dicts[0][0]['heatmap'].shape, self.train_cfg)
         if self.bbox_coder.code_size == 7:

@@ -1,4 +1,4 @@
-"""The two convolutional blocks and the pyramid that SST_halt++ has behind its backbone."""
+"""The neck of SST_halt++: two convolutional blocks and a feature pyramid behind the backbone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 class SSTConvNeck(BaseModule):
     """Convolutional blocks of several strides on one map, fused by a pyramid (Dynamic Token Halting, section A.2.3).
 
-    A detector of mmdet3d has one backbone and one neck; this is a backbone for dense maps and its neck, as one neck.
+    A detector of mmdet3d has one backbone and one neck; this module combines a backbone for dense maps and its neck.
     The SST backbone in front of it needs no convolutions of its own.
 
     Args:
-        second: Config of the blocks, such as ``SECOND``: a map [B, C, ny, nx] -> one map per block.
-        fpn: Config of what fuses them, such as ``SECONDFPN``: those maps -> a list of maps.
-        init_cfg: Initialisation, as in ``BaseModule``.
+        second: Config of the convolutional blocks, such as ``SECOND``: from a map [B, C, ny, nx] to one map per block.
+        fpn: Config of the pyramid that fuses them, such as ``SECONDFPN``: from these maps to a list of maps.
+        init_cfg: Initialization, as in ``BaseModule``.
     """
 
     def __init__(self, second: dict, fpn: dict, init_cfg: dict | None = None) -> None:
@@ -28,10 +28,10 @@ class SSTConvNeck(BaseModule):
         self.fpn = MODELS.build(fpn)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """What the pyramid makes of the backbone's map [B, C, ny, nx], the only one in `maps`.
+        """Computes the maps of the pyramid from the backbone's map [B, C, ny, nx], the only element of `maps`.
 
         Raises:
-            ValueError: If there is not exactly one map.
+            ValueError: If `maps` does not have exactly one element.
         """
         if len(maps) != 1:
             raise ValueError(f'SSTConvNeck takes the one map of an SST backbone, got {len(maps)} maps')

@@ -1,7 +1,7 @@
-"""SST whose tokens halt: the two forward passes of dynamic token halting, equal to rounding error.
+"""SST with dynamic token halting: two forward passes whose results are equal up to rounding error.
 
 Training computes every token and hides halted ones from the others (the equivalent differentiable forward pass, section
-4.5), so that there is a gradient for the decision. At run time halted tokens are gone (section 4.4).
+4.5), so that decisions have a gradient. At run time halted tokens are removed (section 4.4).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from mmprune3d.config_types import is_a
-from mmprune3d.layers import halting as _registered  # noqa: F401  (the modules that configs name)
+from mmprune3d.layers import halting as _registered  # noqa: F401  (registers the modules that configs name)
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import (
     HaltingPlan,
@@ -37,21 +37,21 @@ PLAN_KEYS = ('sparsity', 'threshold', 'slack', 'in_channels')
 
 
 class HaltingGate(nn.Module):
-    """A module that scores tokens, and the rule that halts some of them, in front of a block.
+    """A halting module before a block: a network that scores tokens, and the rule by which some of them halt.
 
     Args:
-        block: Number of the block it stands before.
-        module: Config of the module that scores: ``HaltingUNet``, ``HaltingMLP`` or another with their signature.
+        block: Index of the block that it precedes.
+        module: Config of the scoring network: ``HaltingUNet``, ``HaltingMLP`` or another with their signature.
         embed_dims: Width of tokens.
-        threshold: Score u from which tokens go on.
-        bounds: Least and largest share of tokens that have halted after this gate (section A.2.1).
+        threshold: Score u at and above which tokens go on.
+        bounds: Smallest and largest share of tokens that have halted after this gate (section A.2.1).
         relative: Take `bounds` as shares of the tokens that reach the gate instead of all tokens of the sample.
-        fuse: Add the module's latent features, where it has some, to the tokens (section 6.1), through a linear layer
-            that starts at 0.
+        fuse: Whether to add the latent features of the scoring network, if it has any, to the tokens (section 6.1),
+            through a linear layer that is initialized with 0.
 
     Raises:
-        ValueError: If threshold or bounds are not within 0 to 1, another argument is not of its type, or the module
-            reads more features than tokens have.
+        ValueError: If threshold or bounds are not within 0 to 1, another argument has a wrong type, or the scoring
+            network reads more features than tokens have.
     """
 
     def __init__(
@@ -87,31 +87,36 @@ class HaltingGate(nn.Module):
     def forward(
         self, feats: Tensor, coords: Tensor, batch_size: int, bev_shape: Sequence[int], visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores [N], tokens with the module's latent features [N, C], and its map [B, channels, ny, nx] or None.
+        """Scores the tokens of a batch.
 
         Args:
-            feats: [N, C].
-            coords: [N, 4] integers: sample, z, y, x.
-            batch_size: Samples.
-            bev_shape: Cells along y, x.
-            visible: [N], 0 for tokens that a module with a view of the surroundings must not see; None: all visible.
+            feats: Features of the tokens [N, C].
+            coords: Cells of the tokens [N, 4], integers: sample, z, y, x.
+            batch_size: Number of samples.
+            bev_shape: Number of cells along y, x.
+            visible: Mask [N], 0 for tokens that must be hidden from networks that read neighbouring cells; None: all
+                tokens are visible.
+
+        Returns:
+            Scores [N], tokens with the latent features added [N, C], and the map of the network [B, channels, ny, nx]
+            or None.
         """
         seen = feats if visible is None or self.scorer.token_wise else feats * visible[:, None]
         scores, latent, bev_map = self.scorer(seen, coords, batch_size, bev_shape)
         return scores, feats if self.fuse is None else feats + self.fuse(latent), bev_map
 
     def decide(self, scores: Tensor, sample: Tensor, totals: Tensor) -> Tensor:
-        """Which of the tokens [K] that reached the gate go on, bool; `totals` [B] are all tokens of each sample."""
+        """Decides which of the tokens [K] that reached the gate go on: bool [K]; `totals` [B] counts all tokens."""
         if self.relative:
             totals = torch.bincount(sample, minlength=len(totals))
         return keep_by_rank(scores.detach(), sample, totals, self.threshold, self.bounds)
 
 
 def _check_width(name: str, width: int, embed_dims: int) -> None:
-    """Raises ValueError if a module reads more features than tokens have, or expects another number of them."""
+    """Raises ValueError if a scoring network reads more features than tokens have, or expects another number."""
     if width > embed_dims or (name == 'token_channels' and width != embed_dims):
         valid = f'1 to {embed_dims}' if name == 'in_channels' else f'{embed_dims}'
-        raise ValueError(f'halting: {name}={width} of a module for tokens with {embed_dims} features; valid: {valid}')
+        raise ValueError(f'halting: {name}={width}, but tokens have {embed_dims} features; valid: {valid}')
 
 
 def gates_of(halting: Any, embed_dims: int, num_blocks: int) -> Sequence[Mapping[str, Any]]:
@@ -163,8 +168,8 @@ class HaltingSST(SSTBackbone):
         unet_to_bev: Add the map of the first module that has one to the bird's-eye-view map (halt++, section A.2.3),
             through a 1 x 1 convolution that starts at 0.
         **kwargs: Arguments of :class:`~mmprune3d.models.sst.backbone.SSTBackbone`. Here ``halted_gradient`` of
-            `layer_cfg` is ``'difference'`` by default: in a trained SST the logits of halted keys can be 30 and more
-            above those that are left, and the derivative is then 1e15 times that of anything else.
+            `layer_cfg` is ``'difference'`` by default: in a trained SST the logits of halted keys can be more than 30
+            above those of the remaining keys, and the gradient of the derivative then has a norm of 1e15.
 
     Raises:
         ValueError: If a setting of `halting` is unknown or does not fit the backbone, a gate has unknown keys or stands
@@ -187,7 +192,7 @@ class HaltingSST(SSTBackbone):
         if score_scope not in SCORE_SCOPES:
             raise ValueError(f'unknown score_scope {checks.shown(score_scope)}; valid are {", ".join(SCORE_SCOPES)}')
         if layer_cfg.get('use_bn'):
-            raise ValueError('halting needs layer norm: with use_bn halted tokens would count in the statistics')
+            raise ValueError('halting needs layer norm: with use_bn=True halted tokens would change the statistics')
         self.recycle, self.score_scope = checks.flag('recycle', recycle), score_scope
         gates = gates_of(halting, self.embed_dims, num_blocks=len(self.block_list))
         self.halting = nn.ModuleList(self._gate(config) for config in gates)
@@ -199,7 +204,7 @@ class HaltingSST(SSTBackbone):
         if checks.flag('unet_to_bev', unet_to_bev):
             widths = [gate.scorer.latent_channels for gate in self.halting if gate.scorer.latent_channels]
             if not widths:
-                raise ValueError('unet_to_bev needs a gate whose module has a map, such as HaltingUNet')
+                raise ValueError('unet_to_bev=True needs a gate whose module has a map, such as HaltingUNet')
             self.to_bev_map = nn.Conv2d(widths[0], self.embed_dims, 1)
             nn.init.zeros_(self.to_bev_map.weight)
             nn.init.zeros_(self.to_bev_map.bias)
@@ -211,16 +216,16 @@ class HaltingSST(SSTBackbone):
         return HaltingGate(embed_dims=self.embed_dims, **config)
 
     def forward(self, tokens: WindowedTokens, path: str = 'sparse', return_record: bool = False) -> Any:
-        """Tokens of a batch to a map.
+        """Computes the map from the tokens of a batch.
 
         Args:
-            tokens: From the input layer.
-            path: ``'edf'``: compute all tokens, differentiable; ``'sparse'``: compute what is left. The results are
-                equal, whatever mode the module is in.
-            return_record: Also say what halted.
+            tokens: Tokens from the input layer.
+            path: ``'edf'``: compute all tokens, differentiable; ``'sparse'``: compute only tokens that have not halted.
+                The results are equal, in training and evaluation mode.
+            return_record: Whether to return the halting decisions as well.
 
         Returns:
-            One map [B, C, ny, nx] in a list (without `to_bev`, tokens [N, C]), or that and a ``HaltingRecord``.
+            A list with one map [B, C, ny, nx] (without `to_bev`, tokens [N, C]), or this list and a ``HaltingRecord``.
 
         Raises:
             ValueError: If `path` is unknown.
@@ -236,15 +241,15 @@ class HaltingSST(SSTBackbone):
         return ([feats], record) if return_record else [feats]
 
     def forward_with_record(self, tokens: WindowedTokens, path: str = 'sparse') -> tuple[list[Tensor], HaltingRecord]:
-        """`forward` with the record."""
+        """Computes the map and the record of halting decisions; see :meth:`forward`."""
         return self(tokens, path, return_record=True)
 
     def _edf(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], Tensor | None]:
-        """Every token through every block; halted ones weigh nothing as keys (Eq. 8 to 10)."""
+        """Passes every token through every block; halted tokens have weight 0 as keys (Eq. 8 to 10)."""
         feats, sample, plans = self.embed(tokens), tokens.coords[:, 0], self.plan(tokens)
         totals = torch.bincount(sample, minlength=tokens.batch_size)
         alive = torch.ones_like(sample, dtype=torch.bool)
-        live = feats.new_ones(len(feats))  # k_{0:l}
+        live = feats.new_ones(len(feats))  # k_{0:l} of the paper: 1 for tokens that have not halted
         recycled, steps, bev_map, gates = torch.zeros_like(feats), [], None, {gate.block: gate for gate in self.halting}
         weights = (None, None)
         for number in range(len(self.block_list)):
@@ -256,9 +261,11 @@ class HaltingSST(SSTBackbone):
                 keep = gate.decide(scores[rows], sample[rows], totals)
                 steps.append(HaltingStep(2 * number, rows, scores[rows], keep))
                 alive = alive.index_copy(0, rows, keep)
+                # Tokens that were halted earlier get a decision too: the product k_{0:l} needs it for their gradient.
                 passes = would_be_kept(scores.detach(), sample, alive, tokens.batch_size)
                 still_live = live * straight_through(passes, scores)
                 if self.recycle:
+                    # 1 exactly for the tokens that halt here, which keep their present features; differentiable.
                     recycled = recycled + (live - still_live)[:, None] * feats
                 live = still_live
                 weights = self._weights(scores * live, live)
@@ -267,7 +274,7 @@ class HaltingSST(SSTBackbone):
         return recycled + live[:, None] * feats, steps, bev_map
 
     def _sparse(self, tokens: WindowedTokens) -> tuple[Tensor, list[HaltingStep], Tensor | None]:
-        """Only what is left through each block; halted tokens keep the features they had (section 4.4)."""
+        """Passes only the remaining tokens through each block; halted tokens keep their features (section 4.4)."""
         feats, plans, left = self.embed(tokens), None, tokens
         totals = torch.bincount(tokens.coords[:, 0], minlength=tokens.batch_size)
         rows = torch.arange(len(feats), device=feats.device)
@@ -293,11 +300,11 @@ class HaltingSST(SSTBackbone):
         return result.index_copy(0, rows, feats), steps, bev_map
 
     def _weights(self, scores: Tensor, live: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the keys in both layers of the block behind a gate."""
+        """Weights of the keys in both layers of the block that follows a gate."""
         return scores, live if self.score_scope == 'layer' else scores
 
     def _after_block(
         self, weights: tuple[Tensor | None, Tensor | None], live: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the keys in the blocks after that, up to the next gate."""
+        """Weights of the keys in the blocks after that one, up to the next gate."""
         return weights if self.score_scope == 'until_next' else (live, live)

@@ -1,4 +1,4 @@
-"""What SST's blocks need to know of the tokens: windows and position embeddings, both functions of the coordinates."""
+"""The input layer of SST: windows and position embeddings of the tokens, both functions of their coordinates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmprune3d.ops.windows import position_embedding, window_of
 
 @dataclass(frozen=True)
 class WindowedTokens:
-    """Tokens of a batch, with what does not change while they pass through the blocks.
+    """Tokens of a batch, with the values that do not change in the blocks.
 
     Attributes:
-        feats: [N, C].
-        coords: [N, 4] integers: sample, z, y, x.
-        batch_size: Samples, also ones without tokens.
-        window_ids: [N] int64 for windows that are not shifted, and for shifted ones.
-        positions: Position embeddings [N, width], likewise.
+        feats: Features of the tokens [N, C].
+        coords: Cells of the tokens [N, 4], integers: sample, z, y, x.
+        batch_size: Number of samples, including samples without tokens.
+        window_ids: Window of each token [N] int64, for the regular windows and for the shifted ones.
+        positions: Position embeddings [N, width], for the regular windows and for the shifted ones.
     """
 
     feats: Tensor
@@ -31,7 +31,7 @@ class WindowedTokens:
     positions: tuple[Tensor, Tensor]
 
     def select(self, rows: Tensor) -> WindowedTokens:
-        """The tokens `rows` [K] int64 alone."""
+        """Selects the tokens `rows` [K] int64."""
         return replace(
             self,
             feats=self.feats[rows],
@@ -43,22 +43,22 @@ class WindowedTokens:
 
 @MODELS.register_module()
 class SSTInputLayer(nn.Module):
-    """Regional grouping of SST (``SSTInputLayerV2``); it has no parameters.
+    """Groups tokens into windows (regional grouping, SST's ``SSTInputLayerV2``); it has no parameters.
 
     Args:
-        window_shape: Cells of a window along x, y, z.
-        sparse_shape: Cells of the grid along x, y, z.
-        drop_info: Limits for tokens per window in training, SST's table: level -> ``max_tokens`` and ``drop_range``
-            (occupancies from the first up to, without, the second). May be SST's pair (training table, test table);
-            with one table the same is used at test. None: nothing is ever dropped, which is also what SST's own test
-            table does. Which tokens go is random, by torch's generator.
-        shuffle_voxels: Only in SST's configs; here tokens are shuffled where one is dropped, and nowhere else.
-        pos_temperature: Of the position embedding.
-        normalize_pos: Of the position embedding.
-        pos_dims: Width of the position embedding; None: that of the tokens.
+        window_shape: Number of cells of a window along x, y, z.
+        sparse_shape: Number of cells of the grid along x, y, z.
+        drop_info: Limits of the number of tokens per window in training, as in SST: level -> ``max_tokens`` and
+            ``drop_range`` (numbers of tokens for which the limit applies, from the first to below the second). May be
+            SST's pair (training table, test table); a single table is also used at test time. None: nothing is dropped,
+            as with SST's own test table. The dropped tokens are chosen with torch's random generator.
+        shuffle_voxels: Accepted for SST's configs, without effect: tokens are shuffled only where some are dropped.
+        pos_temperature: Temperature of the position embedding.
+        normalize_pos: Whether to normalize positions by the size of the window.
+        pos_dims: Width of the position embedding; None: the width of the tokens.
 
     Raises:
-        ValueError: If shapes are not three numbers, or a table has other entries.
+        ValueError: If a shape does not have three numbers, or a table has unknown entries.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class SSTInputLayer(nn.Module):
         self.pos_temperature, self.normalize_pos, self.pos_dims = pos_temperature, normalize_pos, pos_dims
 
     def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> WindowedTokens:
-        """Tokens with their windows.
+        """Assigns the tokens of a batch to windows.
 
         Args:
-            feats: [N, C].
-            coords: [N, 4] integers: sample, z, y, x.
-            batch_size: Samples in the batch.
+            feats: Features of the tokens [N, C].
+            coords: Cells of the tokens [N, 4], integers: sample, z, y, x.
+            batch_size: Number of samples in the batch.
 
         Returns:
-            The tokens; all of them unless the mode's table drops some.
+            The tokens with their windows; all of them, unless the table of the current mode drops some.
         """
         coords = coords.long()
         windows = [window_of(coords, self.sparse_shape, self.window_shape, shifted) for shifted in (False, True)]
@@ -109,7 +109,7 @@ class SSTInputLayer(nn.Module):
 
     @staticmethod
     def _drop(tokens: WindowedTokens, table: Sequence[tuple[int, int, int]]) -> WindowedTokens:
-        """Drops by the windows that are not shifted, then, of what is left, by the shifted ones."""
+        """Drops tokens by the limits of the regular windows, then of the rest by those of the shifted windows."""
         order = torch.randperm(len(tokens.feats), device=tokens.feats.device)
         rows = order
         for ids in tokens.window_ids:
@@ -118,7 +118,7 @@ class SSTInputLayer(nn.Module):
 
 
 def _within_limit(window_ids: Tensor, table: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Which tokens [N] bool stay: those whose rank in their window, in the given order, is below the limit."""
+    """Marks the tokens [N] bool whose rank in their window, in the given order, is below the limit."""
     ordered, order = window_ids.sort(stable=True)
     _, window, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
     rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[window]

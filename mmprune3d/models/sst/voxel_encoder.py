@@ -1,4 +1,4 @@
-"""SST's pillar features: points of a pillar through two small layers, each followed by a maximum over the pillar."""
+"""The pillar feature encoder of SST: small layers on the points, each followed by a reduction over the pillar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODES = {'max': 'max', 'avg': 'mean'}
 
 
 class PointLayer(nn.Module):
-    """Linear, norm and ReLU on points [N, in_channels] (SST's state-dict level)."""
+    """Linear layer, norm and ReLU on points [N, in_channels]; a module of its own to match SST's state-dict keys."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict) -> None:
         super().__init__()
@@ -26,30 +26,30 @@ class PointLayer(nn.Module):
         self.norm = allow_few_rows(build_norm_layer(norm_cfg, out_channels)[1])
 
     def forward(self, points: Tensor) -> Tensor:
-        """[N, out_channels]."""
+        """Computes features [N, out_channels] from points [N, in_channels]."""
         return F.relu(self.norm(self.linear(points)))
 
 
 @MODELS.register_module()
 class SSTDynamicVFE(nn.Module):
-    """Dynamic voxel feature encoder of SST, on CPU and GPU, exact on any grid.
+    """Dynamic voxel feature encoder of SST, on CPU and GPU, correct for every grid size.
 
-    mmdet3d's ``DynamicVFE`` is CUDA only and cuts Waymo's 468 x 468 grid to 467 columns, which mixes up voxels. Here
-    voxels are told apart by their coordinates alone. The state dict is that of SST.
+    mmdet3d's ``DynamicVFE`` is CUDA only and rounds Waymo's 468 x 468 grid down to 467 columns, which mixes up voxels.
+    Here voxels are identified by their coordinates alone. The state dict is that of SST.
 
     Args:
-        in_channels: Features of a point, x, y, z first.
+        in_channels: Number of features of a point, x, y, z first.
         feat_channels: Widths of the layers.
-        with_distance: Add the distance to the sensor.
-        with_cluster_center: Add the offset from the mean of the voxel's points.
-        with_voxel_center: Add the offset from the voxel's centre.
-        voxel_size: Metres along x, y, z.
+        with_distance: Whether to add the distance to the sensor to the features.
+        with_cluster_center: Whether to add the offset from the mean of the voxel's points.
+        with_voxel_center: Whether to add the offset from the centre of the voxel.
+        voxel_size: Size of a voxel along x, y, z in metres.
         point_cloud_range: Lower limits x, y, z, then upper limits, in metres.
-        norm_cfg: Of the norms.
-        mode: ``'max'`` or ``'avg'``, how points become a voxel.
+        norm_cfg: Config of the norms.
+        mode: Reduction of the points of a voxel, ``'max'`` or ``'avg'``.
 
     Raises:
-        ValueError: If `mode` is neither, or there is no layer.
+        ValueError: If `mode` is unknown, or `feat_channels` is empty.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SSTDynamicVFE(nn.Module):
         if mode not in MODES:
             raise ValueError(f'unknown mode {mode!r}; valid are {", ".join(MODES)}')
         if not feat_channels:
-            raise ValueError('feat_channels names at least one width')
+            raise ValueError('feat_channels must have at least one width')
         self.with_distance = with_distance
         self.with_cluster_center = with_cluster_center
         self.with_voxel_center = with_voxel_center
@@ -83,18 +83,18 @@ class SSTDynamicVFE(nn.Module):
         self.out_channels = feat_channels[-1]
 
     def forward(self, points: Tensor, coors: Tensor) -> tuple[Tensor, Tensor]:
-        """Points of a batch to voxels.
+        """Encodes the points of a batch as voxel features.
 
         Args:
-            points: [N, in_channels], metres first.
-            coors: [N, 4] integers: sample, z, y, x of each point's voxel; negative for points outside, which are left
-                out.
+            points: Points [N, in_channels], x, y, z in metres first.
+            coors: Voxel of each point [N, 4], integers: sample, z, y, x; points with a negative number are outside of
+                the grid and are left out.
 
         Returns:
-            Features [M, feat_channels[-1]] and coordinates [M, 4] of the occupied voxels, in the order of coordinates.
+            Features [M, feat_channels[-1]] and coordinates [M, 4] of the occupied voxels, in lexicographic order.
 
         Raises:
-            ValueError: If points have other columns than `in_channels`.
+            ValueError: If the number of columns of the points is not `in_channels`.
         """
         check_columns(points.shape[1], self.in_channels, 'voxel_encoder.in_channels')
         inside = (coors >= 0).all(dim=1)
@@ -112,14 +112,14 @@ class SSTDynamicVFE(nn.Module):
         return reduced, voxels.coords
 
     def _without_points(self, points: Tensor) -> Tensor:
-        """Features [0, C] through all layers: other processes wait for their norms and gradients."""
+        """Passes features [0, C] through all layers, because other processes wait for their norms and gradients."""
         features = points.new_zeros(0, self.vfe_layers[0].linear.in_features)
         for number, layer in enumerate(self.vfe_layers):
             features = layer(features if number == 0 else torch.cat((features, features), dim=1))
         return features
 
     def _decorate(self, points: Tensor, coors: Tensor, voxels: PointGroups) -> Tensor:
-        """Points with their offsets [N, inputs of the first layer]."""
+        """Adds the offsets to the points: [N, inputs of the first layer]."""
         columns = [points]
         if self.with_cluster_center:
             columns.append(points[:, :3] - reduce_points(points[:, :3], voxels, 'mean')[voxels.voxel])

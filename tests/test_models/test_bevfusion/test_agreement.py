@@ -99,7 +99,7 @@ def test_an_image_size_that_is_no_multiple_is_refused_when_built() -> None:
 
 @pytest.mark.parametrize('dbound', [[0.0, 5.0, 1.0], [5.0, 5.0, 1.0], [1.0, 5.0, 0.0], [1.0, 5.0, -1.0]])
 def test_depths_must_be_in_front_of_the_camera(dbound: list[float]) -> None:
-    with pytest.raises(ValueError, match=r'dbound=.* is first depth, end and step'):
+    with pytest.raises(ValueError, match=r'dbound=.* must be first depth, end and step'):
         small(dbound=dbound)
 
 
@@ -126,7 +126,7 @@ def test_constants_of_a_checkpoint_with_other_settings_are_not_taken(monkeypatch
 
 
 def test_depth_needs_points() -> None:
-    with pytest.raises(ValueError, match='measures with LiDAR points, and the batch has none'):
+    with pytest.raises(ValueError, match='needs LiDAR points for its depth, and the batch has none'):
         small()(**{**small_inputs(), 'points': None})
 
 
@@ -140,11 +140,11 @@ PLACES = [
     ('data_preprocessor.voxelize_cfg.point_cloud_range', [-25.6, -25.6, -5.0, 25.6, 24.0, 3.0], 'range along x and y'),
     ('view_transform.xbound', [-25.6, 24.0, 0.8], 'view_transform.xbound and ybound'),
     ('view_transform.ybound', [-24.0, 25.6, 0.8], 'view_transform.xbound and ybound'),
-    ('bbox_head.bbox_coder.pc_range', [-24.0, -25.6], 'where the map begins'),
+    ('bbox_head.bbox_coder.pc_range', [-24.0, -25.6], 'the origin of the map'),
     ('bbox_head.bbox_coder.voxel_size', [0.2, 0.2], 'size of a cell of the map'),
     ('bbox_head.bbox_coder.out_size_factor', 8, 'size of a cell of the map'),
     ('bbox_head.train_cfg.voxel_size', [0.2, 0.4, 0.4], 'size of a cell of the map'),
-    ('bbox_head.test_cfg.pc_range', [-51.2, -25.6], 'where the map begins'),
+    ('bbox_head.test_cfg.pc_range', [-51.2, -25.6], 'the origin of the map'),
     ('bbox_head.train_cfg.grid_size', [256, 128, 21], 'number of voxels along x and y'),
     ('bbox_head.test_cfg.grid_size', [128, 256, 21], 'number of voxels along x and y'),
     ('pts_middle_encoder.sparse_shape', [128, 120, 21], r'sparse_shape=\[128, 120, 21\] is too small'),

@@ -54,5 +54,5 @@ def test_training_equals_the_official_one(path: Path) -> None:
 
 @pytest.mark.parametrize('shapes', [[(1, 2, 4, 4)], [(1, 2, 4, 4), (1, 2, 4, 4)], [(1, 2, 4, 4), (1, 3, 4, 5)]])
 def test_maps_that_do_not_fit_are_refused(shapes: list[tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match='channels together on one grid'):
+    with pytest.raises(ValueError, match='channels in total on one grid'):
         BEVFusion3DConvFuser([2, 3], 4)([torch.zeros(shape) for shape in shapes])

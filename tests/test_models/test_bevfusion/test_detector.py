@@ -123,7 +123,7 @@ def test_streams_must_make_sense() -> None:
     camera = {'img_backbone': {'type': 'x'}, 'view_transform': {'type': 'x'}}
     for config, message in [
         ({}, 'needs a camera stream'),
-        ({'img_backbone': {'type': 'x'}}, 'belong together'),
+        ({'img_backbone': {'type': 'x'}}, 'must be given together'),
         ({**lidar, **camera}, 'two streams need a fusion_layer'),
         (lidar, 'voxelize_cfg'),
         ({**lidar, 'data_preprocessor': {'voxelize_cfg': {}}, 'train_cfg': {}}, 'no train_cfg'),

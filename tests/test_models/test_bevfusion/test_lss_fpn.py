@@ -53,5 +53,5 @@ def test_levels_that_are_not_there(start: int, end: int) -> None:
 def test_wrong_numbers() -> None:
     with pytest.raises(ValueError, match='num_outs=3 must be 2'):
         BEVFusion3DLSSFPN([3, 4, 5], 8, num_outs=3, end_level=2)
-    with pytest.raises(ValueError, match='1 levels were given, the neck was built for 2'):
+    with pytest.raises(ValueError, match='the neck was built for 2 levels, got 1'):
         BEVFusion3DLSSFPN([3, 4], 8, num_outs=1)([torch.zeros(1, 3, 8, 8)])

@@ -156,7 +156,7 @@ def test_saved_weights_come_back(small):
 
 def test_bad_settings_are_named():
     for change, message in (
-        ({'block_type': 'bottleneck'}, "'conv_module' or 'basicblock', not 'bottleneck'"),
+        ({'block_type': 'bottleneck'}, "'conv_module' or 'basicblock', got 'bottleneck'"),
         ({'encoder_paddings': ((0, 0, 1),)}, 'one entry per layer'),
         ({'order': ('conv', 'act')}, "'conv', 'norm' and 'act' once each"),
     ):

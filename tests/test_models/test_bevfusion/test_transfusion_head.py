@@ -233,7 +233,7 @@ def test_settings_that_make_no_sense(changes: dict, message: str) -> None:
 
 def test_maps_of_another_size_are_refused() -> None:
     head = small()
-    with pytest.raises(ValueError, match=r'test_cfg has \[12, 20\] cells along x and y, the map has \[20, 12\]'):
+    with pytest.raises(ValueError, match=r'test_cfg has \[12, 20\] cells along x and y, but the map has \[20, 12\]'):
         head(torch.zeros(1, CHANNELS, *GRID[::-1]))
-    with pytest.raises(ValueError, match='reads one map, got 2'):
+    with pytest.raises(ValueError, match='takes one map, got 2'):
         head([torch.zeros(1, CHANNELS, *GRID)] * 2)

@@ -235,5 +235,5 @@ def test_arguments_that_cannot_be(changes: dict, message: str) -> None:
 
 def test_features_of_another_size() -> None:
     inputs = small_inputs()
-    with pytest.raises(ValueError, match=r'\[4, 5\] do not fit feature_size=\[4, 6\]'):
+    with pytest.raises(ValueError, match=r'\[4, 5\] do not match feature_size=\[4, 6\]'):
         small()(**{**inputs, 'img_feats': inputs['img_feats'][..., :5]})

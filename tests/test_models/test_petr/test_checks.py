@@ -63,7 +63,7 @@ def test_labels_that_the_head_does_not_know(label: int, listed: str) -> None:
     data['data_samples'][1].gt_instances_3d.labels_3d[0] = label
     with pytest.raises(ValueError, match='num_classes of pts_bbox_head') as error:
         run(build(detector_config()), data, 'loss')
-    assert f'the data have labels {listed}, but num_classes=4 knows 0 to 3' in str(error.value)
+    assert f'the data have labels {listed}, but num_classes=4 allows 0 to 3' in str(error.value)
 
 
 @pytest.mark.parametrize('missing', ['gt_instances_3d', 'bboxes_3d', 'labels_3d'])

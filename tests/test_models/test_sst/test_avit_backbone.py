@@ -282,5 +282,5 @@ def test_detector_trains_it_with_its_own_losses() -> None:
 
 
 def test_detector_takes_no_losses_that_it_would_ignore() -> None:
-    with pytest.raises(ValueError, match='AViTSST brings its own losses'):
+    with pytest.raises(ValueError, match='AViTSST has its own losses'):
         detector(sparsity_loss=dict(kind='uniform'))

@@ -372,7 +372,10 @@ def test_samples_differ_if_bounds_are_for_the_batch() -> None:
         (dict(gates=(dict(GATES[0], threshold=2),)), 'halting threshold=2'),
         (dict(score_scope='forever'), "unknown score_scope 'forever'; valid are until_next, block, layer"),
         (dict(layer_cfg=dict(use_bn=True)), 'halting needs layer norm'),
-        (dict(gates=(dict(GATES[1], block=0),), unet_to_bev=True), 'unet_to_bev needs a gate whose module has a map'),
+        (
+            dict(gates=(dict(GATES[1], block=0),), unet_to_bev=True),
+            'unet_to_bev=True needs a gate whose module has a map',
+        ),
     ],
     ids=str,
 )

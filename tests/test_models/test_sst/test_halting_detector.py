@@ -283,7 +283,7 @@ def test_boxes_with_more_columns_and_points_outside() -> None:
         ),
         (
             dict(halting=[dict(GATES[0], module={**UNET, 'in_channels': 9})]),
-            'in_channels=9 of a module for tokens with 8 features',
+            'in_channels=9, but tokens have 8 features',
         ),
     ],
     ids=str,
@@ -296,7 +296,7 @@ def test_errors_name_what_is_wrong(changes: dict, message: str) -> None:
 
 
 def test_a_token_wise_module_that_reads_more_than_there_is() -> None:
-    with pytest.raises(ValueError, match='in_channels=9 of a module for tokens with 8 features; valid: 1 to 8'):
+    with pytest.raises(ValueError, match='in_channels=9, but tokens have 8 features; valid: 1 to 8'):
         detector(halting=[dict(block=0, module=dict(type='HaltingMLP', in_channels=9))])
 
 
