@@ -1,81 +1,141 @@
-"""AlterMOMA on synthetic data: trainings of the study, or the tables of those that are there.
-
-    python tools/study_fusion.py train dense altermoma-80 prospr-80 --seed 0
-    python tools/study_fusion.py table
-    python tools/study_fusion.py redundancy
-    python tools/study_fusion.py scores
-    python tools/study_fusion.py cost
-    python tools/study_fusion.py features --sample 40
-
-A training is skipped if its result is there. `redundancy` masks the streams of the unpruned detector in turn and
-measures how well they predict each other; `scores` compares the two parts of AlterMOMA's score, `cost` what the
-criteria cost; `features` draws the maps of the streams before and after pruning.
-"""
+"""AlterMOMA: accuracy and time of a fusion detector with fewer weights; ``python -m experiments.altermoma``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'bevfusion' / 'bevfusion_tiny.py'
+from mmengine.config import Config
+
+from experiments import benchmark as benchmarks
+from experiments.command import ROOT, Commands, add_checkpoint, add_detector, add_folder, prepare_folder
+
+CONFIG = ROOT / 'configs' / 'bevfusion' / 'bevfusion_tiny.py'
+FOLDER = 'work_dirs/altermoma'
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line; see --help."""
-    from mmengine.config import DictAction
+def commands() -> Commands:
+    """The commands train, table, redundancy, features, statistics, cost and benchmark."""
+    made = Commands('altermoma', 'What pruning weights of a fusion detector costs and gains (AlterMOMA).')
+    parser = made.add(
+        'train',
+        train,
+        'trainings of the study, one after the other',
+        'dense altermoma-80 prospr-80 --seed 0',
+        'A training is skipped if its result is there, and goes on if it was interrupted.',
+    )
+    parser.add_argument('names', nargs='+', metavar='NAME', help='names of rows; a wrong one lists the valid ones')
+    parser.add_argument('--seed', type=int, default=0, help='of the trainings (default: %(default)s)')
+    _add_common(parser)
+    add_folder(made.add('table', table, 'accuracy of what was trained, and pictures'), FOLDER)
+    parser = made.add(
+        'redundancy', redundancy, 'accuracy with each stream masked, and how well the streams predict each other'
+    )
+    _add_common(parser)
+    parser = made.add(
+        'features', features, 'feature maps: original, reactivated and pruned', '--sample 40 --sparsity 0.8'
+    )
+    parser.add_argument('--sample', type=int, default=0, help='number of the test sample (default: %(default)s)')
+    parser.add_argument('--sparsity', type=float, default=0.8, help='share of removed weights (default: %(default)s)')
+    _add_common(parser)
+    parser = made.add(
+        'statistics',
+        statistics,
+        "how the two parts of AlterMOMA's score relate, over settings of the reactivation",
+        aliases=['scores'],
+    )
+    _add_common(parser)
+    _add_common(made.add('cost', cost, 'passes, time and memory of scoring, by criterion', '--threads 2'))
+    parser = made.add(
+        'benchmark',
+        benchmark,
+        'time of the camera and BEV parts of BEVFusion with fewer channels, on the CPU',
+        '--rows r101_second --threads 2',
+        after_interrupt=benchmarks.KEPT,
+    )
+    benchmarks.add_options(parser, devices=('cpu',), dtypes=('float32',))
+    parser.add_argument(
+        '--round-to', type=int, default=32, metavar='N', help='kept channels are a multiple of N (default: %(default)s)'
+    )
+    return made
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    train = commands.add_parser('train', help='run trainings, one after the other')
-    train.add_argument('names', nargs='+', help='names of trainings; a wrong one lists the valid ones')
-    train.add_argument('--seed', type=int, default=0)
-    made = commands.add_parser('table', help='accuracy of what was trained, and pictures')
-    masked = commands.add_parser('redundancy', help='what each stream is worth, and how alike they are')
-    scores = commands.add_parser('scores', help='how contribution and redundancy relate, over settings')
-    cost = commands.add_parser('cost', help='passes, time and memory of scoring')
-    drawn = commands.add_parser('features', help='feature maps: original, reactivated, pruned')
-    drawn.add_argument('--sample', type=int, default=0, help='number of the test sample')
-    drawn.add_argument('--sparsity', type=float, default=0.8)
-    for command in (train, masked, scores, cost, drawn):
-        command.add_argument('--config', type=Path, default=CONFIG, help='the fusion detector')
-        command.add_argument(
-            '--checkpoint', default=CONFIG.with_suffix('.pth'), help='its weights, a file or an address'
-        )
-        command.add_argument(
-            '--cfg-options',
-            nargs='+',
-            action=DictAction,
-            default={},
-            metavar='KEY=VALUE',
-            help='overrides of the config',
-        )
-    for command in (train, made, masked, scores, cost, drawn):
-        command.add_argument('--out', type=Path, default=Path('work_dirs/altermoma'), help='folder of the study')
-        command.add_argument('--threads', type=int, help='CPU threads')
-    return parser.parse_args()
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_detector(parser, CONFIG, 'fusion detector')
+    add_checkpoint(parser, CONFIG)
+    add_folder(parser, FOLDER)
 
 
-def main() -> None:
-    """Trains, tabulates, measures or draws."""
-    args = parse_args()
-    from mmprune3d.command import run_main
+def _start(args: argparse.Namespace) -> tuple[Config, Path]:
+    """Prepares the folder of the study; returns config and weights of the fusion detector."""
+    from mmprune3d.checkpoint.addresses import local_file
+    from mmprune3d.measure.runners import read_config
 
-    run_main(lambda: start(args))
+    prepare_folder(args)
+    checkpoint = local_file(args.checkpoint)
+    return read_config(args.config, checkpoint, args.cfg_options), checkpoint
 
 
-def start(args: argparse.Namespace) -> None:
-    """Does what was asked for."""
-    import torch
+def train(args: argparse.Namespace) -> None:
+    """Runs the trainings and prints their results."""
+    from .study import STUDY, run_training
 
-    from experiments.altermoma.commands import run
-    from mmprune3d.files import writable
+    base, checkpoint = _start(args)
+    STUDY.check(args.names)  # before the first training
+    for name in args.names:
+        print(run_training(base, checkpoint, name, args.seed, args.out))
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.out.exists() or args.command != 'table':
-        writable(args.out)
-    run(args)
+
+def table(args: argparse.Namespace) -> None:
+    """Prints the table."""
+    from .table import table
+
+    prepare_folder(args, make=False)
+    print(table(args.out))
+
+
+def redundancy(args: argparse.Namespace) -> None:
+    """Prints what each stream contributes, and how much of it the other stream predicts."""
+    from .redundancy import redundancy, redundancy_table
+
+    print(redundancy_table(redundancy(*_start(args), args.out)))
+
+
+def statistics(args: argparse.Namespace) -> None:
+    """Prints statistics of the scores."""
+    from .score_statistics import plans_of, score_statistics, statistics_table
+
+    print(statistics_table(score_statistics(*_start(args), plans_of(sparsity=0.8), args.out)))
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Prints what scoring costs."""
+    from .scoring_cost import cost_table, scoring_cost
+
+    print(cost_table(scoring_cost(*_start(args), args.out)))
+
+
+def features(args: argparse.Namespace) -> None:
+    """Draws feature maps of a sample, prints the name of the picture."""
+    from .features import draw_states
+    from .study import plan_of
+
+    path = args.out / f'features_{args.sample}.png'
+    draw_states(*_start(args), plan_of(args.sparsity), args.sample, path)
+    print(path)
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Times dense and slim detectors."""
+    from . import benchmark
+
+    benchmarks.run(
+        args,
+        benchmark.ROWS,
+        lambda row: benchmark.measure(row, args.repeats, round_to=args.round_to),
+        benchmark.markdown,
+    )
 
 
 if __name__ == '__main__':
-    main()
+    commands().main()

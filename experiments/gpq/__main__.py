@@ -1,72 +1,85 @@
-"""GPQ on synthetic data: one training of the study, or the table of those that are there.
-
-    python tools/study_queries.py train gpq-100 --seed 0
-    python tools/study_queries.py table
-
-Trainings that start from another one need it first: scratch-300 comes before everything but scratch-100, scratch-50 and
-gpq-t-100.
-"""
+"""GPQ: accuracy and time of a decoder with fewer queries; ``python -m experiments.gpq``."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'gpq' / 'petr_tiny_study.py'
+from experiments import benchmark as benchmarks
+from experiments.command import ROOT, Commands, add_detector, add_folder, prepare_folder
+
+CONFIG = ROOT / 'configs' / 'gpq' / 'petr_tiny_study.py'
+FOLDER = 'work_dirs/gpq'
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line; see --help."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    train = commands.add_parser('train', help='run trainings, one after the other')
-    train.add_argument('names', nargs='+', help='names of trainings; a wrong one lists the valid ones')
-    train.add_argument('--seed', type=int, default=0)
-    train.add_argument('--config', type=Path, default=CONFIG, help='detector with N queries')
-    train.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'
+def commands() -> Commands:
+    """The commands train, table and benchmark."""
+    made = Commands('gpq', 'What removing queries of a detector costs and gains (GPQ).')
+    parser = made.add(
+        'train',
+        train,
+        'trainings of the study, one after the other',
+        'gpq-100 gpq-50 --seed 0',
+        'A training is skipped if its result is there, and goes on if it was interrupted. scratch-300 comes\n'
+        'before all others but scratch-100, scratch-50 and gpq-t-100; "python -m experiments.petr align" makes\n'
+        'the start.pth that these begin with.',
     )
-    made = commands.add_parser('table', help='accuracy and decoder times of what was trained')
-    made.add_argument('--repeats', type=int, default=20, help='timed rounds; the median counts')
-    for command in (train, made):
-        command.add_argument('--out', type=Path, default=Path('work_dirs/gpq'), help='folder of the study')
-        command.add_argument('--threads', type=int, help='CPU threads')
-    return parser.parse_args()
+    parser.add_argument('names', nargs='+', metavar='NAME', help='names of rows; a wrong one lists the valid ones')
+    parser.add_argument('--seed', type=int, default=0, help='of the trainings (default: %(default)s)')
+    add_detector(parser, CONFIG, 'detector with N queries')
+    add_folder(parser, FOLDER)
+    parser = made.add('table', table, 'accuracy and decoder times of what was trained', '--threads 2')
+    parser.add_argument(
+        '--repeats', type=int, default=20, help='timed rounds; the median counts (default: %(default)s)'
+    )
+    add_folder(parser, FOLDER)
+    parser = made.add(
+        'benchmark',
+        benchmark,
+        "time of the paper's decoders with fewer queries, in PyTorch and ONNX Runtime on the CPU",
+        '--rows petr_800x320 --queries 900 150',
+        after_interrupt=benchmarks.KEPT,
+    )
+    benchmarks.add_options(parser, devices=('cpu',), dtypes=('float32',))
+    parser.add_argument(
+        '--queries', nargs='+', type=int, default=(900, 300, 150), metavar='N', help='numbers of queries'
+    )
+    return made
 
 
-def main() -> None:
-    """Parses and runs."""
-    args = parse_args()
-    from mmprune3d.command import run_main
-
-    run_main(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Trains or tabulates."""
-    import torch
+def train(args: argparse.Namespace) -> None:
+    """Runs the trainings and prints their results."""
     from mmengine.config import Config
 
-    from experiments.gpq.study import check_name, run_training
-    from experiments.gpq.table import table
-    from mmprune3d.files import writable
+    from .study import STUDY, run_training
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.out.exists() or args.command != 'table':
-        writable(args.out)
-    if args.command == 'table':
-        print(table(args.out, args.repeats))
-        return
+    prepare_folder(args)
     base = Config.fromfile(args.config)
     base.merge_from_dict(args.cfg_options)
-    for name in args.names:
-        check_name(name)  # before the first training
+    STUDY.check(args.names)  # before the first training
     for name in args.names:
         print(run_training(base, name, args.seed, args.out))
 
 
+def table(args: argparse.Namespace) -> None:
+    """Prints the table."""
+    from .table import table
+
+    prepare_folder(args, make=False)
+    print(table(args.out, args.repeats))
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Times the rows of the paper's Table 3."""
+    from . import benchmark
+
+    benchmarks.run(
+        args,
+        benchmark.ROWS,
+        lambda row: benchmark.measure(row, args.repeats, queries=args.queries),
+        benchmark.markdown,
+        benchmark.versions(),
+    )
+
+
 if __name__ == '__main__':
-    main()
+    commands().main()

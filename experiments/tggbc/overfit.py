@@ -1,61 +1,49 @@
-"""Over-fits a detector on one real nuScenes frame, then counts the cars that survive key pruning.
-
-python tools/overfit_frame.py configs/petr/petr_tiny.py FRAME_FOLDER [--checkpoint configs/petr/petr_tiny.pth]
-"""
+"""Over-fits a detector to one real nuScenes frame, then counts the cars that it finds without most of its keys."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
 
-def parse_args() -> argparse.Namespace:
-    """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path, help='config of the detector')
-    parser.add_argument('frame', type=Path, help='folder with infos.pkl and the images it names')
-    parser.add_argument('--checkpoint', help='start from these weights: a file or an address')
-    parser.add_argument('--steps', type=int, default=600, help='at most so many training steps')
-    parser.add_argument('--lr', type=float, default=2e-4)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--ratios', type=float, nargs='+', default=[0.5, 0.7, 0.875], help='shares of keys to remove')
-    return parser.parse_args()
+from mmprune3d.checkpoint.read import load_weights
+
+from .single_frame import SingleFrame, frame_dataset
 
 
-def main() -> None:
-    """Parses and runs."""
-    args = parse_args()
-    from mmprune3d.command import NOTHING_KEPT, run_main
+def run(
+    config_file: Path, folder: Path, checkpoint: str | None, steps: int, lr: float, seed: int, ratios: Sequence[float]
+) -> None:
+    """Trains, prunes and prints how many cars are found.
 
-    run_main(lambda: run(args), NOTHING_KEPT)
+    Args:
+        config_file: Config of the detector.
+        folder: The frame, see `frame_dataset`.
+        checkpoint: Weights to start from, a file or an address; None starts from random ones.
+        steps: Most training steps.
+        lr: Learning rate.
+        seed: Seed of the random weights.
+        ratios: Shares of the keys that are removed.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Trains, prunes, prints."""
-    import torch
-    from mmdet3d.registry import MODELS
-    from mmengine.config import Config
-
-    from experiments.tggbc.single_frame import SingleFrame, frame_dataset
-    from mmprune3d.checkpoint.read import load_weights
-
-    torch.manual_seed(args.seed)
-    config = Config.fromfile(args.config)
-    dataset = frame_dataset(config, args.frame)
+    Raises:
+        FileNotFoundError: If config, frame or checkpoint is missing.
+        ValueError: If the checkpoint does not fit the detector.
+    """
+    torch.manual_seed(seed)
+    config = Config.fromfile(config_file)
+    dataset = frame_dataset(config, folder)
     model = MODELS.build(config.model)
     model.init_weights()
-    if args.checkpoint:
-        try:
-            load_weights(model, args.checkpoint)
-        except (ValueError, FileNotFoundError) as error:
-            raise SystemExit(f'error: {error}') from error
+    if checkpoint:
+        load_weights(model, checkpoint)
     frame = SingleFrame(model, dataset)
     total = len(frame.cars)
-    found = frame.overfit(args.steps, args.lr, lambda s, loss, n: print(f'step {s}: loss {loss:.2f}, {n}/{total} cars'))
+    found = frame.overfit(
+        steps, lr, lambda step, loss, found: print(f'step {step}: loss {loss:.2f}, {found}/{total} cars')
+    )
     print(f'baseline: {found} of {total} cars within 2 m')
-    for ratio, count in frame.survivors(tuple(args.ratios), n=2, k=175).items():
+    for ratio, count in frame.survivors(tuple(ratios), n=2, k=175).items():
         print(f'{ratio:.1%} of the keys removed: {count} of {total} cars within 2 m')
-
-
-if __name__ == '__main__':
-    main()
