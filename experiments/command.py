@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from mmprune3d.command import GOES_ON, run_main
+from mmprune3d.command import GOES_ON, PACKAGE, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout."""
@@ -70,7 +70,7 @@ class Commands:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Parses the command line and carries the command out; errors end as `run_main` has it."""
         args = self.parser.parse_args(argv)
-        run_main(lambda: args.run(args), args.after_interrupt)
+        run_main(lambda: args.run(args), args.after_interrupt, (PACKAGE, ROOT / 'experiments'))
 
 
 def experiments() -> list[Commands]:
