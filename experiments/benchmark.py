@@ -42,9 +42,11 @@ def add_options(
     parser.add_argument('--repeats', type=int, default=5, help='timed rounds; the median counts (default: %(default)s)')
     add_threads(parser, threads)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the measurements to this file')
+    texts = {'device': 'where to run', 'dtype': 'type of weights and features'}
     for name, valid in (('device', devices), ('dtype', dtypes)):
         if len(valid) > 1:
-            parser.add_argument(f'--{name}', choices=valid, default=valid[0], help='(default: %(default)s)')
+            text = f'{texts[name]} (default: %(default)s)'
+            parser.add_argument(f'--{name}', choices=valid, default=valid[0], help=text)
         else:
             parser.set_defaults(**{name: valid[0]})
 

@@ -55,7 +55,7 @@ def commands() -> Commands:
     )
     benchmarks.add_options(parser, devices=('cpu',), dtypes=('float32',))
     parser.add_argument(
-        '--round-to', type=int, default=32, metavar='N', help='kept channels are a multiple of N (default: %(default)s)'
+        '--round-to', type=int, metavar='N', help='kept channels are a multiple of N (default: 32; row tiny: 8)'
     )
     return made
 

@@ -33,8 +33,8 @@ ROWS = {
 """Row -> config."""
 SHARES = (0.312, 0.567)
 """Shares of the FLOPs that are removed in Table 5 at "30 %" and "50 %"."""
-ROUND_TO = 32
-"""Kept channels are a multiple of this: two vector registers of float32 (AVX-512)."""
+ROUND_TO = {'r101_second': 32, 'tiny': 8}
+"""Row -> what kept channels are a multiple of: 32 are two vector registers of float32 (AVX-512)."""
 PARTS = {'camera': ('img_backbone', 'img_neck', 'view_transform'), 'bev': ('fusion_layer', 'pts_backbone', 'pts_neck')}
 PROBE_CELLS = 16
 """Side of the map behind the fuser on which coupled channels are looked for."""
@@ -139,7 +139,7 @@ def groups_of(model: Config) -> FoundGroups:
 
 @torch.no_grad()
 def measure(
-    row: str, repeats: int, shares: Sequence[float] = SHARES, cameras: int = 6, round_to: int = ROUND_TO
+    row: str, repeats: int, shares: Sequence[float] = SHARES, cameras: int = 6, round_to: int | None = None
 ) -> dict[str, Any]:
     """GFLOPs and median milliseconds of the parts, dense and slim; all take turns.
 
@@ -148,7 +148,7 @@ def measure(
         repeats: Timed rounds; one more warms up.
         shares: Shares of the FLOPs of camera and BEV parts that are removed.
         cameras: Number of images of a sample.
-        round_to: Kept channels are a multiple of this.
+        round_to: Kept channels are a multiple of this; None takes that of the row in `ROUND_TO`.
 
     Returns:
         ``row``, and ``variants``: for 'dense' and each share ``gflops``, ``ms`` (part and 'total' -> number) and for
@@ -163,7 +163,7 @@ def measure(
     groups = [group for group in groups_of(config).groups if in_parts(group)]
     variants = {'dense': (dense, costs)}
     for share in shares:
-        slim = slimmed(config, model, groups, costs, share, round_to)
+        slim = slimmed(config, model, groups, costs, share, round_to or ROUND_TO[row])
         variants[f'-{100 * share:.1f} %'] = (
             slim,
             count_costs(slim.detector, lambda slim=slim: slim(inputs, metas, lidar)),

@@ -214,7 +214,7 @@ def _parts(results: list[dict[str, Any]]) -> Iterator[str]:
     rows = (
         (result['row'], count, f'{unit}, {WAYS[way]}', *_part_cells(by_count[str(count)], digits))
         for result in results
-        for count in (result['queries'][0], result['queries'][-1])
+        for count in sorted({result['queries'][0], result['queries'][-1]}, reverse=True)
         for what, unit, digits in (('gflops', 'GFLOPs', 2), ('part_ms', 'ms', 1))
         for way, by_count in result[what].items()
     )
