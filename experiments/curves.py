@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmprune3d.files import replacing
+from experiments.figures import figure
 from mmprune3d.visualization.palette import COLORS, MARKERS
 
 if TYPE_CHECKING:
@@ -31,32 +31,26 @@ def draw_curves(
 
     Args:
         path: PNG file to write.
-        title: Of the plot.
-        x_label: Of the x axis, with its unit.
+        title: Title of the plot.
+        x_label: Label of the x axis, with its unit.
         curves: Label -> points. Places that are strings are categories, in the order in which they come.
         baseline: Figure -> value without pruning, a dashed line; also says which figures are drawn.
         joined: Join the points of a curve by lines.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * len(baseline), 3.9), layout='constrained')
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
-    panels = figure.subplots(1, len(baseline), squeeze=False)[0]
-    for panel, (name, value) in zip(panels, baseline.items(), strict=True):
-        scale, unit = (100.0, ' (%)') if name in RATIOS else (1.0, '')
-        panel.axhline(scale * value, color='0.35', linestyle='--', linewidth=1.2, label='baseline')
-        for index, (label, points) in enumerate(curves.items()):
-            _draw_curve(panel, label, points, name, scale, index, '-' if joined else '')
-        panel.set_xlabel(x_label)
-        panel.set_ylabel(f'{name}{unit}')
-        panel.grid(axis='y', color='0.9')
-        panel.spines[['top', 'right']].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=3, frameon=False)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=150)
+    with figure(path, 4.6 * len(baseline), 3.9) as made:
+        made.suptitle(title, fontsize=11)
+        panels = made.subplots(1, len(baseline), squeeze=False)[0]
+        for panel, (name, value) in zip(panels, baseline.items(), strict=True):
+            scale, unit = (100.0, ' (%)') if name in RATIOS else (1.0, '')
+            panel.axhline(scale * value, color='0.35', linestyle='--', linewidth=1.2, label='baseline')
+            for index, (label, points) in enumerate(curves.items()):
+                _draw_curve(panel, label, points, name, scale, index, '-' if joined else '')
+            panel.set_xlabel(x_label)
+            panel.set_ylabel(f'{name}{unit}')
+            panel.grid(axis='y', color='0.9')
+            panel.spines[['top', 'right']].set_visible(False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc='outside lower center', ncols=3, frameon=False)
 
 
 def _draw_curve(panel: Axes, label: str, points: Points, name: str, scale: float, index: int, line: str) -> None:

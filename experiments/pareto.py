@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from experiments.figures import figure
 from mmprune3d.visualization.palette import COLORS, MARKERS
-from mmprune3d.visualization.queries import _figure
 
 
 class ParetoPoint(NamedTuple):
@@ -41,9 +41,9 @@ def draw_pareto(
         path: PNG file to write.
         original: The unpruned detector, a star, whose accuracy is drawn as a dashed line too.
         methods: Name -> its settings, those without any are left out.
-        x_label: Of the x axis.
-        y_label: Of the y axis.
-        title: Of the plot.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        title: Title of the plot.
 
     Raises:
         ValueError: If a point has no speed-up or no accuracy.
@@ -53,8 +53,8 @@ def draw_pareto(
     if empty:
         raise ValueError(f'points {empty} have no speed-up or no accuracy; give one figure or more of both')
     start = mean(original.speedups), 100 * mean(original.accuracies)
-    with _figure(path, 7.2, 5.2) as figure:
-        axes = figure.subplots()
+    with figure(path, 7.2, 5.2) as made:
+        axes = made.subplots()
         axes.axhline(start[1], color='0.75', linestyle='--', linewidth=1.0)
         axes.axvline(1.0, color='0.75', linestyle=':', linewidth=1.0)
         drawn = {name: several for name, several in methods.items() if several}
@@ -73,7 +73,7 @@ def draw_pareto(
         axes.margins(0.08)
         axes.grid(color='0.93')
         axes.spines[['top', 'right']].set_visible(False)
-        figure.legend(loc='outside lower center', ncols=3, frameon=False)
+        made.legend(loc='outside lower center', ncols=3, frameon=False)
 
 
 def _reach(values: Sequence[float], scale: float = 1.0) -> list[list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from typing import NoReturn
@@ -20,16 +20,17 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, by the convention of shells: 128 plus the number of the signal."""
 
 
-def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None:
-    """Runs a tool, and ends the process with a message that says what to do after an error.
+def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON, packages: Sequence[Path] = (PACKAGE,)) -> None:
+    """Runs a tool, and ends the process in a way that says what to do.
 
     ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError raised by this package, and a
     name that a registry does not have become ``error: ...`` on stderr and exit status 1. Ctrl-C becomes
     ``interrupted: ...`` and exit status 130. All other errors are faults of the program and keep their traceback.
 
     Args:
-        main: The tool, a function without arguments.
-        after_interrupt: Message that says what is left after Ctrl-C, and how to continue.
+        main: The tool, without arguments.
+        after_interrupt: What is left after Ctrl-C, and how to go on.
+        packages: Folders of the code whose errors are written for users.
 
     Raises:
         SystemExit: After an error or Ctrl-C; not if `main` returns normally.
@@ -47,10 +48,12 @@ def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON) -> None
         # mmengine (0.10.7) turns any exception that stops the formatting of a config into a SyntaxError.
         if any(isinstance(cause, KeyboardInterrupt) for cause in chain(error)):
             _end_interrupted(after_interrupt)
-        if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error):
+        if os.environ.get(TRACEBACK, '0') not in ('', '0') or not is_expected(error, packages):
             raise
         sys.stdout.flush()
-        raise SystemExit(f'error: {describe(error)}') from error  # Python prints it to stderr, the status is 1
+        raise SystemExit(
+            f'error: {describe(error, packages)}'
+        ) from error  # Python prints it to stderr, the status is 1
 
 
 def _end_interrupted(what: str) -> NoReturn:
@@ -59,17 +62,17 @@ def _end_interrupted(what: str) -> NoReturn:
     raise SystemExit(INTERRUPTED) from None
 
 
-def is_expected(error: BaseException) -> bool:
-    """Whether the message of an error is all that a user needs, so that no traceback is shown."""
+def is_expected(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> bool:
+    """Whether the message of an error is all that a user needs."""
     if isinstance(error, (ValueError, OSError, ImportError)):
         return True
     if isinstance(error, RuntimeError) and not isinstance(error, (NotImplementedError, RecursionError)):
-        return _is_ours(error)
-    # A type that no registry has.
+        return _is_ours(error, packages)
+    # a type that no registry knows
     return isinstance(error, KeyError) and _origin(error).parts[-3:-1] == ('mmengine', 'registry')
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> str:
     """The message of an error, without the class, number and quotes that Python puts around it.
 
     For errors of other packages, whose message may be short, the class is added, and how to get the traceback.
@@ -79,7 +82,7 @@ def describe(error: BaseException) -> str:
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, KeyError) and 'not in the mmengine::' in message:
         message += ". If it is one of mmdet3d's: the config has no default_scope, write default_scope = 'mmdet3d'"
-    if isinstance(error, (KeyError, ImportError)) or _is_ours(error):
+    if isinstance(error, (KeyError, ImportError)) or _is_ours(error, packages):
         return message or type(error).__name__
     return f'{type(error).__name__}: {message} ({TRACEBACK}=1 before the command shows where)'
 
@@ -94,9 +97,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error, or the error that caused it."""
-    return any(_origin(cause).is_relative_to(PACKAGE) for cause in chain(error))
+def _is_ours(error: BaseException, packages: Sequence[Path]) -> bool:
+    """Whether one of `packages` raised an error, or the one that caused it."""
+    return any(_origin(cause).is_relative_to(package) for cause in chain(error) for package in packages)
 
 
 def _origin(error: BaseException) -> Path:

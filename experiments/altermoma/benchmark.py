@@ -1,25 +1,23 @@
 """Time that removed channels save: camera and bird's-eye-view parts of BEVFusion at full size, dense and slim.
 
 Weights are random, and so is the choice of channels: neither changes how long a convolution takes. The LiDAR encoder is
-left out, its time depends on the points of a sample.
+left out: its time depends on the points of a sample.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from mmdet3d.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import mmprune3d
+from experiments.models import CONFIGS, build
+from experiments.tables import markdown_table
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.coupling.groups import FoundGroups, find_channel_groups
 from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
@@ -28,23 +26,22 @@ from mmprune3d.models.slim_detector import SlimDetector
 from mmprune3d.pruning.channel_selection import Costs, select_channels
 from mmprune3d.pruning.channels import ChannelGroup
 
-CONFIGS = Path(mmprune3d.__file__).resolve().parent / '.mim' / 'configs'
 ROWS = {
     'r101_second': 'bevfusion/bevfusion_lidar-cam_r101_second0075.py',
     'tiny': 'bevfusion/bevfusion_tiny.py',
 }
 """Row -> config."""
 SHARES = (0.312, 0.567)
-"""FLOPs removed in Table 5 at "30 %" and "50 %"."""
-ROUND_TO = 32
-"""Kept channels are a multiple of this: two vector registers of float32 (AVX-512)."""
+"""Shares of the FLOPs that are removed in Table 5 at "30 %" and "50 %"."""
+ROUND_TO = {'r101_second': 32, 'tiny': 8}
+"""Row -> what kept channels are a multiple of: 32 are two vector registers of float32 (AVX-512)."""
 PARTS = {'camera': ('img_backbone', 'img_neck', 'view_transform'), 'bev': ('fusion_layer', 'pts_backbone', 'pts_neck')}
 PROBE_CELLS = 16
 """Side of the map behind the fuser on which coupled channels are looked for."""
 
 
 def probing_config(model: Config) -> Config:
-    """The same widths on small images and a small area, for finding coupled channels quickly."""
+    """A model's config with the same widths, small images and a small area, to find coupled channels quickly."""
     model = copy.deepcopy(model)
     voxels = model.data_preprocessor.voxelize_cfg
     factor = model.bbox_head.test_cfg.out_size_factor
@@ -65,7 +62,7 @@ def probing_config(model: Config) -> Config:
 
 
 def fabricated_inputs(model: nn.Module, cameras: int, seed: int = 0) -> tuple[dict[str, Any], list[dict]]:
-    """Random images and points, and cameras that look around, for the sizes that a detector is built for."""
+    """Random images and points, and cameras in a circle that look outwards, for the sizes of a detector."""
     generator = torch.Generator().manual_seed(seed)
     height, width = model.view_transform.image_size
     voxels = model.pts_voxel_layer
@@ -95,7 +92,7 @@ def fabricated_inputs(model: nn.Module, cameras: int, seed: int = 0) -> tuple[di
 
 
 class Parts(nn.Module):
-    """The timed parts of a detector, one after the other.
+    """The timed parts of a detector, run one after the other.
 
     Args:
         detector: A BEVFusion3D.
@@ -108,12 +105,12 @@ class Parts(nn.Module):
             setattr(self, name, _Part(detector, name, children))
 
     def forward(self, inputs: dict[str, Any], metas: list[dict], lidar: Tensor) -> Tensor:
-        """The map behind the neck, given that of the LiDAR stream [1, C, x, y]."""
+        """The output of the BEV neck, given the map of the LiDAR stream [1, C, x, y]."""
         return self.bev([self.camera(inputs, metas), lidar])
 
 
 class _Part(nn.Module):
-    """Children of the detector as one module that can be timed."""
+    """Children of the detector as one module, so that hooks can time it."""
 
     def __init__(self, detector: nn.Module, name: str, children: Sequence[str]) -> None:
         super().__init__()
@@ -128,15 +125,8 @@ class _Part(nn.Module):
         return self.run(*args)
 
 
-def build(model: Config) -> nn.Module:
-    """The detector in evaluation mode, with random weights that do not depend on what was drawn before."""
-    init_default_scope('mmdet3d')
-    torch.manual_seed(0)
-    return MODELS.build(copy.deepcopy(model)).eval()
-
-
 def groups_of(model: Config) -> FoundGroups:
-    """Coupled channels of the detector."""
+    """Groups of coupled channels of the detector."""
     small = build(probing_config(model))
     inputs, metas = fabricated_inputs(small, cameras=1)
 
@@ -149,16 +139,16 @@ def groups_of(model: Config) -> FoundGroups:
 
 @torch.no_grad()
 def measure(
-    row: str, repeats: int, shares: Sequence[float] = SHARES, cameras: int = 6, round_to: int = ROUND_TO
+    row: str, repeats: int, shares: Sequence[float] = SHARES, cameras: int = 6, round_to: int | None = None
 ) -> dict[str, Any]:
     """GFLOPs and median milliseconds of the parts, dense and slim; all take turns.
 
     Args:
-        row: Of `ROWS`.
+        row: Name in `ROWS`.
         repeats: Timed rounds; one more warms up.
-        shares: FLOPs of camera and BEV parts that go.
-        cameras: Images of a sample.
-        round_to: Kept channels are a multiple of this.
+        shares: Shares of the FLOPs of camera and BEV parts that are removed.
+        cameras: Number of images of a sample.
+        round_to: Kept channels are a multiple of this; None takes that of the row in `ROUND_TO`.
 
     Returns:
         ``row``, and ``variants``: for 'dense' and each share ``gflops``, ``ms`` (part and 'total' -> number) and for
@@ -173,7 +163,7 @@ def measure(
     groups = [group for group in groups_of(config).groups if in_parts(group)]
     variants = {'dense': (dense, costs)}
     for share in shares:
-        slim = slimmed(config, model, groups, costs, share, round_to)
+        slim = slimmed(config, model, groups, costs, share, round_to or ROUND_TO[row])
         variants[f'-{100 * share:.1f} %'] = (
             slim,
             count_costs(slim.detector, lambda slim=slim: slim(inputs, metas, lidar)),
@@ -189,13 +179,13 @@ def measure(
 
 
 def lidar_map(model: nn.Module, inputs: dict[str, Any], metas: list[dict]) -> tuple[int, int, int]:
-    """Channels and cells of the LiDAR map that goes into the fuser."""
+    """(channels, x, y) of the LiDAR map that the fuser takes."""
     camera = model.extract_img_feat(inputs, metas)
     return model.fusion_layer[0].in_channels - camera.shape[1], *camera.shape[2:]
 
 
 def in_parts(group: ChannelGroup) -> bool:
-    """Whether all layers that make the channels are timed."""
+    """Whether all layers that produce the channels of a group are timed."""
     timed = tuple(f'{child}.' for children in PARTS.values() for child in children)
     return all(member.tensor.startswith(timed) for member in group.members if member.role == 'out')
 
@@ -203,7 +193,7 @@ def in_parts(group: ChannelGroup) -> bool:
 def slimmed(
     config: Config, model: nn.Module, groups: Sequence[ChannelGroup], costs: Costs, share: float, round_to: int
 ) -> Parts:
-    """The parts without `share` of their FLOPs, channels chosen at random."""
+    """The parts without `share` of their FLOPs; channels are chosen at random."""
     generator = torch.Generator().manual_seed(0)
     scores = {group.name: torch.rand(group.size, generator=generator) for group in groups}
     chosen = select_channels(scores, groups, ('flops', share), costs, round_to=round_to)
@@ -214,7 +204,7 @@ def slimmed(
 
 
 def summarized(costs: Mapping[str, Costs], times: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians and ratios."""
+    """Median times and ratios by variant; see `measure`."""
     made: dict[str, Any] = {}
     for name, each in costs.items():
         spent = gflops_by_part(each, PARTS)
@@ -229,14 +219,12 @@ def summarized(costs: Mapping[str, Costs], times: Mapping[str, list[dict[str, fl
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """One table for all rows."""
-    lines = [
-        '| detector | FLOPs removed | GFLOPs | camera (ms) | BEV (ms) | time saved | saved: time / FLOPs |',
-        '|---|---|---:|---:|---:|---:|---:|',
-    ]
-    for result in results:
-        for name, figures in result['variants'].items():
-            ms, spent, saved = figures['ms'], figures['gflops'], figures.get('saved')
-            cells = [result['row'], name, f'{spent["total"]:.1f}', f'{ms["camera"]:.0f}', f'{ms["bev"]:.0f}']
-            cells += ['', ''] if saved is None else [f'{100 * saved["ms"]:.1f} %', f'{saved["ratio"]:.2f}']
-            lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    heads = ('detector', 'FLOPs removed', 'GFLOPs', 'camera (ms)', 'BEV (ms)', 'time saved', 'saved: time / FLOPs')
+    rows = (_cells(one['row'], *variant) for one in results for variant in one['variants'].items())
+    return '\n'.join(markdown_table(heads, rows, 'll'))
+
+
+def _cells(row: str, name: str, figures: Mapping[str, Any]) -> list[str]:
+    ms, saved = figures['ms'], figures.get('saved')
+    last = ['', ''] if saved is None else [f'{100 * saved["ms"]:.1f} %', f'{saved["ratio"]:.2f}']
+    return [row, name, f'{figures["gflops"]["total"]:.1f}', f'{ms["camera"]:.0f}', f'{ms["bev"]:.0f}', *last]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmprune3d.files import replacing
+from experiments.figures import figure
 
 BOX_COLOR = '#56b4e9'
 
@@ -28,47 +28,42 @@ def draw_bev_features(
         rows: State ('original', ...) -> map ('camera', ...) -> magnitudes [x, y]; a state may lack maps.
         pc_range: Lower x, lower y, upper x, upper y of all maps, in metres.
         boxes: [N, 4, 2], corners of annotated boxes, x and y in metres, or None.
-        title: Of the picture.
+        title: Title of the picture.
 
     Raises:
         ValueError: If there are no maps.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import PolyCollection
-    from matplotlib.figure import Figure
 
     columns = list(dict.fromkeys(name for maps in rows.values() for name in maps))
     if not columns:
         raise ValueError('there are no maps to draw')
-    figure = Figure(figsize=(3.1 * len(columns), 3.1 * len(rows) + 0.4), layout='constrained')
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    panels = figure.subplots(len(rows), len(columns), squeeze=False)
     highest = {
         name: max(float(np.percentile(maps[name], 99)) for maps in rows.values() if name in maps) for name in columns
     }
     # rows of an image go along x: turned so that x points up and y to the left
     extent = (pc_range[3], pc_range[1], pc_range[0], pc_range[2])
-    for line, (state, maps) in zip(panels, rows.items(), strict=True):
-        for panel, name in zip(line, columns, strict=True):
-            panel.set(xticks=[], yticks=[])
-            if name not in maps:
-                panel.axis('off')
-                continue
-            panel.imshow(
-                maps[name][:, ::-1],
-                origin='lower',
-                extent=extent,
-                vmin=0,
-                vmax=highest[name] or 1.0,
-                cmap='magma',
-                interpolation='nearest',
-            )
-            if boxes is not None:
-                outlines = PolyCollection(boxes[..., ::-1], facecolors='none', edgecolors=BOX_COLOR, linewidths=0.7)
-                panel.add_collection(outlines)
-            # boxes beyond the map do not widen the panel
-            panel.set(xlim=extent[:2], ylim=extent[2:])
-            panel.set_title(f'{name}, {state}', fontsize=9)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=130)
+    with figure(path, 3.1 * len(columns), 3.1 * len(rows) + 0.4, dpi=130) as made:
+        made.suptitle(title, fontsize=10)
+        panels = made.subplots(len(rows), len(columns), squeeze=False)
+        for line, (state, maps) in zip(panels, rows.items(), strict=True):
+            for panel, name in zip(line, columns, strict=True):
+                panel.set(xticks=[], yticks=[])
+                if name not in maps:
+                    panel.axis('off')
+                    continue
+                panel.imshow(
+                    maps[name][:, ::-1],
+                    origin='lower',
+                    extent=extent,
+                    vmin=0,
+                    vmax=highest[name] or 1.0,
+                    cmap='magma',
+                    interpolation='nearest',
+                )
+                if boxes is not None:
+                    outlines = PolyCollection(boxes[..., ::-1], facecolors='none', edgecolors=BOX_COLOR, linewidths=0.7)
+                    panel.add_collection(outlines)
+                # boxes beyond the map do not widen the panel
+                panel.set(xlim=extent[:2], ylim=extent[2:])
+                panel.set_title(f'{name}, {state}', fontsize=9)

@@ -1,10 +1,9 @@
-"""What the streams of a fusion detector see: originally, once another sensor is gone, and after pruning."""
+"""Feature maps of the streams of a fusion detector: original, with the other sensor masked, and after pruning."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +11,57 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import Runner
-from torch import Tensor, nn
+from mmengine.registry import DATASETS
+from torch import nn
 
-from experiments.altermoma.bev_features import draw_bev_features
-from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, parameter_groups, prunable, resolve
-from mmprune3d.checkpoint.read import load_weights
-from mmprune3d.engine.batches import CachedBatches, draw
+from experiments.models import load, training_batches
+from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, parameter_groups, prunable
+from mmprune3d.engine.batches import CachedBatches
 from mmprune3d.engine.criteria import Scores, batches_needed, make_masks, modality_gradients
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.masks import apply_masks_
 
+from .bev_features import draw_bev_features
+from .streams import recorded
+
 FUSED = 'fused'
-"""Name of the map after the fusion."""
-
-
-@contextmanager
-def _recorded(model: nn.Module, fusion: FusionMap) -> Iterator[dict[str, Tensor]]:
-    """The maps that the streams and the fuser return while the context is open, mean magnitude over channels."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, function: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            output = function(*args, **kwargs)
-            seen[name] = output.detach().abs().mean(1)
-            return output
-
-        return call
-
-    with ExitStack() as stack:
-        for name, path in {**fusion.interfaces, FUSED: 'fusion_layer'}.items():
-            found = resolve(model, path)
-            if isinstance(found, nn.Module):
-                handle = found.register_forward_hook(lambda _m, _i, output, name=name: keep(name, lambda: output)())
-                stack.callback(handle.remove)
-            else:
-                setattr(model, path, keep(name, found))
-                stack.callback(delattr, model, path)
-        yield seen
+"""Name of the fused map."""
 
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, fusion: FusionMap, batch: Any) -> dict[str, np.ndarray]:
-    """Modality, and `FUSED` -> magnitude [x, y] of its map for the first sample of a preprocessed batch.
+    """Modality, or `FUSED` -> mean magnitude [x, y] over the channels of its map, for the first sample of a batch.
 
-    The model predicts in evaluation mode and is put back into its mode.
+    Args:
+        model: The detector; it predicts in evaluation mode and is put back into its mode.
+        fusion: Its streams.
+        batch: A preprocessed batch.
     """
     mode = model.training
     model.eval()
     try:
-        with _recorded(model, fusion) as seen:
+        with recorded(model, {**fusion.interfaces, FUSED: 'fusion_layer'}) as seen:
             model(**copy.deepcopy(batch), mode='predict')
     finally:
         model.train(mode)
-    return {name: value[0].float().cpu().numpy() for name, value in seen.items()}
+    return {name: outputs[-1].abs().mean(1)[0].float().cpu().numpy() for name, outputs in seen.items() if outputs}
 
 
 def feature_states(
     model: nn.Module, plan: AlterMOMAPlan, batches: CachedBatches, sample: Any, recalibrated: int = 8
 ) -> tuple[dict[str, dict[str, np.ndarray]], Scores]:
-    """Maps of one sample in the states of AlterMOMA (rebuttal, Fig. 1). The model is pruned afterwards.
+    """Maps of one sample in the states of AlterMOMA (rebuttal, Fig. 1); the model is pruned when it returns.
 
     Args:
         model: The detector, not wrapped, with methods or modules of a bird's-eye-view fusion.
-        plan: Of AlterMOMA, by weights.
-        batches: `batches_needed(plan)` or more of the training.
-        sample: A preprocessed batch to look at.
-        recalibrated: Batches to estimate batch norm on after pruning.
+        plan: AlterMOMA's plan, by weights.
+        batches: `batches_needed(plan)` or more batches of the training.
+        sample: The preprocessed batch whose maps are returned.
+        recalibrated: Number of batches on which batch norm is estimated after pruning.
 
     Returns:
-        State -> map -> magnitude [x, y]; and the scores. Reactivated streams are shown, those that were masked and what
-        comes after the fusion are not.
+        State -> map -> magnitude [x, y]; and the scores. The state 'reactivated' has no fused map: a stream is masked.
     """
     fusion = fusion_map(model)
     groups = parameter_groups(model, fusion)
@@ -111,19 +88,17 @@ def draw_states(
     """Draws `feature_states` of one test sample.
 
     Args:
-        config: Of the detector, with training and test sets.
+        config: Config of the detector, with training and test sets.
         checkpoint: Its weights.
-        plan: Of AlterMOMA.
+        plan: AlterMOMA's plan.
         index: Number of the test sample.
         path: PNG file to write.
     """
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    model = MODELS.build(copy.deepcopy(config.model))
-    load_weights(model, checkpoint)
+    model = load(config, checkpoint)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     sample = model.data_preprocessor(pseudo_collate([dataset[index]]), False)
-    loader = Runner.build_dataloader(config.train_dataloader, seed=plan.seed)
-    batches = CachedBatches(draw(loader, batches_needed(plan), plan.seed), model.data_preprocessor, plan.seed)
+    raw = training_batches(config, batches_needed(plan), plan.seed)
+    batches = CachedBatches(raw, model.data_preprocessor, plan.seed)
     states, _ = feature_states(model, plan, batches, sample)
     boxes = dataset.get_data_info(index)['eval_ann_info']['gt_bboxes_3d']
     limits = config.point_cloud_range

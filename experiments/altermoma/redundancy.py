@@ -1,10 +1,9 @@
-"""How much two streams of a fusion detector tell the same: the premise of AlterMOMA, measured."""
+"""How redundant the streams of a fusion detector are: the premise of AlterMOMA, measured."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,27 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from experiments.tables import markdown_table
 from mmprune3d import files
-from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, resolve
+from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities
 from mmprune3d.adapters.modality_masking import ModalityMasker
 from mmprune3d.measure.accuracy import evaluate, summarize
 from mmprune3d.measure.annotations import require_accuracy
 from mmprune3d.measure.runners import prepare
+
+from .streams import recorded
 
 RIDGE = 1e-3
 """Regularisation of the regression, relative to the mean variance."""
 
 
 def explained(source: Tensor, target: Tensor, fit: Tensor) -> float:
-    """Share of the variance of `target` that a linear map of `source` explains where it was not fitted.
+    """Share of the variance of `target` that a linear map of `source` explains on rows that it was not fitted to.
 
     Args:
         source: [N, C1] features.
         target: [N, C2] features of the same places.
-        fit: [N] bool, rows to fit on; the others are judged.
+        fit: [N] bool, rows that the map is fitted to; the share is that of the others.
 
     Returns:
         R^2 over all target channels together, at most 1; negative if the map is worse than the mean.
@@ -49,36 +51,22 @@ def explained(source: Tensor, target: Tensor, fit: Tensor) -> float:
 
 @torch.no_grad()
 def stream_features(model: nn.Module, fusion: FusionMap, batches: list[Any]) -> dict[str, Tensor]:
-    """Modality -> features [places, C] of its map, over all samples of raw test batches."""
+    """Modality -> features [places, C] of its map, over all samples of test batches as the loader yields them."""
     model.eval()
-    seen: dict[str, list[Tensor]] = {name: [] for name in modalities(model, fusion)}
-    with ExitStack() as stack:
-        for name in seen:
-            original, path = resolve(model, fusion.interfaces[name]), fusion.interfaces[name]
-            if isinstance(original, nn.Module):
-                handle = original.register_forward_hook(lambda _m, _i, out, name=name: seen[name].append(out))
-                stack.callback(handle.remove)
-                continue
-
-            def call(*args: Any, name: str = name, original: Any = original) -> Tensor:
-                seen[name].append(original(*args))
-                return seen[name][-1]
-
-            setattr(model, path, call)
-            stack.callback(delattr, model, path)
+    with recorded(model, {name: fusion.interfaces[name] for name in modalities(model, fusion)}) as seen:
         for batch in batches:
             model.test_step(copy.deepcopy(batch))
     return {name: torch.cat([out.movedim(1, -1).flatten(0, -2) for out in outs]) for name, outs in seen.items()}
 
 
 def redundancy(config: Config, checkpoint: Path, out: Path, samples: int = 48) -> dict[str, Any]:
-    """Accuracy with every stream masked, and how well each stream's features follow from each other's.
+    """Accuracy with every stream masked, and how well a linear map predicts each stream's features from another's.
 
     Args:
-        config: Of the fusion detector, with a test set.
+        config: Config of the fusion detector, with a test set.
         checkpoint: Its weights.
-        out: Folder; ``redundancy.json`` is written there.
-        samples: Test batches for the features.
+        out: Folder that ``redundancy.json`` is written to.
+        samples: Number of test batches that features are taken from.
 
     Returns:
         ``accuracy``: what is masked -> figures; ``explained``: 'camera from lidar' and so on -> R^2 on cells where the
@@ -108,9 +96,9 @@ def redundancy(config: Config, checkpoint: Path, out: Path, samples: int = 48) -
 
 def redundancy_table(result: Mapping[str, Any]) -> str:
     """The result of `redundancy` as Markdown."""
-    lines = ['| | mAP (%) | NDS (%) |', '|---|---:|---:|']
-    for name, figures in result['accuracy'].items():
-        lines.append(f'| {name} | {100 * figures["mAP"]:.1f} | {100 * figures["NDS"]:.1f} |')
-    lines += ['', '| linear prediction | variance explained (%) |', '|---|---:|']
-    lines += [f'| {name} | {100 * value:.1f} |' for name, value in result['explained'].items()]
-    return '\n'.join(lines)
+    accuracy = (
+        (name, f'{100 * found["mAP"]:.1f}', f'{100 * found["NDS"]:.1f}') for name, found in result['accuracy'].items()
+    )
+    explained = ((name, f'{100 * value:.1f}') for name, value in result['explained'].items())
+    lines = [*markdown_table(('', 'mAP (%)', 'NDS (%)'), accuracy), '']
+    return '\n'.join([*lines, *markdown_table(('linear prediction', 'variance explained (%)'), explained)])

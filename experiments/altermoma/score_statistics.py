@@ -1,22 +1,20 @@
-"""How AlterEva's two parts relate: whether ReRI finds other weights than DeCI, and what scoring costs."""
+"""How the two parts of AlterEva's score relate: whether ReRI is high for other weights than DeCI."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
 from torch import Tensor
 
+from experiments.models import load, training_batches
+from experiments.tables import markdown_table
 from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map, parameter_groups, prunable
-from mmprune3d.checkpoint.read import load_weights
-from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.batches import CachedBatches, seeded
 from mmprune3d.engine.criteria import batches_needed, modality_gradients
 from mmprune3d.pruning.alter_eva import contribution, redundancy
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
@@ -24,7 +22,7 @@ from mmprune3d.pruning.selection import top_indices
 from mmprune3d.pruning.thresholds import keep_masks
 
 TOP = 0.1
-"""Share of a group's weights that counts as its most contributing ones."""
+"""Share of a group's weights that are called its top ones: those with the highest DeCI."""
 SETTINGS: dict[str, dict[str, Any]] = {
     'B = 0': dict(reactivation_steps=0),
     'B = 1': dict(reactivation_steps=1),
@@ -57,10 +55,16 @@ def _ranks(values: Tensor) -> Tensor:
 def statistics_of(
     weights: Mapping[str, Tensor], gradients: Any, groups: Mapping[str, str], plan: AlterMOMAPlan
 ) -> dict[str, dict[str, float]]:
-    """Group -> figures.
+    """Statistics of the scores, by group.
+
+    Args:
+        weights: Name -> weights.
+        gradients: See `modality_gradients`.
+        groups: Name of a weight -> its group.
+        plan: AlterMOMA's plan.
 
     Returns:
-        Per group: ``spearman``, rank correlation of DeCI and ReRI (mean over stages); ``top_kept``: of the `TOP` share
+        Group -> ``spearman``, rank correlation of DeCI and ReRI (mean over stages); ``top_kept``: of the `TOP` share
         of weights with the highest DeCI, the share that AlterMOMA keeps; ``top_kept_beta0``: the same with beta = 0.
     """
     deci = contribution(weights, gradients.unmasked.values)
@@ -87,21 +91,19 @@ def statistics_of(
 
 
 def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, AlterMOMAPlan], out: Path) -> dict[str, Any]:
-    """`statistics_of` for several settings of the reactivation; ``scores.json`` in `out` holds them too.
+    """`statistics_of` for several settings of the reactivation.
 
     Args:
-        config: Of the fusion detector, with a training set.
+        config: Config of the fusion detector, with a training set.
         checkpoint: Its weights.
         plans: Name -> settings.
-        out: Folder.
+        out: Folder that ``scores.json`` is written to.
     """
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    model = MODELS.build(copy.deepcopy(config.model))
-    load_weights(model, checkpoint)
+    model = load(config, checkpoint)
     fusion, weights = fusion_map(model), prunable(model)
     groups = parameter_groups(model, fusion)
     most = max(map(batches_needed, plans.values()))
-    raw = draw(Runner.build_dataloader(config.train_dataloader, seed=0), most, 0)
+    raw = training_batches(config, most, seed=0)
     result = {}
     for name, plan in plans.items():
         batches = CachedBatches(raw, model.data_preprocessor, plan.seed)
@@ -121,13 +123,11 @@ def score_statistics(config: Config, checkpoint: Path, plans: Mapping[str, Alter
 def statistics_table(result: Mapping[str, Mapping[str, Any]]) -> str:
     """The result of `score_statistics` as Markdown."""
     groups = [name for name in next(iter(result.values())) if name != 'losses']
-    heads = ''.join(f' {group}: rank correlation | {group}: top kept, with beta = 0 (%) |' for group in groups)
-    lines = [f'| reactivation |{heads}', '|---|' + '---:|---:|' * len(groups)]
-    for name, figures in result.items():
-        cells = ''.join(
-            f' {figures[group]["spearman"]:.2f} | {100 * figures[group]["top_kept"]:.0f}, '
-            f'{100 * figures[group]["top_kept_beta0"]:.0f} |'
-            for group in groups
-        )
-        lines.append(f'| {name} |{cells}')
-    return '\n'.join(lines)
+    titles = ('rank correlation', 'top kept, with beta = 0 (%)')
+    heads = ('reactivation', *(f'{group}: {title}' for group in groups for title in titles))
+    rows = ((name, *(cell for group in groups for cell in _cells(found[group]))) for name, found in result.items())
+    return '\n'.join(markdown_table(heads, rows))
+
+
+def _cells(found: Mapping[str, float]) -> tuple[str, str]:
+    return f'{found["spearman"]:.2f}', f'{100 * found["top_kept"]:.0f}, {100 * found["top_kept_beta0"]:.0f}'

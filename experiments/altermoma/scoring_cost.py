@@ -1,22 +1,20 @@
-"""What it costs to find out which weights can go: passes through the detector, time and memory, by criterion."""
+"""Cost of scoring weights: passes through the detector, time and memory, by criterion."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
 from torch import nn
 
+from experiments.models import load, training_batches
+from experiments.tables import listed, markdown_table
 from mmprune3d import files
 from mmprune3d.adapters.fusion import fusion_map
-from mmprune3d.checkpoint.read import load_weights
-from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.engine.batches import CachedBatches
 from mmprune3d.engine.criteria import batches_needed, score_model
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.memory import peak_memory
@@ -48,25 +46,22 @@ def counted_passes(model: nn.Module, plan: AlterMOMAPlan, batches: CachedBatches
 
 
 def scoring_cost(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
-    """Cost of every criterion with the settings of the study; ``cost.json`` in `out` holds it too.
+    """Cost of every criterion with the settings of the study.
 
-    Peak memory is that of a scoring with a single batch everywhere, beyond weights and inputs: it does not grow with
-    their number.
+    Peak memory, beyond weights and inputs, is measured with a single batch: it does not grow with their number.
 
     Args:
-        config: Of the fusion detector, with a training set.
+        config: Config of the fusion detector, with a training set.
         checkpoint: Its weights.
-        out: Folder.
+        out: Folder that ``cost.json`` is written to.
     """
-    init_default_scope(config.get('default_scope') or 'mmengine')
-    model = MODELS.build(copy.deepcopy(config.model))
-    load_weights(model, checkpoint)
+    model = load(config, checkpoint)
     plans = {
         name: AlterMOMAPlan(sparsity=SPARSITY, **settings)
         for name, settings in SETTINGS.items()
         if 'epochs_per_round' not in settings
     }
-    raw = draw(Runner.build_dataloader(config.train_dataloader, seed=0), max(map(batches_needed, plans.values())), 0)
+    raw = training_batches(config, max(map(batches_needed, plans.values())), seed=0)
     batches = CachedBatches(raw, model.data_preprocessor)
     result: dict[str, Any] = {'criteria': {}, 'env': reports.environment(BATCH_SIZE, 'float32')}
     for name, plan in plans.items():
@@ -80,7 +75,9 @@ def scoring_cost(config: Config, checkpoint: Path, out: Path) -> dict[str, Any]:
 
 def cost_table(result: Mapping[str, Any]) -> str:
     """The result of `scoring_cost` as Markdown."""
-    lines = ['| criterion | passes | seconds | peak memory (MiB) |', '|---|---:|---:|---:|']
-    for name, figures in result['criteria'].items():
-        lines.append(f'| {name} | {figures["passes"]} | {figures["seconds"]:.1f} | {figures["peak_mib"]:.0f} |')
-    return '\n'.join([*lines, '', ', '.join(f'{key} {value}' for key, value in result['env'].items())])
+    rows = (
+        (name, found['passes'], f'{found["seconds"]:.1f}', f'{found["peak_mib"]:.0f}')
+        for name, found in result['criteria'].items()
+    )
+    lines = markdown_table(('criterion', 'passes', 'seconds', 'peak memory (MiB)'), rows)
+    return '\n'.join([*lines, '', listed(result['env'])])

@@ -1,50 +1,50 @@
-"""The evidence for AlterMOMA on synthetic data: one detector pruned by every criterion, and fine-tuned equally long.
+"""The accuracy study of AlterMOMA on synthetic data: one detector, pruned by every criterion, fine-tuned equally long.
 
-Every training is a command of its own and goes on where it stopped; the table is made of what is there. Which trainings
-there are, and what the paper says of each, is `RUNS`.
+`RUNS` says which trainings there are, and what the paper reports for each.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from experiments.study import dataset_length
+from experiments.study import (
+    WEIGHTS,
+    Result,
+    Row,
+    Study,
+    dataset_length,
+    estimate_norms,
+    last_checkpoint,
+    save_weights,
+    tester,
+    train,
+)
 from mmprune3d import files
-from mmprune3d.checkpoint import begun
-from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
-from mmprune3d.engine.batches import CachedBatches, draw
+from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.engine.loops.altermoma_loop import REPORT
-from mmprune3d.engine.recalibration import recalibrate
-from mmprune3d.engine.runners import AlterMOMARunner
 from mmprune3d.measure.accuracy import figures_of_row
-from mmprune3d.measure.annotations import require_accuracy_of
-from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 
 SPARSITIES = (80, 85, 90)
-"""Per cent, as in Table 1."""
+"""Percent of the weights, as in Table 1."""
 EPOCHS = 2
-"""Of training in all, for every row alike; IMP spends the first one before it prunes."""
+"""Epochs of training, the same for every row; IMP trains for the first one before it prunes."""
 STRIDE = 6
-"""Every so manieth sample is trained on: neighbours in a scene are alike."""
+"""One of so many consecutive samples is trained on: neighbours in a scene are alike."""
 REACTIVATION_STEPS = 24
 EVAL_BATCHES = 8
 RECALIBRATION_BATCHES = 16
 SYNFLOW_ROUNDS = 20
 """100 in its paper; each one is a pass in float64."""
 LR = 1e-3
-"""Of fine-tuning."""
+"""Learning rate of fine-tuning."""
 BATCH_SIZE = 4
-LOSS_WINDOW = 48
-"""Last iterations, over which the training loss is averaged."""
 PAPER = {
     'magnitude': ('', '', ''),
     'imp': ('59.3', '51.2', '42.7'),
@@ -72,37 +72,36 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'magnitude': dict(criterion='magnitude'),
     'random': dict(criterion='random'),
 }
-"""Row of the table -> settings of the loop."""
+"""Criterion -> settings of the pruning loop."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training of the study.
+class PrunedRow(Row):
+    """A row whose detector is pruned, then fine-tuned; `paper` is its mAP in the paper.
 
     Attributes:
-        title: For the table.
-        pruning: Settings of AlterMOMALoop, or None: the control, fine-tuned unpruned.
-        paper: What the paper has there (mAP).
+        pruning: Settings of the pruning loop, or None for the control, which is fine-tuned unpruned.
     """
 
-    title: str
-    pruning: dict[str, Any] | None = field(hash=False)
-    paper: str = ''
+    pruning: dict[str, Any] | None = field(default=None, hash=False)
 
 
-def _rows() -> dict[str, Row]:
-    rows = {'dense': Row('unpruned, fine-tuned (control)', None, '67.8')}
+def _rows() -> dict[str, PrunedRow]:
+    rows = {'dense': PrunedRow('unpruned, fine-tuned (control)', paper='67.8')}
     for place, sparsity in enumerate(SPARSITIES):
         for name, settings in SETTINGS.items():
             paper = PAPER.get(name, ('', '', ''))[place]
-            rows[f'{name}-{sparsity}'] = Row(
-                f'{TITLES[name]}, {sparsity} %', {'sparsity': sparsity / 100, **settings}, paper
-            )
+            pruning = {'sparsity': sparsity / 100, **settings}
+            rows[f'{name}-{sparsity}'] = PrunedRow(f'{TITLES[name]}, {sparsity} %', pruning, paper=paper)
         for beta in (0.0, 0.5, 1.5, 2.0):
             settings = {'sparsity': sparsity / 100, **SETTINGS['altermoma'], 'beta': beta}
-            rows[f'altermoma-{sparsity}-beta{beta:g}'] = Row(f'AlterMOMA, {sparsity} %, beta = {beta:g}', settings)
+            rows[f'altermoma-{sparsity}-beta{beta:g}'] = PrunedRow(
+                f'AlterMOMA, {sparsity} %, beta = {beta:g}', settings
+            )
         hidden = {'sparsity': sparsity / 100, **SETTINGS['altermoma'], 'mask_cross_modal_inputs': True}
-        rows[f'altermoma-{sparsity}-hidden'] = Row(f'AlterMOMA, {sparsity} %, depth image masked with LiDAR', hidden)
+        rows[f'altermoma-{sparsity}-hidden'] = PrunedRow(
+            f'AlterMOMA, {sparsity} %, depth image masked with LiDAR', hidden
+        )
     return rows
 
 
@@ -115,15 +114,15 @@ def plan_of(sparsity: float) -> AlterMOMAPlan:
     return AlterMOMAPlan.from_dict({'sparsity': sparsity, **SETTINGS['altermoma']})
 
 
-def training_config(base: Config, row: Row, checkpoint: Path, seed: int, work_dir: Path) -> Config:
+def training_config(base: Config, row: PrunedRow, checkpoint: Path, seed: int, work_dir: Path) -> Config:
     """The config of a training.
 
     Args:
-        base: Of the fusion detector.
-        row: Which.
+        base: Config of the fusion detector.
+        row: The training.
         checkpoint: The converged detector.
-        seed: Of data order, augmentation and the batches that score.
-        work_dir: Its folder; a training goes on there.
+        seed: Seed of data order, augmentation and the batches that score.
+        work_dir: Folder of the training; an interrupted one goes on there.
     """
     config = copy.deepcopy(base)
     indices = list(range(0, dataset_length(base), STRIDE))
@@ -144,7 +143,7 @@ def training_config(base: Config, row: Row, checkpoint: Path, seed: int, work_di
 
 
 def _cycles(steps: int, count: int) -> list[dict[str, Any]]:
-    """Learning rate schedules: a cosine over `steps` iterations, `count` times, for IMP starts anew."""
+    """Learning rate schedule: `count` times a cosine over `steps` iterations; IMP starts anew and needs two."""
     low = LR / 100
     if count > 1:
         periods = dict(periods=[steps] * count, restart_weights=[1] * count)
@@ -153,64 +152,50 @@ def _cycles(steps: int, count: int) -> list[dict[str, Any]]:
     return [warm, dict(type='CosineAnnealingLR', T_max=steps, eta_min=low, by_epoch=False, begin=0, end=steps)]
 
 
-def check_name(name: str) -> None:
-    """Refuses what is not in `RUNS`.
-
-    Raises:
-        ValueError: The message lists what is.
-    """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> Result:
+    """Prunes, fine-tunes and tests a row, see `Study.run_training`."""
+    return STUDY.run_training(base, checkpoint, name, seed, out)
 
 
-def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Prunes, fine-tunes and tests, unless that was done.
+def pruned_and_tuned(base: Config, checkpoint: Path, name: str, seed: int, where: Path) -> Result:
+    """Prunes, fine-tunes and tests a row.
+
+    Args:
+        base: Config of the fusion detector.
+        checkpoint: The converged detector.
+        name: Name of the row.
+        seed: Seed of the training.
+        where: Folder of the row.
 
     Returns:
-        What ``result.json`` holds: settings and figures.
-
-    Raises:
-        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
-            weights.
+        What `train` measures, accuracy, and ``keep`` of rows that are pruned, see `keep_by_group`.
     """
-    check_name(name)
-    row, where = RUNS[name], out / f'{name}-seed{seed}'
-    data = begun.beginning(base, checkpoint)
-    if (where / 'result.json').is_file():
-        begun.note(out, data)
-        return files.read_json(where / 'result.json')
-    require_accuracy_of(base, 'the study')
-    begun.note(out, data)
-    config = training_config(base, row, checkpoint, seed, where)
-    start = time.monotonic()
-    runner = (Runner if row.pruning is None else AlterMOMARunner).from_cfg(config)
-    runner.train()
-    seconds = time.monotonic() - start
-    weights = torch.load(newest_whole_checkpoint(where), map_location='cpu', weights_only=True)
-    final = where / 'final.pth'
-    files.save_checkpoint({'state_dict': weights['state_dict'], 'meta': {}}, final)
-    figures = tested(base, final, seed, name)
-    loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
-    result = {'name': name, 'seed': seed, 'seconds': seconds, 'iterations': runner.max_iters, 'loss': loss, **figures}
+    row = STUDY.rows[name]
+    _, found = train(training_config(base, row, checkpoint, seed, where))
+    save_weights(last_checkpoint(where)['state_dict'], where / WEIGHTS)
+    found |= tested(base, where / WEIGHTS, seed, name)
     if row.pruning is not None:
-        result['keep'] = keep_by_group(where / REPORT)
-    files.write_json(where / 'result.json', result)
-    for path in where.glob('epoch_*.pth'):
-        path.unlink()
-    return result
+        found['keep'] = keep_by_group(where / REPORT)
+    return found
 
 
 def tested(base: Config, weights: Path, seed: int, name: str) -> dict[str, float]:
-    """Accuracy, after batch norm was estimated anew: running averages lag behind a short fine-tuning."""
-    runner = Runner.from_cfg(prepare(base, weights, weights.parent / 'test'))
+    """Accuracy of the fine-tuned weights, with the statistics of batch norm estimated anew."""
+    runner = tester(base, weights)
     runner.load_or_resume()
     loader = Runner.build_dataloader(base.train_dataloader, seed=seed)
-    batches = draw(loader, RECALIBRATION_BATCHES, seed)
-    recalibrate(runner.model, CachedBatches(batches, runner.model.data_preprocessor, seed))
+    estimate_norms(runner.model, loader, RECALIBRATION_BATCHES, seed)
     return figures_of_row(runner, name)
 
 
 def keep_by_group(path: Path) -> dict[str, float]:
-    """Group -> share of its weights that stayed, and of all under ``'all'``."""
+    """Group -> share of its weights that were kept, and of all weights under ``'all'``.
+
+    Args:
+        path: Report of the pruning.
+    """
     report = files.read_json(path)
     return {'all': report['total']['rate'], **{name: row['rate'] for name, row in report['groups'].items()}}
+
+
+STUDY = Study(RUNS, pruned_and_tuned, leftovers='epoch_*.pth')

@@ -1,64 +1,55 @@
-"""The tables of the AlterMOMA study: accuracy of every training that is there, by criterion, sparsity and seed."""
+"""The table of the AlterMOMA study: accuracy of every finished training, by criterion, sparsity and seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from experiments.curves import draw_curves
-from experiments.study import by_seed
-from mmprune3d import files
+from experiments.study import Result
+from experiments.tables import by_seed, listed, markdown_table, write_table
 from mmprune3d.measure import report as reports
 
-from .study import BATCH_SIZE, RUNS, SETTINGS, SPARSITIES, TITLES
+from . import study
+from .study import BATCH_SIZE, SETTINGS, SPARSITIES, TITLES
 
-
-def results(out: Path) -> list[dict[str, Any]]:
-    """Everything that was trained, in the order of `RUNS`.
-
-    Raises:
-        ValueError: If nothing was trained.
-    """
-    paths = [path for name in RUNS for path in sorted(out.glob(f'{name}-seed*/result.json'))]
-    if not paths:
-        raise ValueError(f'{out} has no results; train first, for example {next(iter(RUNS))}')
-    return [files.read_json(path) for path in paths]
+HEADS = (
+    '',
+    'mAP (%) by seed',
+    'NDS (%) by seed',
+    'weights kept, camera / LiDAR / fusion (%)',
+    'the paper (mAP)',
+)
 
 
 def table(out: Path) -> str:
-    """The tables as Markdown; ``table.md``, ``table.json`` and pictures in `out` hold them too.
+    """The table as Markdown; ``table.md``, ``table.json`` and pictures are written into `out`.
 
     Raises:
         ValueError: If nothing was trained.
     """
-    found = results(out)
-    rows = {name: [result for result in found if result['name'] == name] for name in RUNS}
-    lines = [
-        '| | mAP (%) by seed | NDS (%) by seed | weights kept, camera / LiDAR / fusion (%) | the paper (mAP) |',
-        '|---|---:|---:|---:|---:|',
-    ]
-    for name, several in rows.items():
-        if several:
-            figures = f'{by_seed(several, "mAP")} | {by_seed(several, "NDS")} | {kept(several[0])}'
-            lines.append(f'| {RUNS[name].title} | {figures} | {RUNS[name].paper} |')
+    rows = study.STUDY.results(out)
     env = reports.environment(BATCH_SIZE, 'bfloat16 (autocast)')
-    lines += ['', ', '.join(f'{key} {value}' for key, value in env.items())]
-    files.write_json(out / 'table.json', {'results': found, 'env': env})
-    files.write_text(out / 'table.md', '\n'.join(lines) + '\n')
+    lines = [*markdown_table(HEADS, (_cells(name, several) for name, several in rows.items())), '', listed(env)]
+    text = write_table(out, lines, rows, env=env)
     _draw(out, rows)
-    return '\n'.join(lines)
+    return text
 
 
-def kept(row: Mapping[str, Any]) -> str:
-    """'12 / 40 / 31': what is left of the groups, of the first seed."""
-    rates = {name: rate for name, rate in row.get('keep', {}).items() if name != 'all'}
+def _cells(name: str, several: Sequence[Result]) -> list[str]:
+    row = study.STUDY.rows[name]
+    return [row.title, by_seed(several, 'mAP'), by_seed(several, 'NDS'), kept(several[0]), row.paper]
+
+
+def kept(result: Result) -> str:
+    """'12 / 40 / 31': percent of the weights that were kept, by group."""
+    rates = {name: rate for name, rate in result.get('keep', {}).items() if name != 'all'}
     return ' / '.join(f'{100 * rate:.0f}' for rate in rates.values())
 
 
-def _draw(out: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    dense = rows['dense']
+def _draw(out: Path, rows: Mapping[str, Sequence[Result]]) -> None:
+    dense = rows.get('dense')
     if not dense:
         return
     baseline = {figure: mean(row[figure] for row in dense) for figure in ('mAP', 'NDS')}

@@ -1,4 +1,4 @@
-"""What fewer queries save: ONNX Runtime times with 900, 300 and 150 queries (GPQ, section 4.3.2, Table 3).
+"""Time that removed queries save: ONNX Runtime with 900, 300 and 150 queries (GPQ, section 4.3.2, Table 3).
 
 The paper measured on a Jetson Nano; this measures on a CPU, with random weights and features, and says where the time
 goes.
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.tables import markdown_table
 from mmprune3d.export.graph import check_static, optional, tidied
 from mmprune3d.export.onnx import OPSET, TOLERANCES
 from mmprune3d.measure.report import versions_of
@@ -35,7 +36,7 @@ WAYS = {
     'lean': 'lean export',
     'rig': 'lean, fixed cameras',
 }
-"""Ways to run a row, in the order of the tables; the last three in ONNX Runtime, the last one for whole heads only."""
+"""Ways to run a row, in the order of the tables; all but the first run in ONNX Runtime, the last needs a whole head."""
 ROWS: dict[str, Row] = {
     'petr_800x320': Row((20, 50)),
     'focalpetr_704x256': Row((16, 44)),
@@ -50,9 +51,9 @@ def export(module: nn.Module, inputs: dict[str, Tensor], row: Row, queries: int)
     """The module as an ONNX model with static shapes, its nodes named by part (see `label`).
 
     Args:
-        module: One of a ``Pair``.
-        inputs: Its arguments.
-        row: Sizes.
+        module: A module of a ``Pair``.
+        inputs: Its arguments, by name.
+        row: Sizes of the row.
         queries: N_q.
     """
     optional('onnx'), optional('onnxscript')
@@ -74,7 +75,7 @@ def export(module: nn.Module, inputs: dict[str, Tensor], row: Row, queries: int)
 
 
 def with_constant(model: ModelProto, name: str, value: Tensor) -> ModelProto:
-    """A copy in which the input `name` is a constant: what depends on nothing else is computed while loading."""
+    """A copy of a model whose input `name` is a constant: what depends on nothing else is computed at loading time."""
     onnx = optional('onnx')
     model = onnx.ModelProto.FromString(model.SerializeToString())
     (position,) = [index for index, info in enumerate(model.graph.input) if info.name == name]
@@ -87,8 +88,8 @@ def make_session(model: ModelProto, prefix: Path | None = None) -> Any:
     """An ONNX Runtime session on the CPU with as many threads as torch has.
 
     Args:
-        model: To run.
-        prefix: Write a profile to files with this prefix, or None.
+        model: The model.
+        prefix: Prefix of the files that a profile is written to, or None: no profile.
     """
     runtime = optional('onnxruntime')
     options = runtime.SessionOptions()
@@ -101,7 +102,7 @@ def make_session(model: ModelProto, prefix: Path | None = None) -> Any:
 
 
 def differences(found: Iterable[np.ndarray], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Largest absolute difference per output.
+    """Largest absolute difference between ONNX Runtime and PyTorch, per output.
 
     Raises:
         RuntimeError: If one exceeds its tolerance.
@@ -115,7 +116,7 @@ def differences(found: Iterable[np.ndarray], expected: dict[str, Tensor]) -> dic
 
 
 def exports(pair: Pair, row: Row, queries: int) -> dict[str, ModelProto]:
-    """Model by way; see `WAYS`."""
+    """The exported models, by way (see `WAYS`)."""
     models = {way: export(getattr(pair, way), pair.inputs, row, queries) for way in ('plain', 'lean')}
     if row.whole_head:
         models['rig'] = with_constant(models['lean'], 'img2lidar', pair.inputs['img2lidar'])
@@ -123,7 +124,7 @@ def exports(pair: Pair, row: Row, queries: int) -> dict[str, ModelProto]:
 
 
 def feeds_of(model: ModelProto, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The inputs that a model still has."""
+    """Those of `inputs` that a model takes."""
     return {info.name: inputs[info.name].numpy() for info in model.graph.input}
 
 
@@ -147,7 +148,7 @@ def measure(name: str, repeats: int = 5, queries: Iterable[int] = QUERIES) -> di
         ``difference`` (between ONNX Runtime and PyTorch, by output), ``gflops`` and ``part_ms`` (by part of `PARTS`).
 
     Raises:
-        RuntimeError: If ONNX Runtime computes something else than PyTorch.
+        RuntimeError: If ONNX Runtime and PyTorch do not agree.
         ValueError: If there is no such row.
     """
     if name not in ROWS:
@@ -177,7 +178,7 @@ def measure(name: str, repeats: int = 5, queries: Iterable[int] = QUERIES) -> di
 
 
 def parts_of(model: ModelProto, feeds: dict[str, np.ndarray], keys: int, repeats: int) -> dict[str, float]:
-    """Milliseconds by part; see `profile`."""
+    """Milliseconds of a model by part; see `profile`."""
     with TemporaryDirectory() as folder:
         return profile(make_session(model, Path(folder) / 'profile'), feeds, repeats, model, keys)
 
@@ -194,23 +195,32 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 def _times(results: list[dict[str, Any]]) -> Iterator[str]:
     counts = [str(count) for count in results[0]['queries']]
-    columns = [*counts, *(f'less with {count}' for count in counts[1:])]
-    yield f'| row | N_k | | {" | ".join(columns)} |'
-    yield '|---|---:|---|' + '---:|' * (2 * len(counts) - 1)
-    for result in results:
-        for way, times in result['ms'].items():
-            less = [f'{100 * (1 - times[count] / times[counts[0]]):.1f} %' for count in counts[1:]]
-            cells = [f'{times[count]:.0f}' for count in counts] + less
-            yield f'| {result["row"]} | {result["shape"]["keys"]} | {WAYS[way]} | {" | ".join(cells)} |'
+    heads = ('row', 'N_k', '', *counts, *(f'less with {count}' for count in counts[1:]))
+    rows = (
+        (result['row'], result['shape']['keys'], WAYS[way], *_time_cells(times, counts))
+        for result in results
+        for way, times in result['ms'].items()
+    )
+    return markdown_table(heads, rows, 'lrl')
+
+
+def _time_cells(times: dict[str, float], counts: list[str]) -> list[str]:
+    less = [f'{100 * (1 - times[count] / times[counts[0]]):.1f} %' for count in counts[1:]]
+    return [f'{times[count]:.0f}' for count in counts] + less
 
 
 def _parts(results: list[dict[str, Any]]) -> Iterator[str]:
-    yield f'| row | N_q | | {" | ".join(PARTS.values())} | sum |'
-    yield '|---|---:|---|' + '---:|' * (len(PARTS) + 1)
-    for result in results:
-        for count in (result['queries'][0], result['queries'][-1]):
-            for what, unit, digits in (('gflops', 'GFLOPs', 2), ('part_ms', 'ms', 1)):
-                for way, by_count in result[what].items():
-                    values = [by_count[str(count)].get(part, 0.0) for part in PARTS]
-                    cells = ' | '.join(f'{value:.{digits}f}' for value in (*values, sum(values)))
-                    yield f'| {result["row"]} | {count} | {unit}, {WAYS[way]} | {cells} |'
+    heads = ('row', 'N_q', '', *PARTS.values(), 'sum')
+    rows = (
+        (result['row'], count, f'{unit}, {WAYS[way]}', *_part_cells(by_count[str(count)], digits))
+        for result in results
+        for count in sorted({result['queries'][0], result['queries'][-1]}, reverse=True)
+        for what, unit, digits in (('gflops', 'GFLOPs', 2), ('part_ms', 'ms', 1))
+        for way, by_count in result[what].items()
+    )
+    return markdown_table(heads, rows, 'lrl')
+
+
+def _part_cells(spent: dict[str, float], digits: int) -> list[str]:
+    values = [spent.get(part, 0.0) for part in PARTS]
+    return [f'{value:.{digits}f}' for value in (*values, sum(values))]

@@ -1,4 +1,4 @@
-"""Where a decoder's time goes: operations by arithmetic, milliseconds by ONNX Runtime's profile, in the same parts."""
+"""Operations and times of the parts of a decoder: operations by arithmetic, times by ONNX Runtime's profile."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .models import Row
 
 SCOPE = 'pkg.torch.onnx.name_scopes'
-"""Where torch's exporter says for every node which modules it comes from."""
+"""Metadata of a node in which torch's exporter names the modules that it comes from."""
 SUFFIX = '_kernel_time'
-"""How ONNX Runtime's profile names the computation of a node."""
+"""How the event of a node's computation ends in ONNX Runtime's profile."""
 PARTS = {
     'self': 'self-attention',
     'cross': 'cross-attention',
@@ -29,8 +29,8 @@ PARTS = {
     'positions': 'key positions',
     'rest': 'norms, rest',
 }
-"""Parts of a decoder or a head, in the order of the tables. `cross` is what the queries cost: their projection, scores,
-weighted sum, output; `keys` costs the same for any number of queries. `positions` is in whole heads only."""
+"""Parts of a decoder or a head, in the order of the tables. `cross` depends on the queries: their projection, scores,
+weighted sum and output; `keys` costs the same for any number of queries. Only whole heads have `positions`."""
 MODULES = (
     ('ffns', 'ffn'),
     ('branch', 'heads'),
@@ -40,22 +40,22 @@ MODULES = (
     ('attentions.0', 'self'),
     ('attentions.1', 'cross'),
 )
-"""Pieces of module names, and the part that the module is; the first that fits counts."""
+"""(piece of a module name, part that the module belongs to); the first that fits counts."""
 
 LAYOUT = frozenset({'Reshape', 'Transpose', 'Squeeze', 'Unsqueeze'})
-"""Operators that outside of all modules belong to what they change."""
+"""Operators that, outside of all modules, belong to the part that makes their input."""
 
 
 def decoder_flops(row: Row, queries: int, lean: bool = False) -> dict[str, float]:
     """GFLOPs of a decoder and the heads of its last layer: products only, a multiply-add as two.
 
     Args:
-        row: Sizes.
+        row: Sizes of the decoder.
         queries: N_q.
-        lean: Without the first self-attention, as ``LeanDecoder`` (if there is no memory).
+        lean: Whether the first self-attention is left out, as in ``LeanDecoder`` (if there is no memory).
 
     Returns:
-        By part of `PARTS`, without those that are zero, and ``total``.
+        GFLOPs by part of `PARTS`, without parts that have none, and ``total``.
     """
     square, attended = 2 * row.width**2, queries + row.memory
     own = 2 * (queries + attended) * square + 4 * queries * attended * row.width
@@ -70,10 +70,10 @@ def decoder_flops(row: Row, queries: int, lean: bool = False) -> dict[str, float
 
 
 def head_flops(row: Row, queries: int, lean: bool = False) -> dict[str, float]:
-    """The same for a whole head: the projection of the features counts as `keys`, that of the queries as `rest`.
+    """GFLOPs of a whole head: the projection of the features counts as `keys`, that of the queries as `rest`.
 
     Args:
-        row: Sizes.
+        row: Sizes of the head.
         queries: N_q.
         lean: See `decoder_flops`.
     """
@@ -88,7 +88,7 @@ def head_flops(row: Row, queries: int, lean: bool = False) -> dict[str, float]:
 
 
 def part_by_shape(shape: Sequence[int | None], keys: int, cells: tuple[int, int] | None = None) -> str | None:
-    """Part of a node outside of all modules by the shape of what it makes, or None: tensors of keys have N_k rows."""
+    """Part of a node outside of all modules, by the shape of its output, or None: tensors of keys have N_k rows."""
     if cells is not None and tuple(shape[-2:]) == cells:
         return 'positions'
     return 'keys' if keys in shape else None
@@ -98,8 +98,8 @@ def label(model: ModelProto, queries: int, keys: int, cells: tuple[int, int] | N
     """Names every node ``part/number``, in place: ONNX Runtime keeps names when it fuses nodes.
 
     Args:
-        model: As torch exported it, with the scopes of its nodes and the shapes of tensors.
-        queries: N_q, neither `keys` nor C / heads.
+        model: The model as torch exported it, with the scopes of its nodes and the shapes of tensors.
+        queries: N_q; must differ from N_k and from C / heads.
         keys: N_k.
         cells: (H, W) of the feature maps of a whole head, or None for a decoder.
     """
@@ -121,10 +121,11 @@ def profile(session: Any, feeds: dict[str, Any], repeats: int, model: ModelProto
     """Milliseconds per part of one run: the sum of its nodes' medians.
 
     Args:
-        session: Of the labelled model, one that profiles.
+        session: A session of the labelled model that writes a profile.
         feeds: Inputs by name.
-        repeats: Runs that count; one more comes before them.
-        model: See `label`. ONNX Runtime calls convolutions by what they make, and adds nodes; these are told by shape.
+        repeats: Runs that count; one more warms up.
+        model: The labelled model, see `label`. ONNX Runtime renames convolutions after their outputs and adds nodes;
+            the parts of these are found by shape.
         keys: N_k.
     """
     for _ in range(repeats + 1):

@@ -1,12 +1,12 @@
-"""The unpruned decoder with less work around the same arithmetic, for export: what one pass needs only once, or never.
+"""A decoder for export that computes the same with fewer operations around the matrix products.
 
 A plain export spends a part of its time on scaling, adding and reordering. Here
 
 * keys and values are projected from the left, W x^T: the result [C, N] is [heads, C / heads, N] already, which is how
   the products of the attention read it, so that neither is reordered;
-* the scale of the softmax is in the query's projection;
-* the bias of the keys is left out: it adds the same to all scores of a query, which the softmax does not see;
-* the bias of the values is in the bias of the output, since the weights of a query sum to one;
+* the scale of the softmax is folded into the projection of the queries;
+* the bias of the keys is left out: it adds the same number to all scores of a query, which does not change the softmax;
+* the bias of the values is folded into the bias of the output, since the weights of a query sum to one;
 * the first self-attention is a constant: PETR's queries start without content, so that all its values are equal, and
   whatever the weights, the result is that value (unless a memory of earlier frames takes part).
 
@@ -27,7 +27,7 @@ class LeanAttention(nn.Module):
     """Attention with its residual connection; the weights are folded copies.
 
     Args:
-        attention: Whose result it has.
+        attention: The attention that it is equivalent to.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -48,8 +48,8 @@ class LeanAttention(nn.Module):
 
         Args:
             query: [B, N_q, C].
-            positioned: [B, N_q, C], with its positional encoding.
-            keys: Without masks.
+            positioned: [B, N_q, C], `query` plus its positional encoding.
+            keys: Keys and values, without masks.
         """
         q = split_heads(F.linear(positioned, self.query_weight, self.query_bias), self.num_heads)
         k, v = (
@@ -64,7 +64,7 @@ class LeanLayer(nn.Module):
     """One decoder layer.
 
     Args:
-        layer: Whose result it has; norms and feed-forward network are shared with it.
+        layer: The layer that it is equivalent to; norms and feed-forward network are shared with it.
     """
 
     def __init__(self, layer: PETR3DDecoderLayer) -> None:
@@ -77,9 +77,9 @@ class LeanLayer(nn.Module):
 
         Args:
             query: [B, N_q, C], or None for queries without content.
-            keys: Of the cross-attention, without masks.
+            keys: Keys of the cross-attention, without masks.
             query_pos: [B, N_q, C].
-            memory: What the self-attention attends to besides the queries, or None.
+            memory: Tokens that the self-attention attends to besides the queries, or None.
         """
         self_attention, cross_attention = self.attentions
         if query is None and memory is None:
@@ -94,10 +94,10 @@ class LeanLayer(nn.Module):
 
 
 class LeanDecoder(nn.Module):
-    """All layers and the last norm; can stand where a ``PETR3DDecoder`` stood if only the last layer is asked for.
+    """All layers and the last norm; replaces a ``PETR3DDecoder`` of which only the last layer is used.
 
     Args:
-        decoder: Whose result it has, in evaluation mode.
+        decoder: The decoder that it is equivalent to, in evaluation mode.
 
     Raises:
         ValueError: If the decoder prunes keys.
@@ -124,14 +124,14 @@ class LeanDecoder(nn.Module):
         """Runs all layers.
 
         Args:
-            query: Not read: queries start at zero, as ``PETR3DTransformer`` has it.
-            keys: Of the cross-attention, without masks.
+            query: Not used: queries start at zero, as in ``PETR3DTransformer``.
+            keys: Keys of the cross-attention, without masks.
             query_pos: [B, N_q, C].
-            score_fn: Not read.
-            self_attn_mask: None.
-            num_denoising: 0.
-            all_layers: False.
-            memory: What self-attention attends to besides the queries, or None.
+            score_fn: Not used.
+            self_attn_mask: Must be None.
+            num_denoising: Must be 0.
+            all_layers: Must be False.
+            memory: Tokens that self-attention attends to besides the queries, or None.
 
         Raises:
             ValueError: If there is a mask, or the outputs of all layers are asked for.
@@ -146,7 +146,7 @@ class LeanDecoder(nn.Module):
 
 
 def with_memory(keys: Keys, memory: Keys | None) -> Keys:
-    """`keys`, and after them those of `memory`."""
+    """The keys of `memory`, if there are any, appended to `keys`."""
     if memory is None:
         return keys
     return Keys(torch.cat((keys.key, memory.key), dim=1), torch.cat((keys.value, memory.value), dim=1))

@@ -29,12 +29,12 @@ class Row:
 
     Attributes:
         cells: (H, W) of the feature map of one camera.
-        cameras: Images.
-        memory: Tokens of earlier frames that self-attention has besides the queries.
-        whole_head: With the projection of the features, and the position embeddings of keys and queries.
+        cameras: Number of images.
+        memory: Number of tokens of earlier frames that self-attention attends to besides the queries.
+        whole_head: Whether the projection of the features and the position embeddings are part of it.
         width: C, channels.
-        heads: Heads of the attention.
-        layers: Decoder layers L.
+        heads: Number of attention heads.
+        layers: Number of decoder layers L.
         feedforward: Hidden channels of the feed-forward networks.
         classes: Number of classes.
         depths: Depths per ray (whole heads).
@@ -58,12 +58,12 @@ class Row:
 
 
 class Pair(NamedTuple):
-    """The same weights twice, in evaluation mode.
+    """A plain and a lean module with the same weights, in evaluation mode.
 
     Attributes:
-        plain: As it is.
-        lean: With a ``LeanDecoder``.
-        inputs: Random arguments of both, by name. Both return ``cls_logits`` and ``box_codes``.
+        plain: The module as it is; returns ``cls_logits`` and ``box_codes``.
+        lean: The same with a ``LeanDecoder``.
+        inputs: Random arguments of both, by name.
     """
 
     plain: nn.Module
@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
 
 def make_pair(row: Row, queries: int, seed: int = 0) -> Pair:
-    """The row with N_q = `queries`; weights of decoders do not depend on N_q."""
+    """The modules of a row with N_q = `queries`; the weights of decoders do not depend on N_q."""
     torch.manual_seed(seed)
     if row.whole_head:
         return _head_pair(row, queries)
@@ -89,7 +89,7 @@ class QueryDecoder(nn.Module):
     """A decoder and the heads of its last layer.
 
     Args:
-        row: Sizes.
+        row: Sizes of the decoder.
     """
 
     def __init__(self, row: Row) -> None:
@@ -109,11 +109,11 @@ class QueryDecoder(nn.Module):
         """Class logits [B, N_q, classes] and raw box codes [B, N_q, 10].
 
         Args:
-            query_pos: [B, N_q, C]; the content of the queries is zero.
-            content: [B, N_k, C], of the keys.
-            pos: [B, N_k, C], of the keys.
-            memory: [B, M, C] or None.
-            memory_pos: [B, M, C] or None.
+            query_pos: [B, N_q, C], positional encoding of the queries; their content is zero.
+            content: [B, N_k, C], content of the keys.
+            pos: [B, N_k, C], positional encoding of the keys.
+            memory: [B, M, C], content of the memory, or None.
+            memory_pos: [B, M, C], its positional encoding, or None.
         """
         keys, query = Keys(content + pos, content), torch.zeros_like(query_pos)
         earlier = None if memory is None else Keys(memory + memory_pos, memory)
@@ -168,7 +168,7 @@ class LeanHead(nn.Module):
     """A whole head with a ``LeanDecoder``.
 
     Args:
-        portable: Whose result it has; no key pruning, images fill the canvas.
+        portable: The head that it is equivalent to; without key pruning, and images fill the canvas.
     """
 
     def __init__(self, portable: PortableHead) -> None:
@@ -178,6 +178,6 @@ class LeanHead(nn.Module):
         self.head.transformer.decoder = LeanDecoder(self.head.transformer.decoder)
 
     def forward(self, img_feats: Tensor, img2lidar: Tensor) -> dict[str, Tensor]:
-        """See ``PortableHead.forward``."""
+        """Class logits and raw box codes, see ``PortableHead.forward``."""
         outputs = self.head.forward_tensors(img_feats, img2lidar, None, self.canvas, all_layers=False)
         return {'cls_logits': outputs['all_cls_scores'][-1], 'box_codes': outputs['all_bbox_preds'][-1]}

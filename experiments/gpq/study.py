@@ -1,7 +1,6 @@
-"""The evidence for GPQ on synthetic data: trainings with many and few queries, pruning between them, ablations.
+"""The accuracy study of GPQ on synthetic data: trainings with many and few queries, pruning between them, ablations.
 
-Every training is a command of its own and goes on where it stopped; the table is made of what is there. Which trainings
-there are, and what the paper says of each, is `RUNS`.
+`RUNS` says which trainings there are, and what the paper reports for each.
 """
 
 from __future__ import annotations
@@ -11,64 +10,60 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
+from experiments.study import WEIGHTS, Result, Row, Study, last_checkpoint, save_weights, tester, train
 from mmprune3d import files
-from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.read import read_checkpoint
-from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
+from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.measure.accuracy import figures_of_row
-from mmprune3d.measure.annotations import require_accuracy_of
-from mmprune3d.measure.runners import prepare
 from mmprune3d.upgrade.compact import compact
 from mmprune3d.upgrade.finetune import LR_FACTOR, shortened
 
 MANY, MOST, FEW, FEWER = 300, 200, 100, 50
-"""N, 2 N / 3, N / 3 and N / 6."""
+"""Numbers of queries: N, 2 N / 3, N / 3 and N / 6."""
 SCRATCH_EPOCHS, TUNED_EPOCHS = 5, 1
 PRUNED = 0.7
-"""Share of fine-tuning in which queries go."""
+"""Share of the fine-tuning in which queries are removed."""
 PRUNED_FROM_SCRATCH = 0.5
 """The same for GPQ-t."""
 ONE_SHOT_INTERVAL = 48
 
 
+START = 'start.pth'
+"""File with the weights that a training begins with, in its folder; that of the aligned detector is in the study's."""
+
+
 @dataclass(frozen=True)
-class Training:
-    """One training of the study.
+class Training(Row):
+    """A row of the study; `paper` is what the paper says of it.
 
     Attributes:
-        title: For the table.
-        queries: At its start.
-        start: The training whose result it starts from; None for the aligned, untrained head.
+        queries: Number of queries at the start.
+        start: Name of the training whose result it starts from; None for the aligned, untrained detector.
         gpq: Settings of GPQHook, or None.
-        paper: What the paper says of this row.
-        tuned: Epochs of fine-tuning, if it starts from a result.
+        tuned: Epochs of fine-tuning, for rows that start from a result.
     """
 
-    title: str
     queries: int
     start: str | None = None
     gpq: dict[str, Any] | None = field(default=None, hash=False)
-    paper: str = ''
     tuned: int = TUNED_EPOCHS
 
     @property
     def epochs(self) -> int:
-        """Length of the training."""
+        """Epochs of the training."""
         return SCRATCH_EPOCHS if self.start is None else self.tuned
 
     @property
     def final(self) -> int:
-        """Queries at its end."""
+        """Number of queries at the end."""
         return self.queries if self.gpq is None else self.gpq['target']
 
 
 def _tuned(title: str, target: int, paper: str = '', tuned: int = TUNED_EPOCHS, **gpq: Any) -> Training:
     settings = {'target': target, **({} if 'interval' in gpq else {'epochs': PRUNED * TUNED_EPOCHS}), **gpq}
-    return Training(title, MANY, 'scratch-300', settings, paper, tuned)
+    return Training(title, MANY, 'scratch-300', settings, tuned, paper=paper)
 
 
 RUNS: dict[str, Training] = {
@@ -96,19 +91,17 @@ RUNS: dict[str, Training] = {
 """Name -> training."""
 
 
-def training_config(base: Config, run: Training, name: str, seed: int, out: Path) -> Config:
+def training_config(base: Config, run: Training, seed: int, work_dir: Path) -> Config:
     """The config of a training.
 
     Args:
-        base: Of the detector with N queries.
-        run: Which.
-        name: Its name in `RUNS`.
-        seed: Of weights, data order and noise.
-        out: Folder of the study; ``start.pth`` in it is the aligned, untrained detector.
+        base: Config of the detector with N queries.
+        run: The training.
+        seed: Seed of weights, data order and noise.
+        work_dir: Folder of the training; `START` in it has the weights to begin with.
     """
     config = shortened(base, run.epochs)
     config.param_scheduler[0] = copy.deepcopy(base.param_scheduler[0])  # a warm-up of as many iterations in every row
-    work_dir = folder(out, name, seed)
     config.model.pts_bbox_head.num_query = run.queries
     config.train_cfg.val_interval = run.epochs + 1
     if run.start is not None:
@@ -117,80 +110,68 @@ def training_config(base: Config, run: Training, name: str, seed: int, out: Path
     hooks += [] if run.gpq is None else [dict(type='GPQHook', **run.gpq)]
     config.custom_hooks = hooks
     config.randomness = dict(seed=seed)
-    go_on(config, work_dir, work_dir / 'start.pth')
+    go_on(config, work_dir, work_dir / START)
     return config
 
 
-def write_start(run: Training, name: str, seed: int, out: Path) -> None:
+def write_start(run: Training, seed: int, out: Path, work_dir: Path) -> None:
     """Writes the weights that a training starts from into its folder.
 
     The aligned detector is untrained: its reference points are left out, so that each training draws its own.
 
+    Args:
+        run: The training.
+        seed: Its seed.
+        out: Folder of the study.
+        work_dir: Folder of the training.
+
     Raises:
-        FileNotFoundError: If they are not there yet.
+        FileNotFoundError: If the training that comes first was not run.
     """
-    source = out / 'start.pth' if run.start is None else folder(out, run.start, seed) / 'final.pth'
+    source = out / START if run.start is None else STUDY.folder(out, run.start, seed) / WEIGHTS
     if not source.is_file():
-        raise FileNotFoundError(f'{source} is missing: {run.start or "tools/align_positions.py"} comes first')
+        first = run.start or 'python -m experiments.petr align'
+        raise FileNotFoundError(f'{source} is missing: {first} comes first')
     weights = read_checkpoint(source)['state_dict']
     if run.start is None:
         weights = {key: value for key, value in weights.items() if 'reference_points' not in key}
-    target = folder(out, name, seed) / 'start.pth'
-    files.save_checkpoint({'state_dict': weights, 'meta': {}}, target)
+    save_weights(weights, work_dir / START)
 
 
-def folder(out: Path, name: str, seed: int) -> Path:
-    """Where a training keeps its files."""
-    return out / f'{name}-seed{seed}'
-
-
-def check_name(name: str) -> None:
-    """Refuses what is not in `RUNS`.
+def run_training(base: Config, name: str, seed: int, out: Path) -> Result:
+    """Trains, compacts and tests a row, see `Study.run_training`; the weights of the study are its ``start.pth``.
 
     Raises:
-        ValueError: The message lists what is.
+        FileNotFoundError: If the training that comes first was not run.
     """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
+    return STUDY.run_training(base, out / START, name, seed, out)
 
 
-def run_training(base: Config, name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Trains, compacts and tests, unless that was done.
+def trained_and_tested(base: Config, start: Path, name: str, seed: int, where: Path) -> Result:
+    """Trains, compacts and tests a row.
+
+    Args:
+        base: Config of the detector with N queries.
+        start: Weights of the aligned detector, in the folder of the study.
+        name: Name of the row.
+        seed: Seed of the training.
+        where: Folder of the row.
 
     Returns:
-        What ``result.json`` holds: settings and figures.
-
-    Raises:
-        FileNotFoundError: If what it starts from is not there.
-        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
-            weights.
+        Numbers of queries and iterations, settings of GPQ, accuracy.
     """
-    check_name(name)
-    run, where = RUNS[name], folder(out, name, seed)
-    data = begun.beginning(base, out / 'start.pth')
-    if (where / 'result.json').is_file():
-        begun.note(out, data)
-        return files.read_json(where / 'result.json')
-    require_accuracy_of(base, 'the study')
-    begun.note(out, data)
-    write_start(run, name, seed, out)
-    config = training_config(base, run, name, seed, out)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    last = torch.load(newest_whole_checkpoint(where), map_location='cpu', weights_only=True)
+    run = STUDY.rows[name]
+    write_start(run, seed, start.parent, where)
+    config = training_config(base, run, seed, where)
+    iterations = train(config)[1]['iterations']
+    last = last_checkpoint(where)
     if run.gpq is not None:
         small = compact(config, last, (run.final,))[0]
         config, last = small.config, small.checkpoint
     files.dump_config(config, where / 'final.py')
-    files.save_checkpoint({'state_dict': last['state_dict'], 'meta': {}}, where / 'final.pth')
-    tested = Runner.from_cfg(prepare(config, where / 'final.pth', where / 'test'))
-    result = {
-        'name': name,
-        'seed': seed,
-        'queries': run.final,
-        'iterations': runner.max_iters,
-        'gpq': run.gpq,
-        **figures_of_row(tested, name),
-    }
-    files.write_json(where / 'result.json', result)
-    return result
+    save_weights(last['state_dict'], where / WEIGHTS)
+    figures = figures_of_row(tester(config, where / WEIGHTS), name)
+    return {'queries': run.final, 'iterations': iterations, 'gpq': run.gpq, **figures}
+
+
+STUDY = Study(RUNS, trained_and_tested)

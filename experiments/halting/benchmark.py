@@ -1,4 +1,4 @@
-"""What halted tokens save: SST's attention blocks, backbone and detector at several sparsities, against two baselines.
+"""Time that halted tokens save: SST's attention blocks, backbone and detector at several sparsities, two baselines.
 
 Columns: halting, our unhalted detector, and the unhalted one with the published attention scheme (`official_sst`).
 Sparsity is the mean over the attention layers of the share of halted tokens. Weights are random, and which tokens halt
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.tables import markdown_table
 from mmprune3d.measure.timing import interleaved
 
 from .models import (
@@ -198,34 +199,45 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sparsities(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    heads = [f'{part} (ms) | {" | ".join(f"x {name}" for name in BASELINES.values())}' for part in PARTS]
-    yield f'| layout | tokens | window | sparsity | {" | ".join(heads)} | backbone: x ours, ceiling |'
-    yield '|---|---:|---:|---|' + '---:|' * (3 * len(PARTS) + 1)
-    for result in results:
-        if 'attention' in result:
-            for key, name in BASELINES.items():
-                cells = ' | '.join(f'{result[key][part]:.0f} | | ' for part in PARTS)
-                yield f'{_start(result)} unhalted, {name} | {cells} | |'
-        cells = []
-        for part in PARTS:
-            took = result['ms'][part]
-            cells += [f'{took:.0f}', *(f'{result[key][part] / took:.2f}' for key in BASELINES)]
-        ceiling = result['unhalted_ms']['backbone'] / result['convolutions_ms']
-        yield f'{_start(result)} {result["sparsity"]:.2f} | {" | ".join(cells)} | {ceiling:.2f} |'
+    columns = [head for part in PARTS for head in (f'{part} (ms)', *(f'x {name}' for name in BASELINES.values()))]
+    heads = ('layout', 'tokens', 'window', 'sparsity', *columns, 'backbone: x ours, ceiling')
+    rows = (cells for result in results for cells in (*_unhalted(result), _halting(result)))
+    return markdown_table(heads, rows, 'lrrl')
 
 
-def _start(result: Mapping[str, Any]) -> str:
-    return f'| {result["layout"]} | {result["tokens"]} | {result["window"]} |'
+def _unhalted(result: Mapping[str, Any]) -> Iterator[list[object]]:
+    """Rows of the baselines, before the first row of a layout."""
+    for key, name in BASELINES.items() if 'attention' in result else ():
+        times = [cell for part in PARTS for cell in (f'{result[key][part]:.0f}', *('' for _ in BASELINES))]
+        yield [*_start(result), f'unhalted, {name}', *times, '']
+
+
+def _halting(result: Mapping[str, Any]) -> list[object]:
+    cells: list[str] = []
+    for part in PARTS:
+        took = result['ms'][part]
+        cells += [f'{took:.0f}', *(f'{result[key][part] / took:.2f}' for key in BASELINES)]
+    ceiling = result['unhalted_ms']['backbone'] / result['convolutions_ms']
+    return [*_start(result), f'{result["sparsity"]:.2f}', *cells, f'{ceiling:.2f}']
+
+
+def _start(result: Mapping[str, Any]) -> tuple[object, ...]:
+    return result['layout'], result['tokens'], result['window']
 
 
 def _attention(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield '| layout | window | tokens in attention | ours (ms) | official (ms) | x | with maps (ms) | difference |'
-    yield '|---|---:|---:|---:|---:|---:|---:|---:|'
-    for result in results:
-        for found in result.get('attention', ()):
-            ms = found['ms']
-            yield (
-                f'| {result["layout"]} | {result["window"]} | {found["tokens"]} | {ms["ours"]:.1f} | '
-                f'{ms["official"]:.1f} | {ms["official"] / ms["ours"]:.2f} | {ms["with_maps"]:.1f} | '
-                f'{found["difference"]:.1e} |'
-            )
+    times = ('ours (ms)', 'official (ms)', 'x', 'with maps (ms)')
+    heads = ('layout', 'window', 'tokens in attention', *times, 'difference')
+    rows = (
+        (result['layout'], result['window'], found['tokens'], *_attention_cells(found))
+        for result in results
+        for found in result.get('attention', ())
+    )
+    return markdown_table(heads, rows)
+
+
+def _attention_cells(found: Mapping[str, Any]) -> list[str]:
+    ms = found['ms']
+    ratio = ms['official'] / ms['ours']
+    times = f'{ms["ours"]:.1f}', f'{ms["official"]:.1f}', f'{ratio:.2f}', f'{ms["with_maps"]:.1f}'
+    return [*times, f'{found["difference"]:.1e}']

@@ -13,7 +13,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from experiments.altermoma.benchmark import CONFIGS, build
+from experiments.models import CONFIGS, build
 from mmprune3d.models.sst.backbone import SSTBackbone
 from mmprune3d.models.sst.input_layer import WindowedTokens
 from mmprune3d.pruning.halting import HaltingRecord
@@ -77,8 +77,8 @@ def make_layout(row: Row, tokens: int, seed: int, points: Path | None, dims: int
     """The tokens of a row.
 
     Args:
-        row: Which.
-        tokens: Pillars wanted of a rendered scan.
+        row: The row.
+        tokens: Occupied pillars that a rendered scan must have.
         seed: Of the rendered scene.
         points: File of points, for rows that are not rendered.
         dims: Numbers per point in the file.
@@ -112,11 +112,11 @@ def fitted(model: Config, grid: Grid, window: int | None) -> Config:
 
 
 def make_detectors(row: Row, layout: TokenLayout, window: int | None, device: str = 'cpu') -> Detectors:
-    """Builds a row's detectors with random weights, the same in all three.
+    """Builds the three detectors of a row with the same random weights.
 
     Args:
-        row: Which.
-        layout: Points and grid.
+        row: The row.
+        layout: Its points and grid.
         window: Cells along the side of a window; None: as in the config.
         device: 'cpu' or 'cuda'.
 
@@ -143,7 +143,7 @@ def make_detectors(row: Row, layout: TokenLayout, window: int | None, device: st
 
 
 def calibrate(detector: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Moves the biases of the heat maps so that `CANDIDATES` cells of each pass the threshold of the head.
+    """Sets the biases of the heat maps so that `CANDIDATES` cells of each pass the score threshold of the head.
 
     Returns:
         The biases, one tensor per task.
@@ -158,21 +158,21 @@ def calibrate(detector: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def heatmap_biases(detector: nn.Module) -> list[nn.Parameter]:
-    """What `calibrate` moves, one parameter per task."""
+    """The biases that `calibrate` sets, one parameter per task."""
     return [task.cls_head[-1].bias for task in detector.bbox_head.task_heads]
 
 
 def set_heatmap_biases(detector: nn.Module, values: Sequence[Tensor]) -> None:
-    """Sets what `calibrate` moves to what it returned."""
+    """Sets the biases of the heat maps to values that `calibrate` returned."""
     for bias, value in zip(heatmap_biases(detector), values):
         bias.copy_(value)
 
 
 def halted_shares(sparsity: float, layers: int = 8) -> tuple[float, float]:
-    """Shares of tokens that are gone behind a module before block 0 and one before block 1.
+    """Shares of all tokens that have halted after the module before block 0 and after the one before block 1.
 
-    Of what the first module leaves the second one halts half, as in the paper's bounds; if the sparsity is too low for
-    that the first halts nothing.
+    The second module halts half of the tokens that the first one leaves, as in the paper's bounds; if the sparsity is
+    too low for that, the first module halts nothing.
 
     Args:
         sparsity: Mean over all attention layers of the share of halted tokens.
@@ -189,7 +189,7 @@ def halted_shares(sparsity: float, layers: int = 8) -> tuple[float, float]:
 
 
 def steer(backbone: nn.Module, layout: TokenLayout, kind: str) -> None:
-    """Makes the halting modules, which go on computing, return the scores of `priority` instead of their own.
+    """Makes the halting modules return the scores of `priority`; they still compute their own, which takes their time.
 
     Args:
         backbone: Halting, with modules before the blocks 0 and 1.
@@ -222,12 +222,12 @@ def run_blocks(backbone: SSTBackbone, tokens: WindowedTokens, record: HaltingRec
     """The attention blocks alone: planning, re-planning and picking tokens included, halting modules left out.
 
     Args:
-        backbone: Any.
-        tokens: All N of them.
-        record: Which tokens each block gets, with the weights of its keys; None: all, unweighted.
+        backbone: Backbone, halting or not.
+        tokens: All N tokens.
+        record: Says which tokens each block gets, and the weights of its keys; None: all tokens, unweighted.
 
     Returns:
-        Features [K, C] of those that are left.
+        Features [K, C] of the tokens that are left.
     """
     steps = {step.layer // 2: step for step in record.steps} if record else {}
     feats, plans, weights = backbone.embed(tokens), None, None

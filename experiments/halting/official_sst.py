@@ -1,4 +1,4 @@
-"""The published implementation's scheme for SST's attention, written plainly: what speed-ups are measured against.
+"""The attention scheme of SST's published implementation, written plainly: a baseline of speed-ups.
 
 Windows go into four buckets by their number of tokens (30, 60, 100, and the area of a window). Features, position
 embeddings and key padding masks of a bucket are padded to its size, and ``nn.MultiheadAttention`` with its projections
@@ -27,10 +27,10 @@ class Bucket:
     """Windows that are padded to the same number of tokens.
 
     Attributes:
-        rows: [T] int64 rows of the tokens in these windows.
-        slots: [T] int64 places of the tokens in the padded windows, window by window.
+        rows: [T] int64, rows of the tokens in these windows.
+        slots: [T] int64, places of the tokens in the padded windows, window by window.
         padding: [W, size] bool, True where padded.
-        positions: [W, size, C] position embeddings, zero where padded.
+        positions: [W, size, C], position embeddings, zero where padded.
     """
 
     rows: Tensor
@@ -40,11 +40,11 @@ class Bucket:
 
     @classmethod
     def of(cls, rows: Tensor, slots: Tensor, padding: Tensor, positions: Tensor) -> Bucket:
-        """A bucket, given the position embeddings [N, C] of all tokens."""
+        """Makes a bucket from the position embeddings [N, C] of all tokens."""
         return cls(rows, slots, padding, _padded(positions, rows, slots, padding))
 
     def pad(self, tokens: Tensor) -> Tensor:
-        """[N, C] tokens as [W, size, C] windows, zero where padded."""
+        """Padded windows [W, size, C] from tokens [N, C]; zero where padded."""
         return _padded(tokens, self.rows, self.slots, self.padding)
 
 
@@ -60,7 +60,7 @@ def make_buckets(window_ids: Tensor, positions: Tensor, area: int, levels: Seque
     Args:
         window_ids: [N] int64, equal for tokens of one window.
         positions: [N, C] position embeddings.
-        area: Cells of a window, the size of the last bucket.
+        area: Number of cells of a window, the size of the last bucket.
         levels: Sizes of the other buckets, ascending; those not below `area` are left out.
 
     Returns:
@@ -96,7 +96,7 @@ class PaddedAttention(nn.Module):
     Args:
         width: C.
         heads: Number of heads.
-        need_weights: Ask for the attention maps as the published code does.
+        need_weights: Whether attention maps are computed, as the published code does.
     """
 
     def __init__(self, width: int, heads: int, need_weights: bool = False) -> None:
@@ -105,7 +105,7 @@ class PaddedAttention(nn.Module):
         self.need_weights = need_weights
 
     def forward(self, tokens: Tensor, buckets: Sequence[Bucket]) -> Tensor:
-        """[N, C] to [N, C]."""
+        """Features [N, C] after the attention or layer, from features [N, C]."""
         result = torch.empty_like(tokens)
         for bucket in buckets:
             value = bucket.pad(tokens)
@@ -121,9 +121,9 @@ class PaddedLayer(nn.Module):
     Args:
         width: C.
         heads: Number of heads.
-        hidden: Width inside the feed-forward network.
-        activation: Inside the network.
-        post_norm: Normalise sums (the published default) instead of what goes into attention and network.
+        hidden: Hidden channels of the feed-forward network.
+        activation: Activation of the network.
+        post_norm: Whether the norms follow the residual sums (the published default) or precede attention and network.
         need_weights: See `PaddedAttention`.
     """
 
@@ -143,7 +143,7 @@ class PaddedLayer(nn.Module):
         self.activation, self.post_norm = activation, post_norm
 
     def forward(self, tokens: Tensor, buckets: Sequence[Bucket]) -> Tensor:
-        """[N, C] to [N, C]."""
+        """Features [N, C] after the attention or layer, from features [N, C]."""
         if self.post_norm:
             tokens = self.norm1(tokens + self.win_attn(tokens, buckets))
             return self.norm2(tokens + self._network(tokens))
@@ -166,12 +166,12 @@ class OfficialBlocks(nn.Module):
     """All attention blocks of a backbone in the published scheme, with the backbone's weights and state-dict keys.
 
     Args:
-        backbone: With dot-product attention; it is left as it is.
-        area: Cells of a window.
+        backbone: Backbone with dot-product attention; it is not changed.
+        area: Number of cells of a window.
         need_weights: See `PaddedAttention`.
 
     Raises:
-        ValueError: If ``nn.MultiheadAttention`` cannot be the backbone's attention.
+        ValueError: If ``nn.MultiheadAttention`` cannot compute the backbone's attention.
     """
 
     def __init__(self, backbone: SSTBackbone, area: int, need_weights: bool = False) -> None:
@@ -194,12 +194,12 @@ class OfficialBlocks(nn.Module):
         )
 
     def forward(self, feats: Tensor, window_ids: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
-        """Features behind the last block; windows are grouped and embeddings padded once per shift.
+        """Features [N, C] after the last block; windows are grouped and embeddings padded once per shift.
 
         Args:
-            feats: [N, C].
-            window_ids: [N] int64 for windows as they are and shifted.
-            positions: [N, C] position embeddings for both.
+            feats: [N, C], features of the tokens.
+            window_ids: [N] int64, for unshifted and for shifted windows.
+            positions: [N, C], position embeddings for both.
         """
         buckets = [make_buckets(ids, embedding, self.area) for ids, embedding in zip(window_ids, positions)]
         for block in self.block_list:
@@ -212,8 +212,8 @@ class OfficialBackbone(nn.Module):
     """A backbone whose attention is that of `OfficialBlocks`; map and convolutions are the backbone's own.
 
     Args:
-        backbone: To take everything from.
-        area: Cells of a window.
+        backbone: The backbone whose weights and other parts are used.
+        area: Number of cells of a window.
     """
 
     def __init__(self, backbone: SSTBackbone, area: int) -> None:
@@ -221,6 +221,6 @@ class OfficialBackbone(nn.Module):
         self.backbone, self.blocks = backbone, OfficialBlocks(backbone, area)
 
     def forward(self, tokens: WindowedTokens) -> list[Tensor]:
-        """Tokens of a batch to one map [B, C, ny, nx], in a list."""
+        """A list with the map [B, C, ny, nx] of the tokens of a batch."""
         feats = self.blocks(self.backbone.embed(tokens), tokens.window_ids, tokens.positions)
         return [self.backbone.to_map(feats, tokens.coords, tokens.batch_size)]

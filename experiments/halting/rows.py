@@ -1,4 +1,4 @@
-"""What the halting study trains: one SST, made faster in every way of the paper (Figure 2, Tables 4 and 5)."""
+"""The trainings of the halting study: one SST, made faster in every way of the paper (Figure 2, Tables 4 and 5)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.config import Config
+
+from experiments.study import Row
 
 BOUNDS = {75: (0.66, 0.78), 82: (0.73, 0.85), 89: (0.80, 0.92), 95: (0.90, 0.967)}
 """Mean sparsity in per cent over 8 attention layers -> shares of all tokens that have halted behind the modules before
@@ -21,28 +23,26 @@ CONTROL = 'sst'
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training of the study.
+class HaltingRow(Row):
+    """A row of the study; `paper` is the backbone's speed-up and the AP L1 of vehicles there.
+
+    For ablations, `paper` is the AP and that of the full method.
 
     Attributes:
-        title: For the table.
-        method: Its line in the picture; '' for the control.
-        label: Of its point there.
-        model: Merged into the model of the config.
+        method: Name of its line in the picture; '' for the control.
+        label: Label of its point there.
+        model: Settings that are merged into the model of the config.
         heads: (number, width) of the heads of every attention layer, or None: as in the config.
-        paper: Speed-up of the backbone and AP L1 of vehicles there; of ablations, that AP and the full method's.
     """
 
-    title: str
     method: str = ''
     label: str = ''
     model: Mapping[str, Any] = field(default_factory=dict, hash=False)
     heads: tuple[int, int] | None = None
-    paper: str = ''
 
 
 def halting_model(first: float, second: float, loss: str = 'nonuniform', recycle: bool = True) -> dict[str, Any]:
-    """What halts the shares `first` and, in all, `second` of the tokens before the first and the second block."""
+    """Settings of an SST that halts the shares `first` and, in all, `second` of the tokens before blocks 0 and 1."""
     unet = dict(type='HaltingUNet', in_channels=32, widths=(16, 32, 48))
     modules = (unet, first), (dict(type='HaltingMLP', in_channels=32), second)
     gates = [
@@ -55,18 +55,18 @@ def halting_model(first: float, second: float, loss: str = 'nonuniform', recycle
 
 
 def avit_model(ponder_weight: float) -> dict[str, Any]:
-    """A-ViT, adapted."""
+    """Settings of an SST with an adapted A-ViT."""
     backbone = dict(type='AViTSST', channels=32, beta=AVIT_BETA, ponder_weight=ponder_weight)
     return dict(type='HaltingSSTDetector', backbone=backbone)
 
 
-def _rows() -> dict[str, Row]:
-    rows = {CONTROL: Row('SST, fine-tuned (control)', paper='1.00: 76.2')}
+def _rows() -> dict[str, HaltingRow]:
+    rows = {CONTROL: HaltingRow('SST, fine-tuned (control)', paper='1.00: 76.2')}
     paper = {75: '1.21: 76.1', 82: '1.37: 76.1', 89: '1.52: 75.4'}
     for percent, shares in BOUNDS.items():
         sparsity = f'{percent / 100:.2f}'
         model = halting_model(*shares)
-        rows[f'halt-{percent}'] = Row(
+        rows[f'halt-{percent}'] = HaltingRow(
             f'SST_halt, {sparsity}', 'SST_halt', sparsity, model, paper=paper.get(percent, '')
         )
     changes = {
@@ -75,16 +75,16 @@ def _rows() -> dict[str, Row]:
     }
     for name, (title, options, figure) in changes.items():
         model = halting_model(*BOUNDS[82], **options)
-        rows[f'halt-82-{name}'] = Row(f'SST_halt, 0.82, {title}', title, '0.82', model, paper=figure)
+        rows[f'halt-82-{name}'] = HaltingRow(f'SST_halt, 0.82, {title}', title, '0.82', model, paper=figure)
     for name, (weight, figure) in AVIT.items():
         title, label = f'A-ViT adapted, ponder weight {weight:g}', f'ponder {weight:g}'
-        rows[name] = Row(title, 'A-ViT adapted', label, avit_model(weight), paper=figure)
+        rows[name] = HaltingRow(title, 'A-ViT adapted', label, avit_model(weight), paper=figure)
     for width, figure in ((8, '1.13: 73.8'), (4, '1.18: 70.4')):
         title = f'width scaling, heads of {width} instead of 16'
-        rows[f'width-{width}'] = Row(title, 'width scaling', str(width), heads=(4, width), paper=figure)
+        rows[f'width-{width}'] = HaltingRow(title, 'width scaling', str(width), heads=(4, width), paper=figure)
     for number, figure in ((3, '1.16: 75.5'), (2, '1.45: 73.8')):
         title = f'head scaling, {number} heads instead of 4'
-        rows[f'heads-{number}'] = Row(title, 'head scaling', str(number), heads=(number, 16), paper=figure)
+        rows[f'heads-{number}'] = HaltingRow(title, 'head scaling', str(number), heads=(number, 16), paper=figure)
     return rows
 
 
@@ -92,8 +92,8 @@ RUNS = _rows()
 """Name -> training."""
 
 
-def row_config(base: Config, row: Row) -> Config:
-    """`base`, of the plain SST, with the row's model."""
+def row_config(base: Config, row: HaltingRow) -> Config:
+    """A copy of `base`, the config of the SST without halting, with the model of a row."""
     config = copy.deepcopy(base)
     config.merge_from_dict({'model': copy.deepcopy(dict(row.model))})
     if row.heads is not None:

@@ -1,4 +1,4 @@
-"""How fast the detectors of the halting study are: all in one process, in turns, on frames of the test set."""
+"""Times of the detectors of the halting study: all in one process, in turns, on frames of the test set."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 from tqdm import tqdm
 
+from experiments.study import RESULT, WEIGHTS
 from mmprune3d import files
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
@@ -21,10 +22,10 @@ from mmprune3d.measure.runners import loaded_runner, prepare
 from mmprune3d.measure.timing import medians, milliseconds, timed_methods
 
 from .rows import CONTROL, RUNS, row_config
-from .study import RESULT, WEIGHTS, folder_of, halts
+from .study import STUDY, halts
 
 PARTS = ('sra', 'backbone', 'detector', 'map')
-"""Attention blocks and the planning of their windows; all of the backbone, with what decides about halting; the whole
+"""Attention blocks and the planning of their windows; the whole backbone, with the halting modules; the whole
 prediction, from points to boxes; the map of the tokens with its convolutions, which no method changes."""
 FRAMES = 16
 REPEATS = 3
@@ -59,26 +60,26 @@ def time_parts(detector: nn.Module, batch: Mapping[str, Any]) -> dict[str, float
 def measure_speed(
     base: Config, out: Path, seed: int, frames: int = FRAMES, repeats: int = REPEATS
 ) -> dict[str, dict[str, Any]]:
-    """Times all rows that were trained with a seed, and writes it into their ``result.json``.
+    """Times all rows that were trained with a seed, and adds the times to their ``result.json``.
 
     Args:
-        base: Config of the plain SST.
+        base: Config of the SST without halting.
         out: Folder of the study.
-        seed: Of the trainings.
-        frames: Samples, evenly spaced over the test set, one at a time.
-        repeats: How often each is timed.
+        seed: Seed of the trainings.
+        frames: Number of samples, evenly spaced over the test set, one at a time.
+        repeats: Timed rounds on each sample.
 
     Returns:
         For each row its median milliseconds ``ms`` and those of the control ``control_ms``, by part, ``frames``,
         ``repeats`` and ``env``.
 
     Raises:
-        ValueError: If the control was not trained, or there are not so many samples.
+        ValueError: If the control was not trained, or there are fewer samples.
     """
-    trained = [name for name in RUNS if (folder_of(out, name, seed) / RESULT).is_file()]
+    trained = [name for name in RUNS if (STUDY.folder(out, name, seed) / RESULT).is_file()]
     if CONTROL not in trained:
         raise ValueError(f'{out} has no results of {CONTROL} with seed {seed}, against which the others are timed')
-    runners = {name: _runner(base, name, folder_of(out, name, seed)) for name in trained}
+    runners = {name: _runner(base, name, STUDY.folder(out, name, seed)) for name in trained}
     loader = runners[CONTROL].test_dataloader
     times: dict[str, list[dict[str, float]]] = {name: [] for name in trained}
     places = evenly_spaced(len(loader.dataset), frames)
@@ -93,7 +94,7 @@ def measure_speed(
     known = {'control_ms': medians(times[CONTROL]), 'frames': frames, 'repeats': repeats, 'env': env}
     speeds = {name: {'ms': medians(several), **known} for name, several in times.items()}
     for name, speed in speeds.items():
-        path = folder_of(out, name, seed) / RESULT
+        path = STUDY.folder(out, name, seed) / RESULT
         files.write_json(path, files.read_json(path) | {'speed': speed})
     return speeds
 

@@ -1,4 +1,4 @@
-"""The evidence for token halting on synthetic data: one SST, made faster in every way of the paper, fine-tuned equally.
+"""The accuracy study of token halting on synthetic data: one SST, made faster in every way of the paper.
 
 What follows the paper (Dynamic Token Halting, Figure 2, Tables 4 and 5, section A.2.2): the methods, their settings and
 the ablations; mean sparsities of 0.75, 0.82, 0.89 and 0.95, by bounds on both modules; heads of an inner width of their
@@ -11,37 +11,27 @@ unhalted control, train equally long on the same samples with the same rates. Th
 sparsity is what the row says in every sample. A-ViT decides after every block, and its scores are shifted to halt from
 the start, as it would not learn that in time. The detector is small (tokens of 64 features with 4 heads instead of 128
 with 8, a U-Net of half the width, 128 x 128 pillars), times are those of the device in the table, data are synthetic.
-
-Every training is a command of its own and goes on where it stopped; the table is made of what is there.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from experiments.study import dataset_length
-from mmprune3d import files
-from mmprune3d.checkpoint import begun
+from experiments.study import WEIGHTS, Result, Study, dataset_length, estimate_norms, save_weights, tester, train
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.checkpoint.resuming import go_on
 from mmprune3d.checkpoint.scale_attention import keep_head_channels, keep_heads
-from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.halting import grid_of, listening
-from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.inspect.halting import HaltingStatistics
 from mmprune3d.measure.accuracy import evenly_spaced, figures_of_row
-from mmprune3d.measure.annotations import require_accuracy_of
-from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.halting import HaltingRecord
 
-from .rows import RUNS, Row, row_config
+from .rows import RUNS, HaltingRow, row_config
 
 ITERATIONS = 256
 BATCH_SIZE = 4
@@ -51,32 +41,17 @@ LR = 1e-3
 RECALIBRATION_BATCHES = 16
 SAVE_EVERY = 128
 """Iterations between two checkpoints."""
-LOSS_WINDOW = 48
-"""Last iterations, over which the training loss is averaged."""
-WEIGHTS = 'final.pth'
-RESULT = 'result.json'
 
 
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Where a training is.
-
-    Raises:
-        ValueError: If there is no such row.
-    """
-    if name not in RUNS:
-        raise ValueError(f'no training {name!r}; valid are {", ".join(RUNS)}')
-    return out / f'{name}-{seed}'
-
-
-def training_config(base: Config, row: Row, start: Path, seed: int, work_dir: Path) -> Config:
+def training_config(base: Config, row: HaltingRow, start: Path, seed: int, work_dir: Path) -> Config:
     """The config of a training.
 
     Args:
-        base: Of the plain SST.
-        row: Which.
+        base: Config of the SST without halting.
+        row: The training.
         start: Weights to start from, see `start_of`.
-        seed: Of data order, augmentation and new modules.
-        work_dir: Its folder; a training goes on there.
+        seed: Seed of data order, augmentation and new modules.
+        work_dir: Folder of the training; an interrupted one goes on there.
     """
     config = row_config(base, row)
     config.train_dataloader.dataset.indices = evenly_spaced(dataset_length(base), ITERATIONS * BATCH_SIZE)
@@ -97,72 +72,60 @@ def training_config(base: Config, row: Row, start: Path, seed: int, work_dir: Pa
     return config
 
 
-def start_of(base: Config, row: Row, checkpoint: Path, work_dir: Path) -> Path:
-    """Weights that a training starts from: those of the converged SST, or for other heads a slice of them."""
+def start_of(base: Config, row: HaltingRow, checkpoint: Path, work_dir: Path) -> Path:
+    """Weights that a training starts from: those of the converged SST, or for other heads a slice of them.
+
+    Args:
+        base: Config of the SST without halting.
+        row: The training.
+        checkpoint: The converged SST.
+        work_dir: Folder of the training, where a slice is written.
+    """
     if row.heads is None:
         return checkpoint
     data = read_checkpoint(checkpoint)
     number, width = row.heads
     state = keep_heads(data['state_dict'], base.model.backbone.nhead[0], number)
     state = keep_head_channels(state, number, width)
-    files.save_checkpoint({'state_dict': state, 'meta': {}}, work_dir / 'start.pth')
+    save_weights(state, work_dir / 'start.pth')
     return work_dir / 'start.pth'
 
 
-def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
-    """Fine-tunes and tests a row, unless that was done.
+def run_training(base: Config, checkpoint: Path, name: str, seed: int, out: Path) -> Result:
+    """Fine-tunes and tests a row, see `Study.run_training`."""
+    return STUDY.run_training(base, checkpoint, name, seed, out)
+
+
+def tuned_and_tested(base: Config, checkpoint: Path, name: str, seed: int, where: Path) -> Result:
+    """Fine-tunes a row, unless that was done, and tests it.
 
     Args:
-        base: Config of the plain SST.
+        base: Config of the SST without halting.
         checkpoint: Its converged weights.
-        name: In `RUNS`.
-        seed: Of the training.
-        out: Folder of the study.
+        name: Name of the row.
+        seed: Seed of the training.
+        where: Folder of the row.
 
     Returns:
-        What the row's ``result.json`` holds: accuracy, training loss, and under ``sparsity`` the halted shares of
-        tokens by kind and attention layer.
-
-    Raises:
-        ValueError: If the name is unknown, accuracy cannot be measured, or `out` has rows of another config or other
-            weights.
+        What `train` measures, accuracy, and under ``sparsity`` the halted shares of tokens by kind and attention layer.
     """
-    where, row = folder_of(out, name, seed), RUNS[name]
-    data = begun.beginning(base, checkpoint)
-    if (where / RESULT).is_file():
-        begun.note(out, data)
-        return files.read_json(where / RESULT)
-    require_accuracy_of(base, 'the study')
-    begun.note(out, data)
+    row = STUDY.rows[name]
     if not (where / WEIGHTS).is_file():
         fine_tune(training_config(base, row, start_of(base, row, checkpoint, where), seed, where), where / WEIGHTS)
     trained = torch.load(where / WEIGHTS, map_location='cpu', weights_only=True)['meta']
-    result = {'name': name, 'seed': seed, **trained, **tested(row_config(base, row), where / WEIGHTS, name)}
-    files.write_json(where / RESULT, result)
-    for path in where.glob('iter_*.pth'):
-        path.unlink()
-    return result
+    return {**trained, **tested(row_config(base, row), where / WEIGHTS, name)}
 
 
 def fine_tune(config: Config, path: Path) -> None:
-    """Trains, and writes the weights to `path`, with ``seconds`` (since the last start), ``iterations``, ``loss``.
-
-    Statistics of batch norm are estimated anew: those of new modules lag behind so short a training.
-    """
-    started = time.monotonic()
-    runner = Runner.from_cfg(config)
-    runner.train()
-    seed, model = config.randomness.seed, runner.model
-    batches = draw(runner.train_dataloader, RECALIBRATION_BATCHES, seed)
-    recalibrate(model, CachedBatches(batches, model.data_preprocessor, seed))
-    loss = runner.message_hub.get_scalar('train/loss').mean(LOSS_WINDOW)
-    meta = {'seconds': time.monotonic() - started, 'iterations': runner.iter, 'loss': float(loss)}
-    files.save_checkpoint({'state_dict': model.state_dict(), 'meta': meta}, path)
+    """Trains, estimates the statistics of batch norm anew, and writes weights and what `train` measures to `path`."""
+    runner, measured = train(config)
+    estimate_norms(runner.model, runner.train_dataloader, RECALIBRATION_BATCHES, config.randomness.seed)
+    save_weights(runner.model.state_dict(), path, measured)
 
 
 def tested(config: Config, weights: Path, name: str) -> dict[str, Any]:
-    """Accuracy, and what is halted: ``sparsity`` is 0, or as `HaltingStatistics` has it without rings, and ``mean``."""
-    runner = Runner.from_cfg(prepare(config, weights, weights.parent / 'test'))
+    """Accuracy, and ``sparsity``: the ``mean`` share of halted tokens, and shares by kind as in `HaltingStatistics`."""
+    runner = tester(config, weights)
     if not halts(runner.model):
         return {**figures_of_row(runner, name), 'sparsity': {'mean': 0.0}}
     statistics = HaltingStatistics(*grid_of(runner.model), rings=())
@@ -179,3 +142,6 @@ def tested(config: Config, weights: Path, name: str) -> dict[str, Any]:
 def halts(detector: nn.Module) -> bool:
     """Whether tokens of this detector halt."""
     return hasattr(detector, 'record_listeners')
+
+
+STUDY = Study(RUNS, tuned_and_tested, folder_name='{name}-{seed}', leftovers='iter_*.pth')

@@ -1,4 +1,4 @@
-"""Where tokens lie: bird's-eye-view pillars of rendered scans and of real frames, and which of them halt last."""
+"""Positions of tokens: bird's-eye-view pillars of rendered scans and of real frames, and which of them halt last."""
 
 from __future__ import annotations
 
@@ -28,21 +28,26 @@ COLUMNS = 2650
 ELEVATIONS = (-17.6, 2.4)
 """Degrees between which the beams are spread; with `BEAMS` and `COLUMNS` the figures of Waymo's roof LiDAR."""
 HEIGHT, REACH = 2.18, 75.0
-"""Metres: the sensor above the ground, and how far it sees."""
+"""Height of the sensor above the ground, and its range, in metres."""
 GROUND_TEXEL = 0.1
-"""Metres; only intensities depend on it."""
+"""Side of a cell of the ground in metres; only intensities depend on it."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Pillars of a square size: `area` is (x0, y0, z0, x1, y1, z1) in metres, `pillar` the side of one."""
+    """Square pillars.
+
+    Attributes:
+        area: (x0, y0, z0, x1, y1, z1) in metres.
+        pillar: Side of a pillar in metres.
+    """
 
     area: tuple[float, float, float, float, float, float]
     pillar: float
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(nx, ny)."""
+        """Numbers of pillars (nx, ny)."""
         return tuple(round((self.area[3 + axis] - self.area[axis]) / self.pillar) for axis in range(2))
 
 
@@ -60,7 +65,7 @@ class TokenLayout:
         coords: [N, 4] int64 rows (0, 0, y, x), ascending: one token each.
         grid: The pillars.
         boxes: [G, 7] x, y, z (centre), length, width, height in metres and yaw; G = 0 where they are not known.
-        origin: A few words on where it comes from.
+        origin: Where the points come from, in a few words.
     """
 
     points: Tensor
@@ -94,8 +99,8 @@ def rendered_layout(tokens: int = 20000, seed: int = 1, grid: Grid = WAYMO) -> T
     """A scan of a generated town by a roof LiDAR with as many beams as it takes to occupy enough pillars.
 
     Args:
-        tokens: Pillars wanted; beams are added eight at a time, from eight, until there are as many.
-        seed: Of town, traffic and noise.
+        tokens: Occupied pillars that are needed; beams are added eight at a time until there are as many.
+        seed: Seed of town, traffic and noise.
         grid: The pillars; the sensor's vertical axis goes through x = y = 0, the ground is z = 0.
 
     Raises:
@@ -117,7 +122,7 @@ def rendered_layout(tokens: int = 20000, seed: int = 1, grid: Grid = WAYMO) -> T
 
 @lru_cache(maxsize=1)
 def _surroundings(seed: int) -> tuple[Snapshot, StaticWorld, GroundMap, ActorWorld]:
-    """What a sensor sees in the middle of a short scene: the moment, the town, its ground and the actors."""
+    """Snapshot, town, ground and actors in the middle of a short scene."""
     scene = Scene((seed, 0, 0), duration=1.0)
     snapshot = scene.snapshot(0.5)
     ground = Ground(scene.town, Daylight.from_light(scene.light), seed, GROUND_TEXEL).coarse
@@ -136,7 +141,7 @@ def real_layout(path: Path, dims: int = 5, grid: Grid = NUSCENES) -> TokenLayout
 
     Args:
         path: The file.
-        dims: Numbers per point, 4 or more: x, y, z, intensity (0..255), and what is not used.
+        dims: Numbers per point, 4 or more: x, y, z and intensity (0..255); further ones are not used.
         grid: The pillars, in the frame of the points.
 
     Raises:
@@ -160,7 +165,7 @@ def priority(layout: TokenLayout, kind: str, seed: int = 0) -> Tensor:
     Args:
         layout: Grid and boxes.
         kind: 'objects': the nearer to a box, the higher (equal inside of boxes); 'scattered': random.
-        seed: Of random scores.
+        seed: Seed of random scores.
 
     Returns:
         [ny, nx] in (0, 1].

@@ -1,9 +1,9 @@
-"""Teaches PETR where to look before it learns what to see: geometric pre-training of its position embeddings.
+"""Geometric pre-training of PETR's position embeddings: queries learn in which image cells a 3D point is seen.
 
 PETR has to discover that a query at a 3D point should attend to the image cells in which that point is seen; from
-scratch this takes most of a long training. The answer is known, though: it follows from the camera matrices. So random
-points are drawn, and the cross-attention of every decoder layer is trained to put its weight on the cells where they
-project. Nothing is added to the model; what results is an initialisation.
+scratch this takes most of a long training. The cells are known, though: they follow from the camera matrices. So random
+points are drawn, and the cross-attention of every decoder layer is trained to put its weight on the cells that they
+project to. Nothing is added to the model; the result is an initialisation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from mmprune3d.models.petr.decoder import flatten_cameras
 from mmprune3d.models.petr.position import embed_points
 
 NEAR = 0.5
+"""Smallest depth, in metres, at which a camera sees a point."""
 REACH = 3.0
-"""Cells; a point pulls attention to cells within this distance."""
+"""Largest distance, in cells, of a point's projection to the cells that it should be attended in."""
 
 
 def cell_targets(points: Tensor, lidar2img: Tensor, canvas: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    """Where points are seen, as a distribution over keys.
+    """The image cells in which points are seen, as a distribution over keys.
 
     Args:
         points: [B, P, 3] in metres.
@@ -50,17 +51,17 @@ def cell_targets(points: Tensor, lidar2img: Tensor, canvas: tuple[int, int], cel
 def alignment_loss(
     head: nn.Module, points: Tensor, lidar2img: Tensor, memory: Tensor, canvas: tuple[int, int]
 ) -> Tensor:
-    """Cross-entropy between the cells where points are seen and where queries at these points look.
+    """Cross-entropy between the cells in which points are seen and the attention of queries at these points.
 
     Args:
         head: A PETR3DHead.
         points: [B, P, 3] in metres.
         lidar2img: [B, cameras, 4, 4] float32.
-        memory: [B, cameras, C, H, W], projected image features that the keys also carry.
+        memory: [B, cameras, C, H, W], projected image features, the content of the keys.
         canvas: (height, width) in pixels of the padded images.
 
     Returns:
-        Mean over layers, heads and the points that some camera sees.
+        The mean over layers, heads and the points that a camera sees.
     """
     cells = tuple(memory.shape[-2:])
     target = cell_targets(points, lidar2img, canvas, cells)
@@ -115,10 +116,10 @@ def align(
         memory: [F, cameras, C, H, W], their projected features, fixed.
         canvas: (height, width) in pixels of the padded images.
         steps: Optimizer steps.
-        lr: Highest learning rate; one cycle.
+        lr: Highest learning rate of the one-cycle schedule.
         batch: Frames per step.
         count: Points per frame.
-        report: Print the loss every so many steps.
+        report: Steps between two printed losses.
 
     Returns:
         The loss of every step.

@@ -8,7 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from experiments.altermoma.benchmark import CONFIGS, ROWS, build, markdown, measure, probing_config, summarized
+from experiments.altermoma.benchmark import ROWS, markdown, measure, probing_config, summarized
+from experiments.models import CONFIGS, build
 from mmprune3d.pruning.channel_selection import Costs
 
 

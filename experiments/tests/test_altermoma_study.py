@@ -11,8 +11,8 @@ from mmengine.config import Config
 
 from experiments.altermoma import study as fusion_study
 from experiments.altermoma.redundancy import explained, redundancy_table
-from experiments.altermoma.study import RUNS, SPARSITIES, plan_of, run_training, training_config
-from experiments.altermoma.table import results, table
+from experiments.altermoma.study import RUNS, SPARSITIES, STUDY, plan_of, run_training, training_config
+from experiments.altermoma.table import table
 from mmprune3d.engine.loops.settings import PruningSettings
 from mmprune3d.engine.runners.altermoma_runner import with_pruning_loop
 from mmprune3d.evaluation import NaNPredictionError
@@ -76,7 +76,7 @@ def write_result(out: Path, name: str, seed: int, mean_ap: float) -> None:
 
 def test_the_table_shows_what_was_trained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no results'):
-        results(tmp_path)
+        STUDY.results(tmp_path)
     write_result(tmp_path, 'dense', 0, 0.4)
     write_result(tmp_path, 'altermoma-80', 1, 0.32)
     write_result(tmp_path, 'altermoma-80', 0, 0.3)
@@ -131,6 +131,6 @@ def test_a_result_that_is_not_whole_is_named(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"name": "dense", "mAP"')
     with pytest.raises(ValueError, match=r'dense-seed0/result.json is not a complete JSON file .* remove it'):
-        results(tmp_path)
+        STUDY.results(tmp_path)
     with pytest.raises(ValueError, match='remove it, and run again'):
         run_training(Config(), Path('x.pth'), 'dense', 0, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from experiments.altermoma import score_statistics, scoring_cost
 from experiments.altermoma import study as fusion_study
 from experiments.altermoma.features import draw_states
 from experiments.altermoma.redundancy import redundancy
-from experiments.altermoma.study import Row, run_training
+from experiments.altermoma.study import STUDY, PrunedRow, run_training
 from experiments.altermoma.table import table
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from tests.conftest import TinyDataset
@@ -22,9 +23,9 @@ from tests.test_upgrade.small_bevfusion import save_random, small_config
 
 SHORT = {'sparsity': 0.5, 'eval_batches': 1, 'reactivation_steps': 1}
 ROWS = {
-    'dense': Row('control', None),
-    'altermoma-50': Row('AlterMOMA', {'criterion': 'altermoma', **SHORT}, '1.0'),
-    'imp-50': Row('IMP', {'criterion': 'magnitude', 'sparsity': 0.5, 'epochs_per_round': 1, 'rewind': 'init'}),
+    'dense': PrunedRow('control'),
+    'altermoma-50': PrunedRow('AlterMOMA', {'criterion': 'altermoma', **SHORT}, paper='1.0'),
+    'imp-50': PrunedRow('IMP', {'criterion': 'magnitude', 'sparsity': 0.5, 'epochs_per_round': 1, 'rewind': 'init'}),
 }
 
 
@@ -32,11 +33,10 @@ ROWS = {
 def toy(tiny: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path, Path]:
     config = small_config(tiny.root, tmp_path / 'logs')
     save_random(config, tmp_path / 'dense.pth')
-    monkeypatch.setattr(fusion_study, 'RUNS', ROWS)
+    monkeypatch.setattr(fusion_study, 'STUDY', replace(STUDY, rows=ROWS))
     monkeypatch.setattr(fusion_study, 'STRIDE', 1)
     monkeypatch.setattr(fusion_study, 'BATCH_SIZE', 1)
     monkeypatch.setattr(fusion_study, 'RECALIBRATION_BATCHES', 1)
-    monkeypatch.setattr('experiments.altermoma.table.RUNS', ROWS)
     return config, tmp_path / 'dense.pth', tmp_path / 'study'
 
 

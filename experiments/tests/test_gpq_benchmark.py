@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from experiments.gpq import benchmark
+from experiments.gpq.__main__ import commands
 from experiments.gpq.breakdown import PARTS
 from experiments.gpq.lean import LeanDecoder
 from experiments.gpq.models import Pair, Row, make_pair
@@ -20,7 +20,6 @@ from mmprune3d.layers.attention import Keys
 from mmprune3d.measure.flops import count_flops
 from mmprune3d.models.petr.decoder import PETR3DDecoder
 from mmprune3d.pruning.tggbc import TgGBCPlan
-from tools import benchmark as tool
 
 DECODER = Row((3, 5), cameras=2, width=32, heads=4, layers=2, feedforward=48, classes=7, depths=8)
 ROWS = {
@@ -155,11 +154,10 @@ def test_differences_beyond_the_tolerance_are_an_error() -> None:
 
 
 @pytest.mark.usefixtures('small_rows')
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'out.json'
-    arguments = ['benchmark.py', 'queries', '--rows', 'memory', '--repeats', '1', '--json', str(out)]
-    monkeypatch.setattr(sys, 'argv', [*arguments, '--queries', '1', '12'])
-    tool.main()
+    arguments = ['benchmark', '--rows', 'memory', '--repeats', '1', '--json', str(out)]
+    commands().main([*arguments, '--queries', '1', '12'])
     data = json.loads(out.read_text())
     (row,) = data['rows']
     assert row['row'] == 'memory' and row['queries'] == [12, 1] and row['shape']['keys'] == 30
@@ -176,9 +174,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.usefixtures('small_rows')
-def test_unknown_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'queries', '--rows', 'petr'])
+def test_unknown_row() -> None:
     with pytest.raises(SystemExit, match='no row petr; valid are decoder, memory, head'):
-        tool.main()
+        commands().main(['benchmark', '--rows', 'petr'])
     with pytest.raises(ValueError, match='no row petr; valid are decoder, memory, head'):
         benchmark.measure('petr')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from experiments.altermoma.benchmark import CONFIGS
 from experiments.halting import benchmark as backbone_benchmark
 from experiments.halting import models as backbone_models
+from experiments.halting.__main__ import commands
 from experiments.halting.benchmark import PARTS, ROWS, compare_attention, markdown, measure, measure_layout
 from experiments.halting.models import (
     CANDIDATES,
@@ -29,7 +28,7 @@ from experiments.halting.models import (
     steer,
 )
 from experiments.halting.token_layouts import Grid, TokenLayout, occupied, priority
-from tools import benchmark as tool
+from experiments.models import CONFIGS
 
 SIDE = 66
 """Cells of the map along each side: enough for the 4096 candidates that the heads take."""
@@ -193,10 +192,7 @@ def test_command_line(
     monkeypatch.setattr(backbone_benchmark, 'measure', measured)
     monkeypatch.setattr(torch, 'set_num_threads', lambda count: asked.append(count))
     out = tmp_path / 'out.json'
-    monkeypatch.setattr(
-        sys, 'argv', ['benchmark.py', 'backbone', '--window', '14', '--repeats', '3', '--json', str(out)]
-    )
-    tool.main()
+    commands().main(['benchmark', '--window', '14', '--repeats', '3', '--json', str(out)])
     options = {'tokens': 20000, 'window': 14, 'points': None, 'dims': 5, 'device': 'cpu'}
     assert asked == [2, ('objects', 3, options), ('scattered', 3, options)]
     written = json.loads(out.read_text())
@@ -208,9 +204,8 @@ def test_command_line(
 def test_a_real_frame_needs_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backbone_benchmark.rows_with(Path('frame.bin')) == ['objects', 'scattered', 'frame']
     monkeypatch.setattr(torch, 'set_num_threads', lambda count: None)
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'backbone', '--layout', 'frame'])
     with pytest.raises(SystemExit, match='no row frame; valid are objects, scattered'):
-        tool.main()
+        commands().main(['benchmark', '--layout', 'frame'])
 
 
 def test_errors_say_what_is_valid(detectors: Detectors, layout: TokenLayout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,17 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop
 
-from experiments.altermoma.benchmark import build
 from experiments.halting import study as halting_study
+from experiments.halting.__main__ import commands
 from experiments.halting.models import fitted
 from experiments.halting.rows import BOUNDS, CONTROL, RUNS, row_config
 from experiments.halting.speed import PARTS, measure_speed, time_parts
-from experiments.halting.study import BATCH_SIZE, ITERATIONS, LR, run_training, start_of, training_config
-from experiments.halting.table import results, table
+from experiments.halting.study import BATCH_SIZE, ITERATIONS, LR, STUDY, run_training, start_of, training_config
+from experiments.halting.table import table
 from experiments.halting.token_layouts import Grid
+from experiments.models import build
 from tests.conftest import TinyDataset
 from tests.test_upgrade.small_bevfusion import save_random
-from tools import study_halting
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CONFIG = CONFIGS / 'sst' / 'sst_tiny.py'
@@ -187,7 +186,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no results of sst with seed 4'):
         measure_speed(Config(), tmp_path, 4)
     with pytest.raises(ValueError, match='has no results; train first, for example sst'):
-        results(tmp_path)
+        STUDY.results(tmp_path)
 
 
 def test_a_part_that_does_not_run_is_no_time() -> None:
@@ -215,20 +214,17 @@ def write_result(out: Path, name: str, seed: int, mean_ap: float, speedup: float
     (folder / 'result.json').write_text(json.dumps(result))
 
 
-def test_the_command_makes_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_makes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layers = {'all': [0.7, 0.8], 'foreground': [0.1, 0.25], 'background': [0.75, 0.85]}
     write_result(tmp_path, 'sst', 0, 0.5, None)
-    monkeypatch.setattr(sys, 'argv', ['study_halting.py', 'table', '--out', str(tmp_path)])
-    study_halting.main()
+    commands().main(['table', '--out', str(tmp_path)])
     assert '| SST, fine-tuned (control) | 50.0 | 52.0 | 0.0 |  | 1.00: 76.2 |' in capsys.readouterr().out
     assert not (tmp_path / 'pareto.png').exists()
     write_result(tmp_path, 'sst', 1, 0.52, 1.0)
     write_result(tmp_path, 'halt-82', 1, 0.47, 1.5, **{**layers, 'mean': 0.82})
     write_result(tmp_path, 'halt-82', 0, 0.49, 2.0, **{**layers, 'mean': 0.82, 'foreground': None})
     write_result(tmp_path, 'halt-82-uniform', 0, 0.4, 2.0, **{**layers, 'mean': 0.82})
-    study_halting.main()
+    commands().main(['table', '--out', str(tmp_path)])
     text = capsys.readouterr().out
     assert (
         '| SST_halt, 0.82 | 49.0 / 47.0 (48.0) | 51.0 / 49.0 (50.0) | 82.0 | 1.75 / 1.75 / 1.75 | 1.37: 76.1 |' in text
@@ -237,6 +233,5 @@ def test_the_command_makes_the_table(
     assert text.count('uniform sparsity loss') == 2
     assert 'cannot become more than 2.00 times as fast' in text
     assert (tmp_path / 'pareto.png').is_file()
-    monkeypatch.setattr(sys, 'argv', ['study_halting.py', 'table', '--out', str(tmp_path / 'nothing')])
     with pytest.raises(SystemExit, match=r'error: .* has no results'):
-        study_halting.main()
+        commands().main(['table', '--out', str(tmp_path / 'nothing')])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 
 from experiments.tggbc import benchmark, sweep
+from experiments.tggbc.__main__ import commands
 from experiments.tggbc.cost import cross_attention_flops
 from mmprune3d.pruning.tggbc import TgGBCPlan
-from tools import benchmark as tool
 
 SMALL = benchmark.Row(96, TgGBCPlan(r=80, n=2, k=5), queries=12, width=32, heads=4, layers=4, feedforward=48)
 
@@ -57,10 +56,9 @@ def test_keys_per_layer_are_those_of_the_detectors() -> None:
 
 
 @pytest.mark.usefixtures('small_rows')
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'out.json'
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'decoder', '--repeats', '1', '--json', str(out)])
-    tool.main()
+    commands().main(['benchmark', '--repeats', '1', '--json', str(out)])
     data = json.loads(out.read_text())
     assert [row['row'] for row in data['rows']] == ['small', 'smaller']
     for row in data['rows']:
@@ -75,10 +73,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.usefixtures('small_rows')
-def test_unknown_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'decoder', '--rows', 'petr'])
+def test_unknown_row() -> None:
     with pytest.raises(SystemExit, match='no row petr; valid are small, smaller'):
-        tool.main()
+        commands().main(['benchmark', '--rows', 'petr'])
 
 
 @pytest.mark.usefixtures('small_rows')

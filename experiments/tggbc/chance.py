@@ -1,4 +1,4 @@
-"""The control of key pruning: as many keys removed, at random. What it loses less, guidance has gained."""
+"""The control of key pruning: as many keys are removed, but at random."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan
 
 @dataclass(frozen=True)
 class RandomPlan(TgGBCPlan):
-    """Keys removed at random, as many and when tgGBC would.
+    """A plan that removes keys at random: as many as tgGBC, after the same layers.
 
     Attributes:
-        score: 'none', so that queries are not looked at.
-        seed: Of the random numbers; they go on from one forward pass to the next.
+        score: 'none': queries have no influence.
+        seed: Seed of the random numbers; every forward pass draws new ones.
     """
 
     method: ClassVar[str] = 'random'
@@ -31,27 +31,27 @@ class RandomPlan(TgGBCPlan):
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the settings that have no effect here."""
+        """The plan as a dictionary, without the settings that have no effect."""
         values = super().to_dict()
         return {name: values[name] for name in ('method', 'r', 'n', 'seed')}
 
 
 class RandomImportance(NamedTuple):
-    """Takes the place of an `AttentionRecord` whose importance is drawn."""
+    """Stands in for an `AttentionRecord`: the importance of keys is random."""
 
     values: Tensor
 
     def importance(self, confidence: Tensor, index: Tensor) -> Tensor:
-        """The drawn values [B, N_k], whatever the queries."""
+        """The random values [B, N_k]; the arguments are not used."""
         return self.values
 
 
 class RandomKeyPruner(TgGBCKeyPruner):
-    """tgGBC's pruner with random importance; padded keys still go first.
+    """tgGBC's pruner with random importance; padded keys are still removed first.
 
     Args:
-        plan: How many keys, over how many layers, and the seed.
-        num_layers: Layers of the decoder.
+        plan: How many keys are removed, over how many layers, and the seed.
+        num_layers: Number of decoder layers.
         record: See `TgGBCKeyPruner`.
     """
 
@@ -60,7 +60,7 @@ class RandomKeyPruner(TgGBCKeyPruner):
         self._generator = torch.Generator().manual_seed(plan.seed)
 
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
-        """See `KeyPruner`."""
+        """Removes keys after a layer; see `KeyPruner`."""
         values = torch.rand(keys.key.shape[:2], generator=self._generator).to(keys.key.device)
         if keys.padding_mask is not None:
             values = values.masked_fill(keys.padding_mask, REMOVED_FIRST)

@@ -1,4 +1,4 @@
-"""The paper's own count of operations: cross-attention with and without key pruning (tgGBC, appendix B)."""
+"""Operations of cross-attention with and without key pruning, as the paper counts them (tgGBC, appendix B)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cross_attention_flops(
     """Operations of all cross-attentions before and after pruning (Eq. 22 and 23).
 
     Args:
-        plan: What is removed.
+        plan: Which keys are removed.
         num_keys: N_k before pruning.
         num_queries: N_q.
         width: E, channels.

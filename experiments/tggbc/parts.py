@@ -1,4 +1,4 @@
-"""Which settings the study of key pruning tries: the ablations of the tgGBC paper (sections 4.2, 4.3 and 4.5)."""
+"""The settings that the study of key pruning tests: the ablations of the tgGBC paper (sections 4.2, 4.3 and 4.5)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Curve:
     """One line of a plot.
 
     Attributes:
-        label: What the line is.
-        points: (place on the x axis, plans); several plans at one place are repetitions with other seeds.
+        label: Label of the line.
+        points: (place on the x axis, plans); several plans at one place differ in the seed only.
     """
 
     label: str
@@ -39,10 +39,10 @@ class Part:
     """One question of the study.
 
     Attributes:
-        title: Of table and plot.
+        title: Title of table and plot.
         x_label: What the x axis shows, with its unit.
-        curves: What is compared.
-        is_ordered: Whether neighbours on the x axis may be joined by lines.
+        curves: The lines that are compared.
+        is_ordered: Whether the x axis is ordered, so that points are joined by lines.
     """
 
     title: str
@@ -57,22 +57,22 @@ class Part:
 
 
 class Decoder(NamedTuple):
-    """What a plan is made for.
+    """The decoder that plans are made for.
 
     Attributes:
-        num_keys: Keys that the first layer attends to.
-        num_layers: Decoder layers.
+        num_keys: Number of keys that the first layer attends to.
+        num_layers: Number of decoder layers.
     """
 
     num_keys: int
     num_layers: int
 
     def removing(self, share: float) -> int:
-        """The count for a share of the keys."""
+        """The number of keys that a share of them is."""
         return round(share * self.num_keys)
 
     def layer_counts(self, most: int = MOST_LAYERS) -> range:
-        """Valid n, up to `most`."""
+        """Valid numbers of pruning layers n, up to `most`."""
         return range(1, min(most, self.num_layers - 1) + 1)
 
 
@@ -92,13 +92,13 @@ def _over_shares(
 
 
 def removal_part(decoder: Decoder) -> Part:
-    """Figure 5: how many keys can go."""
+    """Figure 5: how many keys can be removed."""
     plan = partial(TgGBCPlan, n=2, k=175)
     return Part('Keys removed (r); n = 2, k = 175', PERCENT, (_over_shares(decoder, 'tgGBC', plan, SHARES),))
 
 
 def layers_part(decoder: Decoder) -> Part:
-    """Table 4: over how many layers."""
+    """Table 4: over how many layers they are removed."""
     curves = []
     for share in HIGH_SHARES:
         r = decoder.removing(share)
@@ -115,7 +115,7 @@ def voters_part(decoder: Decoder) -> Part:
 
 
 def score_part(decoder: Decoder) -> Part:
-    """Table 5 and figure 7: what a query's confidence is."""
+    """Table 5 and figure 7: how the confidence of a query is computed from its class scores."""
     r, curves = decoder.removing(0.875), []
     for n in decoder.layer_counts(2):
         points = [(score, (TgGBCPlan(r=r, n=n, k=175, score=score),)) for score in ('max', 'mean', 'min')]
@@ -125,7 +125,7 @@ def score_part(decoder: Decoder) -> Part:
 
 
 def merging_part(decoder: Decoder) -> Part:
-    """Tables 2 and 9: token merging of as many keys."""
+    """Tables 2 and 9: ToMe with as many removed keys."""
     curves = []
     for n in decoder.layer_counts(2):
         curves.append(_over_shares(decoder, f'tgGBC, n = {n}', partial(TgGBCPlan, n=n, k=175), MERGED_SHARES))
@@ -134,7 +134,7 @@ def merging_part(decoder: Decoder) -> Part:
 
 
 def random_part(decoder: Decoder) -> Part:
-    """The control: what is left of the accuracy when chance decides."""
+    """The control: accuracy if the removed keys are chosen at random."""
     curves = (
         _over_shares(decoder, 'tgGBC', partial(TgGBCPlan, n=2, k=175), SHARES),
         _over_shares(decoder, f'random, {len(SEEDS)} seeds', partial(RandomPlan, n=2), SHARES, SEEDS),
@@ -143,7 +143,7 @@ def random_part(decoder: Decoder) -> Part:
 
 
 def place_part(decoder: Decoder) -> Part:
-    """Everything removed after one layer, by its own attention or at random: which layers know what later ones need."""
+    """All keys removed after one layer, by its attention or at random: which layers know what later layers need."""
     curves = []
     for label, plan in (('tgGBC', partial(TgGBCPlan, k=175)), ('random', RandomPlan)):
         amounts = [[0] * layer + [decoder.removing(0.7)] for layer in range(len(decoder.layer_counts(4)))]
@@ -161,7 +161,7 @@ PARTS: dict[str, Callable[[Decoder], Part]] = {
     'random': random_part,
     'place': place_part,
 }
-"""Name on the command line -> part."""
+"""Name on the command line -> function that makes the part."""
 
 
 def choose_parts(text: str) -> tuple[str, ...]:

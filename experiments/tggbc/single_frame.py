@@ -1,7 +1,7 @@
-"""What key pruning costs on one real frame: over-fit a detector until it finds the cars, then prune and count again.
+"""Key pruning on one real frame: a detector is over-fitted until it finds the cars, then pruned and tested again.
 
-No accuracy claim follows from one frame; it shows that real images, calibrations and annotations pass through the whole
-pipeline, and how many objects survive when most keys are gone.
+Nothing follows from one frame about accuracy. It shows that real images, calibrations and annotations pass through the
+whole pipeline, and how many objects are still found when most keys are removed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mmprune3d.pruning.tggbc import TgGBCPlan
 
 CAR = 'car'
 RANDOM = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')
-"""Transforms that only a training has."""
+"""Random transforms, which only a training has."""
 
 
 def frame_dataset(config: Config, folder: Path, augment: bool = False) -> Any:
     """The frame in `folder` (images beside `infos.pkl`, file names without folders) through the config's pipeline.
 
     Args:
-        config: Of a detector whose training pipeline loads images and annotations.
-        folder: Holds `infos.pkl` in mmdet3d's format v2, and what it names.
-        augment: Keep the random transforms of training; otherwise images are resized as in a test.
+        config: Config of a detector whose training pipeline loads images and annotations.
+        folder: Folder with `infos.pkl` in mmdet3d's format v2, and the files that it names.
+        augment: Whether the random transforms of the training are kept; otherwise images are resized as in a test.
     """
     init_default_scope(config.get('default_scope') or 'mmdet3d')
     settings = Config(dict(dataset=config.train_dataloader.dataset)).dataset
@@ -45,13 +45,13 @@ def frame_dataset(config: Config, folder: Path, augment: bool = False) -> Any:
 
 
 def found_cars(prediction: Any, boxes: Tensor, score: float = 0.3, within: float = 2.0) -> int:
-    """How many of the ground-truth cars have a confident car whose centre is near; each prediction counts once.
+    """Number of ground-truth cars with a confident predicted car near their centre; each prediction counts once.
 
     Args:
         prediction: Data sample with `pred_instances_3d` whose label 0 is the car.
         boxes: [N, >=2] ground-truth cars.
-        score: Predictions below are ignored.
-        within: Metres on the ground.
+        score: Predictions with a lower score are ignored.
+        within: Largest distance of centres on the ground, in metres.
     """
     found = prediction.pred_instances_3d
     keep = (found.scores_3d >= score) & (found.labels_3d == 0)
@@ -97,7 +97,7 @@ class SingleFrame:
         return self.count()
 
     def copy(self) -> dict[str, Any]:
-        """The batch, with images of its own."""
+        """A copy of the batch, images included."""
         inputs = {'img': [image.clone() for image in self.batch['inputs']['img']]}
         return {'inputs': inputs, 'data_samples': [sample.clone() for sample in self.batch['data_samples']]}
 
@@ -108,11 +108,17 @@ class SingleFrame:
         return self.model.test_step(self.copy())[0]
 
     def count(self) -> int:
-        """Cars found now."""
+        """Number of cars that are found now."""
         return found_cars(self.predict(), self.cars)
 
     def survivors(self, ratios: tuple[float, ...], n: int, k: int) -> dict[float, int]:
-        """Cars still found when a share of the keys is removed over `n` layers, by the scores of `k` queries."""
+        """Share of removed keys -> number of cars that are found.
+
+        Args:
+            ratios: Shares of the keys that are removed.
+            n: Pruning layers.
+            k: Queries whose attention counts.
+        """
         adapters.detach(self.model)
         keys = adapters.keys_per_layer(self.model, self.predict)[0]
         results = {}

@@ -1,6 +1,6 @@
-"""The accuracy study of key pruning: one command, every ablation of the tgGBC paper, on the user's detector and data.
+"""The accuracy study of key pruning: every ablation of the tgGBC paper, on a given detector and its test set.
 
-Figures are kept in `study.json` as soon as they are there, so that an interrupted study goes on where it stopped.
+Results are written to `study.json` as soon as they are known, so that an interrupted study goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from experiments.curves import draw_curves
+from experiments.tables import listed, markdown_table
 from mmprune3d import files
+from mmprune3d.checkpoint import begun
 from mmprune3d.checkpoint.addresses import local_file
 from mmprune3d.evaluation import NaNPredictionError
 from mmprune3d.inspect import keys as key_attention
@@ -31,39 +33,48 @@ from .parts import PARTS, Decoder, Part, choose_parts
 
 TITLE = 'Accuracy of key pruning'
 SHOWN = ('mAP', 'NDS')
-"""Figures that are plotted, and whose change the table shows."""
+"""Metrics that are plotted, and whose change the table shows."""
 LISTENED = 16
-"""Samples, spread over the test set, in which the attention of the layers is compared."""
+"""Number of samples, spread over the test set, on which the attention of the layers is compared."""
 KEPT_SHARE = 0.5
 SETTINGS = ('r', 'n', 'k', 'score', 'seed')
+DIGITS = 16
+"""Hexadecimal digits of a SHA-256 that are kept."""
 
 
 def fingerprint(data: bytes) -> str:
-    """The first 16 hexadecimal digits of the SHA-256."""
-    return hashlib.sha256(data).hexdigest()[:16]
+    """The first `DIGITS` hexadecimal digits of the SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()[:DIGITS]
 
 
 def source_of(name: str, config: Config, checkpoint: Path, samples: int | None) -> dict[str, Any]:
-    """What the figures are about; two studies with equal sources may share them."""
+    """What the results of a study depend on; a study goes on only with the results of an equal source.
+
+    Args:
+        name: Name of the config.
+        config: The config.
+        checkpoint: Its weights.
+        samples: Number of test samples; None means all.
+    """
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
     return {
         'config': name,
         'config_sha256': fingerprint(text.encode()),
         'checkpoint': checkpoint.name,
-        'checkpoint_sha256': fingerprint(checkpoint.read_bytes()),
+        'checkpoint_sha256': begun.fingerprint(checkpoint)[:DIGITS],
         'samples': samples or 'all',
     }
 
 
 class Record:
-    """The study's file: figures per plan.
+    """The file of a study: the results of every plan.
 
     Args:
-        path: Of the JSON file; read if it exists.
+        path: The JSON file; it is read if it exists.
         source: See `source_of`.
 
     Raises:
-        ValueError: If the file is about something else.
+        ValueError: If the file has the results of another source.
     """
 
     def __init__(self, path: Path, source: Mapping[str, Any]) -> None:
@@ -76,29 +87,29 @@ class Record:
                 raise ValueError(f'{path} is a study with another {", ".join(differing)}: choose another --out')
 
     def find(self, plan: KeyPlan | None) -> dict[str, Any] | None:
-        """What is known about a plan."""
+        """The results of a plan, or None; the plan None is the unpruned detector."""
         wanted = None if plan is None else plan.to_dict()
         return next((setting for setting in self.data['settings'] if setting['plan'] == wanted), None)
 
     def add(self, plan: KeyPlan | None, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds a setting and writes the file."""
+        """Adds the results of a plan and writes the file."""
         self.data['settings'].append({'plan': None if plan is None else plan.to_dict(), **figures})
         self.save()
         return self.data['settings'][-1]
 
     def save(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file; it is whole after an interruption too."""
         files.write_json(self.path, self.data)
 
 
 class KeyStudy:
-    """Runs what is missing and writes tables and plots.
+    """Tests the plans that were not tested yet, and writes tables and plots.
 
     Args:
-        config: Of the unpruned detector, already prepared (see `upgrade.prepare`).
+        config: Config of the unpruned detector, prepared by `mmprune3d.measure.runners.prepare`.
         source: See `source_of`.
         samples: See `CachedTest`.
-        out: Folder of `study.json`, `study.md` and the plots.
+        out: Folder that `study.json`, `study.md` and the plots are written to.
     """
 
     def __init__(self, config: Config, source: Mapping[str, Any], samples: int | None, out: Path) -> None:
@@ -110,7 +121,7 @@ class KeyStudy:
 
     @cached_property
     def test(self) -> CachedTest:
-        """The model and its features; not made when all figures are there."""
+        """The model and the features of its test set; they are not needed if all results are known."""
         test = CachedTest(Runner.from_cfg(self.config), self.samples, folder=self.out)
         dtype = str(next(test.model.parameters()).dtype).removeprefix('torch.')
         self.record.data['env'] = reports.environment(test.replay.batch_size, dtype)
@@ -119,17 +130,17 @@ class KeyStudy:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """Figures of the unpruned model."""
+        """Results of the unpruned model."""
         found = self.record.find(None)
         return found or self.record.add(None, {**self.test.baseline, 'keys': self.test.keys})
 
     @property
     def decoder(self) -> Decoder:
-        """What plans are made for."""
+        """Numbers of keys and layers that plans are made for."""
         return Decoder(self.baseline['keys'][0], len(self.baseline['keys']))
 
     def setting(self, plan: KeyPlan) -> dict[str, Any]:
-        """Figures of the model under `plan`, or why it is not possible."""
+        """Results of the model under `plan`, or under ``impossible`` the reason why there are none."""
         found = self.record.find(plan)
         if found is not None:
             return found
@@ -146,13 +157,13 @@ class KeyStudy:
         return self.record.add(plan, {**figures, 'keys': list(keys), 'seconds': seconds})
 
     def run(self, names: Sequence[str]) -> str:
-        """Runs parts and writes everything.
+        """Runs parts of the study and writes tables and plots.
 
         Args:
-            names: Of `study_parts.PARTS`.
+            names: Names in `PARTS`.
 
         Returns:
-            The tables as Markdown, as in `study.md`.
+            The content of `study.md`.
         """
         try:
             parts = {name: PARTS[name](self.decoder) for name in names}
@@ -170,7 +181,7 @@ class KeyStudy:
         return text
 
     def listen(self) -> None:
-        """Measures where the layers of the unpruned decoder look, if that is not known yet."""
+        """Measures which keys the layers of the unpruned decoder attend to, if that is not known yet."""
         if 'attention_kept' not in self.record.data:
             with self.test.calls(LISTENED) as calls:
                 table = key_attention.mean_attention_kept(self.test.model, calls, KEPT_SHARE)
@@ -178,7 +189,7 @@ class KeyStudy:
             self.record.save()
 
     def draw(self, part: Part, path: Path) -> None:
-        """The plot of a part; impossible settings are left out."""
+        """Draws the plot of a part; settings that are not possible are left out."""
         curves = {}
         for curve in part.curves:
             found = [(x, [self.setting(plan) for plan in plans]) for x, plans in curve.points]
@@ -194,7 +205,7 @@ class KeyStudy:
         yield f'{self.record.data["evaluated"]} samples of the test set, {self.decoder.num_keys} keys,'
         yield f'{self.decoder.num_layers} decoder layers; checkpoint {source["checkpoint"]}'
         yield f'(SHA-256 {source["checkpoint_sha256"]}...). Changes (Δ) are in points of 100.'
-        yield from ('', ', '.join(f'{name} {value}' for name, value in env.items()), '')
+        yield from ('', listed(env), '')
         for name, part in parts.items():
             yield from (f'## {part.title}', '', *self._table(part), '', f'![{part.title}]({name}.png)', '')
         table = self.record.data.get('attention_kept')
@@ -205,15 +216,16 @@ class KeyStudy:
         names = [name for name in self.baseline if name not in ('plan', 'keys', 'seconds')]
         shown = [name for name in SHOWN if name in names]
         settings = [name for name in SETTINGS if any(name in plan.to_dict() for plan in part.plans)]
-        heads = [*names, *(f'Δ{name}' for name in shown)]
-        yield f'| method | {" | ".join([*settings, *heads])} |'
-        yield f'|---|{"---:|" * (len(settings) + len(heads))}'
-        for plan in (None, *part.plans):
-            result = self.baseline if plan is None else self.setting(plan)
-            cells = [_cell(plan, name, self.decoder.num_keys) for name in settings]
-            title = 'baseline' if plan is None else plan.title
-            yield f'| {title} | {" | ".join([*cells, *self._figures(result, names, shown)])} |'
+        heads = ('method', *settings, *names, *(f'Δ{name}' for name in shown))
+        yield from markdown_table(heads, (self._cells(plan, settings, names, shown) for plan in (None, *part.plans)))
         yield from self._remarks(part)
+
+    def _cells(
+        self, plan: KeyPlan | None, settings: Sequence[str], names: Sequence[str], shown: Sequence[str]
+    ) -> list[str]:
+        result = self.baseline if plan is None else self.setting(plan)
+        cells = [_cell(plan, name, self.decoder.num_keys) for name in settings]
+        return ['baseline' if plan is None else plan.title, *cells, *self._figures(result, names, shown)]
 
     def _figures(self, result: Mapping[str, Any], names: Sequence[str], shown: Sequence[str]) -> Iterator[str]:
         for name in names:
@@ -251,14 +263,14 @@ def _line(setting: Mapping[str, Any]) -> str:
 def run_study(
     config_file: Path, checkpoint: str | Path, out: Path, samples: int | None, parts: str, overrides: dict[str, Any]
 ) -> str:
-    """Runs or completes a study.
+    """Runs a study, or what is left of it.
 
     Args:
-        config_file: The unpruned detector's config.
+        config_file: Config of the unpruned detector.
         checkpoint: Its weights.
-        out: Folder of `study.json`, `study.md` and a plot per part.
-        samples: How many samples, spread evenly over the test set; None means all.
-        parts: Names of `study_parts.PARTS`, separated by commas.
+        out: Folder that `study.json`, `study.md` and a plot per part are written to.
+        samples: Number of samples, spread evenly over the test set; None means all.
+        parts: Names in `PARTS`, separated by commas.
         overrides: Settings on top of the config, by dotted key.
 
     Returns:

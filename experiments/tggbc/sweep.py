@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mmprune3d import files
+from experiments.figures import figure
+from experiments.tables import markdown_table
 from mmprune3d.layers.key_pruning import make_pruner
 from mmprune3d.measure.timing import interleaved
 from mmprune3d.pruning.tggbc import TgGBCPlan
@@ -61,40 +62,34 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
     for result in results:
         for setting, points in result['points'].items():
             lines += ['', f'{result["row"]}, unpruned {result["baseline"]:.1f} ms', '']
-            lines.append(f'| {setting} | ' + ' | '.join(str(point['value']) for point in points) + ' |')
-            lines.append('|---' * (len(points) + 1) + '|')
-            lines.append('| ms | ' + ' | '.join(f'{point["ms"]:.1f}' for point in points) + ' |')
-            lines.append('| GFLOPs, Eq. 23 | ' + ' | '.join(f'{point["gflops"]:.2f}' for point in points) + ' |')
+            values = [point['value'] for point in points]
+            ms = [f'{point["ms"]:.1f}' for point in points]
+            gflops = [f'{point["gflops"]:.2f}' for point in points]
+            lines += markdown_table([setting, *values], [['ms', *ms], ['GFLOPs, Eq. 23', *gflops]])
     return '\n'.join(lines)
 
 
 def plot(result: dict[str, Any], folder: Path) -> Path:
-    """Draws time and operations against r, n and k; returns the file."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True, sharey=True)
+    """Draws time and operations against r, n and k into `folder`; returns the file."""
     everything = [point for points in result['points'].values() for point in points]
     top = 1.12 * max(result['baseline'], *(point['ms'] for point in everything))
     most = 1.12 * max(point['gflops'] for point in everything)
-    for axis, (setting, points) in zip(axes, result['points'].items(), strict=True):
-        values = [point['value'] for point in points]
-        axis.plot(values, [point['ms'] for point in points], 'o-', color='#1f6f8b', label='time')
-        axis.axhline(result['baseline'], color='0.4', linestyle='--', label='unpruned, fused attention')
-        axis.set(xlabel=LABELS[setting], ylim=(0, top))
-        flops = axis.twinx()
-        flops.plot(values, [point['gflops'] for point in points], 's:', color='#d1603d', label='operations (Eq. 23)')
-        flops.set_ylim(0, most)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel('decoder and heads (ms)')
-    flops.set_ylabel('cross-attention (GFLOPs)')
-    handles = [*axes[-1].get_lines(), *flops.get_lines()]
-    axes[0].legend(handles=handles, labels=[handle.get_label() for handle in handles], fontsize=8, loc='lower left')
-    figure.suptitle(result['row'])
     path = folder / f'{result["row"]}.png'
-    with files.replacing(path) as part:
-        figure.savefig(part, dpi=110)
-    pyplot.close(figure)
+    with figure(path, 13, 3.6, dpi=110) as made:
+        axes = made.subplots(1, 3, sharey=True)
+        for axis, (setting, points) in zip(axes, result['points'].items(), strict=True):
+            values = [point['value'] for point in points]
+            axis.plot(values, [point['ms'] for point in points], 'o-', color='#1f6f8b', label='time')
+            axis.axhline(result['baseline'], color='0.4', linestyle='--', label='unpruned, fused attention')
+            axis.set(xlabel=LABELS[setting], ylim=(0, top))
+            flops = axis.twinx()
+            gflops = [point['gflops'] for point in points]
+            flops.plot(values, gflops, 's:', color='#d1603d', label='operations (Eq. 23)')
+            flops.set_ylim(0, most)
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel('decoder and heads (ms)')
+        flops.set_ylabel('cross-attention (GFLOPs)')
+        handles = [*axes[-1].get_lines(), *flops.get_lines()]
+        axes[0].legend(handles=handles, labels=[handle.get_label() for handle in handles], fontsize=8, loc='lower left')
+        made.suptitle(result['row'])
     return path

@@ -18,7 +18,6 @@ TOOLS = {
     'export_onnx': [],
     'prune': [],
     'show_halting': ['--count', '1'],
-    'study_keys': [],
     'upgrade': [],
 }
 
@@ -36,19 +35,13 @@ def test_an_address_stays_one(name, monkeypatch):
     assert tool(name).parse_args().checkpoint == ADDRESS
 
 
-@pytest.mark.parametrize('name', ['study_fusion', 'study_halting'])
-def test_an_address_stays_one_in_a_study(name, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [name, 'train', 'dense', '--checkpoint', ADDRESS])
-    assert tool(name).parse_args().checkpoint == ADDRESS
-
-
 def test_addresses_are_compared_too():
     from mmprune3d.inspect.gpq import Candidate
 
     assert Candidate.parse(f'pruned=a/config.py:{ADDRESS}') == Candidate('pruned', Path('a/config.py'), ADDRESS)
 
 
-@pytest.mark.parametrize('name', ['publish_checkpoint', 'fuse_checkpoints', 'convert_checkpoint', 'align_positions'])
+@pytest.mark.parametrize('name', ['publish_checkpoint', 'fuse_checkpoints', 'convert_checkpoint'])
 def test_what_cannot_be_read_is_one_line(name, tmp_path, monkeypatch, capsys):
     bad, good = tmp_path / 'bad.pth', tmp_path / 'good.pth'
     bad.write_text('<html><title>Not here</title></html>')
@@ -57,7 +50,6 @@ def test_what_cannot_be_read_is_one_line(name, tmp_path, monkeypatch, capsys):
         'publish_checkpoint': [bad, tmp_path / 'out.pth'],
         'fuse_checkpoints': [good, bad, tmp_path / 'out.pth'],
         'convert_checkpoint': [bad, tmp_path / 'out.pth', '--from', 'petr-official'],
-        'align_positions': [ROOT / 'configs/petr/petr_tiny.py', tmp_path / 'out.pth', '--checkpoint', bad],
     }[name]
     monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -77,7 +69,7 @@ def calls_of_load(path):
 def test_no_checkpoint_is_a_program():
     found = [
         call
-        for folder in ('mmprune3d', 'tools')
+        for folder in ('mmprune3d', 'tools', 'experiments')
         for path in (ROOT / folder).rglob('*.py')
         for call in calls_of_load(path)
     ]

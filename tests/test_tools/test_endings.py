@@ -12,9 +12,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 # Inputs that do not exist: the place of the results is looked at first.
 COMMANDS = {
-    'align_positions': ['none.py', '{file}/out.pth'],
     'analyze_queries': ['none.py', 'none.pth', '--out', '{file}/out'],
-    'benchmark': ['queries', '--json', '{file}/out.json'],
     'compact': ['none.py', 'none.pth', '--out', '{file}'],
     'convert_checkpoint': ['none.pth', '{file}/out.pth', '--from', 'petr-official'],
     'demo': ['--data', '{file}/data', '--out', '{file}/out'],
@@ -23,14 +21,10 @@ COMMANDS = {
     'prune': ['none.py', 'none.pth', '--out', '{file}/out'],
     'publish_checkpoint': ['none.pth', '{file}/out.pth'],
     'show_halting': ['none.py', 'none.pth', '--count', '1', '--out', '{file}/out'],
-    'study_fusion': ['train', 'dense', '--out', '{file}/out'],
-    'study_halting': ['train', 'sst', '--out', '{file}/out'],
-    'study_keys': ['none.py', 'none.pth', '--out', '{file}/out'],
-    'study_queries': ['train', 'scratch-300', '--out', '{file}/out'],
     'synthesize_nuscenes': ['{file}/data'],
     'visualize_dataset': ['none', '--out', '{file}/sheet.jpg'],
 }
-WRITES_NOTHING = {'doctor', 'overfit_frame'}
+WRITES_NOTHING = {'doctor'}
 OF_OTHERS = {'train', 'test'}
 """mmdet3d's, which make their work folder first."""
 

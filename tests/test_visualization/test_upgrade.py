@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 
-from experiments.curves import draw_curves
+from mmprune3d.visualization.comparison import LOST, NEW, Boxes, Comparison
 from mmprune3d.visualization.drawing import box_corners
 from mmprune3d.visualization.keys import cells_of, removal_stages, stage_colors, tint_removed
-from mmprune3d.visualization.upgrade import LOST, NEW, Boxes, Comparison, draw_from_above, match_boxes
+from mmprune3d.visualization.upgrade import draw_from_above, match_boxes
 
 
 def test_stages_say_after_which_layer_a_key_went() -> None:
@@ -66,15 +63,3 @@ def test_boxes_without_partner_stand_out_from_above() -> None:
     here, there = boxes((10, 10, 0)), boxes((10, -20, 0))
     assert count(here, here, LOST) == count(here, here, NEW) == 0
     assert count(here, there, LOST) > 10 and count(here, there, NEW) > 10
-
-
-def test_curves_have_a_panel_per_figure_and_show_every_curve(tmp_path: Path) -> None:
-    points = [(25.0, [{'mAP': 0.3, 'NDS': 0.4}, {'mAP': 0.2, 'NDS': 0.3}]), (50.0, [{'mAP': 0.1, 'NDS': 0.2}])]
-    baseline = {'mAP': 0.35, 'NDS': 0.45}
-    images = []
-    for index, curves in enumerate(({'a': points}, {'a': points, 'b': [], 'c': points[1:]})):
-        draw_curves(tmp_path / f'{index}.png', 'title', 'keys removed (%)', curves, baseline)
-        images.append(cv2.imread(str(tmp_path / f'{index}.png')))
-    draw_curves(tmp_path / 'one.png', 'title', 'keys removed (%)', {'a': points}, {'mAP': 0.35})
-    assert images[0].shape == images[1].shape and (images[0] != images[1]).any()
-    assert images[0].shape[1] == 2 * cv2.imread(str(tmp_path / 'one.png')).shape[1]
