@@ -1,6 +1,6 @@
 """What mmprune3d needs from the packages around it: their versions, and checkpoints that load.
 
-Importing mmprune3d calls these functions:
+These functions are called by :func:`mmprune3d.register`, once mmprune3d and mmengine are both imported:
 
 * :func:`check_versions` refuses versions that are known not to work, with the command that repairs it;
 * :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read what mmengine's Runner writes;
