@@ -13,8 +13,8 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 MIM = ROOT / 'mmprune3d' / '.mim'
 CARRIED = ('configs', 'tools', 'model-index.yml')
-# Checkpoints are data of the demo: they are found in a checkout, or named by a path.
-SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', '*.pth')
+# Checkpoints and their training logs are data of the demo: they are found in a checkout, or named by a path.
+SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', '*.pth', '*.json')
 
 
 def link_mim() -> None:
