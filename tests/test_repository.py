@@ -145,8 +145,40 @@ class TestDocker:
         assert {'.git', '.venv', 'work_dirs', 'data', '*.egg-info', 'mmprune3d/.mim'} <= set(ignored)
 
 
+class TestUpgrading:
+    @pytest.fixture(scope='class')
+    def rows(self) -> list[tuple[str, str]]:
+        lines = (ROOT / 'UPGRADING.md').read_text().splitlines()
+        cells = [line.strip('| ').split(' | ') for line in lines if line.startswith('| `')]
+        return [(before, now) for before, now in cells]
+
+    def test_modules_and_scripts_that_it_sends_people_to_exist(self, rows):
+        for _, now in rows:
+            for name in re.findall(r'`((?:mmprune3d|experiments)\.[\w.]+)`', now):
+                path = ROOT / name.replace('.', '/')
+                assert path.with_suffix('.py').is_file() or path.is_dir(), name
+            for name in re.findall(r'`python -m ([\w.]+)', now):
+                assert (ROOT / name.replace('.', '/') / '__main__.py').is_file(), name
+            for name in re.findall(r'`((?:tools|scripts)/[\w/]+\.py)', now):
+                assert (ROOT / name).is_file(), name
+
+    def test_what_it_calls_gone_is_gone(self, rows):
+        for before, now in rows:
+            if 'stay' in now:
+                continue
+            for name in re.findall(r'`(tools/[\w/]+\.py)', before):
+                assert not (ROOT / name).exists(), name
+            for name in re.findall(r'`(mmprune3d\.[\w.]+)`', before):
+                assert not (ROOT / name.replace('.', '/')).with_suffix('.py').exists(), name
+
+    def test_every_script_that_stays_is_in_tools(self, rows):
+        text = (ROOT / 'UPGRADING.md').read_text()
+        for name in ('train', 'test', 'upgrade', 'doctor'):
+            assert f'`tools/{name}.py`' in text and (ROOT / 'tools' / f'{name}.py').is_file()
+
+
 def test_read_the_docs_takes_the_locked_torch():
     content = read(ROOT / '.readthedocs.yaml')
     commands = '\n'.join(content['build']['jobs']['install'])
-    assert f'torch=={lock()["torch"]}' in commands and 'requirements/docs.txt' in commands
+    assert f'torch=={lock()["torch"]}' in commands and '-r requirements/lock-cpu.txt' in commands
     assert (ROOT / content['sphinx']['configuration']).is_file() and content['sphinx']['fail_on_warning']
