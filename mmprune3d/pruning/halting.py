@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ class HaltingRecord:
         return float(self.sparsity().double().mean())
 
 
-def check_halting_rule(threshold: object, bounds: object) -> tuple[float, tuple[float, float]]:
+def check_halting_rule(threshold: Any, bounds: Any) -> tuple[float, tuple[float, float]]:
     """Threshold and bounds as plain numbers, for whoever builds a module.
 
     Raises:

@@ -13,6 +13,8 @@ fused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,8 @@ def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = '
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if score == 'none':
         return logits.new_ones(logits.shape[:2])
-    reduce = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}[score]
+    reductions: dict[str, Callable[..., Tensor]] = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}
+    reduce = reductions[score]
     if activation == 'softmax':
         return reduce(logits.softmax(-1)[..., :-1], -1)
     return reduce(logits, -1).sigmoid()
