@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 
-from .compared_boxes import AFTER, BEFORE, LOST, NEW, TRUTH, Comparison
 from .drawing import BACKGROUND, Color
 from .keys import KEPT, stage_colors
 
+if TYPE_CHECKING:
+    from .upgrade import Comparison
+
+BEFORE: Color = (255, 255, 255)
+AFTER: Color = (255, 190, 0)
+LOST: Color = (255, 70, 70)
+NEW: Color = (70, 230, 120)
+TRUTH: Color = (78, 78, 84)
 TEXT: Color = (235, 235, 235)
 LINE_HEIGHT, LEGEND_MARGIN = 28, 8
 LEGEND_HEIGHT = 2 * LINE_HEIGHT + LEGEND_MARGIN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,7 +12,6 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .cameras import camera_names, columns_of, mosaic
-from .compared_boxes import LOST, NEW, TRUTH, Boxes, Comparison
 from .contact_sheet import EGO_BOX
 from .drawing import (
     BACKGROUND,
@@ -25,7 +24,7 @@ from .drawing import (
     to_canvas,
 )
 from .keys import KEPT, cells_of, removal_stages, stage_colors, tint_removed
-from .legend import TEXT, draw_legend
+from .legend import AFTER, BEFORE, LOST, NEW, TEXT, TRUTH, draw_legend
 
 CAMERA_WIDTH = 640
 """Pixels that a camera is wide in the picture; one alone or two are wider, so that there is room for the legend."""
@@ -35,6 +34,27 @@ REACH = 55.0
 """Metres that the view from above shows to each side."""
 NEAR = 2.0
 """Metres on the ground within which two boxes of a class are the same object."""
+
+
+class Boxes(NamedTuple):
+    """Confident boxes of a prediction, or annotated ones.
+
+    Attributes:
+        corners: [N, 8, 3], see `box_corners`.
+        labels: [N].
+    """
+
+    corners: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def centers(self) -> np.ndarray:
+        """[N, 2] on the ground."""
+        return self.corners[:, :4, :2].mean(1)
+
+    def where(self, keep: np.ndarray) -> Boxes:
+        """Those of a mask [N]."""
+        return Boxes(self.corners[keep], self.labels[keep])
 
 
 def camera_images(inputs: Tensor) -> list[np.ndarray]:
@@ -83,6 +103,31 @@ def join_nearest(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         has_first[row] = has_second[col] = True
         distances[row], distances[:, col] = np.inf, np.inf
     return has_first, has_second
+
+
+class Comparison(NamedTuple):
+    """Boxes of both models, and which of them have a partner.
+
+    Attributes:
+        before: Of the baseline.
+        after: Of the pruned model.
+        found_again: [N], whether a box of `before` has a partner in `after`.
+        known: [M], whether a box of `after` has a partner in `before`.
+    """
+
+    before: Boxes
+    after: Boxes
+    found_again: np.ndarray
+    known: np.ndarray
+
+    def layers(self) -> list[tuple[Boxes, Color, int]]:
+        """Boxes with colour and line width, in the order of drawing: thin ones last, so that they stay visible."""
+        return [
+            (self.after.where(self.known), AFTER, 3),
+            (self.after.where(~self.known), NEW, 3),
+            (self.before.where(self.found_again), BEFORE, 1),
+            (self.before.where(~self.found_again), LOST, 1),
+        ]
 
 
 def projections(sample: BaseDataElement, count: int) -> list[np.ndarray]:

@@ -11,11 +11,10 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .compared_boxes import TRUTH, Boxes, Comparison
 from .drawing import Color, save_image
 from .keys import KEPT, cells_of, removal_stages, stage_colors
-from .legend import draw_legend
-from .upgrade import LEAST_WIDTH, camera_images, draw_keys, join_nearest, label_image
+from .legend import TRUTH, draw_legend
+from .upgrade import LEAST_WIDTH, Boxes, Comparison, camera_images, draw_keys, join_nearest, label_image
 
 OVERLAP = 0.5
 """Intersection over union from which on two boxes of a class are the same object."""

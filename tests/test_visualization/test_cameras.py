@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from mmprune3d.visualization.cameras import FAMILIAR, camera_names, mosaic
-from mmprune3d.visualization.compared_boxes import Boxes, Comparison
 from mmprune3d.visualization.drawing import save_image
 from mmprune3d.visualization.keys import KEPT
 from mmprune3d.visualization.legend import LEGEND_HEIGHT, draw_legend
-from mmprune3d.visualization.upgrade import projections
+from mmprune3d.visualization.upgrade import Boxes, Comparison, projections
 
 
 def infos(*names: str) -> dict[str, dict]:

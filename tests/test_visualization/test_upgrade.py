@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.curves import draw_curves
-from mmprune3d.visualization.compared_boxes import LOST, NEW, Boxes, Comparison
 from mmprune3d.visualization.drawing import box_corners
 from mmprune3d.visualization.keys import cells_of, removal_stages, stage_colors, tint_removed
-from mmprune3d.visualization.upgrade import draw_from_above, match_boxes
+from mmprune3d.visualization.upgrade import LOST, NEW, Boxes, Comparison, draw_from_above, match_boxes
 
 
 def test_stages_say_after_which_layer_a_key_went() -> None:

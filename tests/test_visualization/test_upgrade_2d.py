@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
 
-from mmprune3d.visualization.compared_boxes import Boxes
 from mmprune3d.visualization.legend import AFTER, BEFORE, LOST, NEW, TRUTH
+from mmprune3d.visualization.upgrade import Boxes
 from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d, found_boxes, match_boxes_2d, true_boxes
 
 HEIGHT, WIDTH, SIDE = 64, 96, 16
