@@ -9,8 +9,8 @@ export JOBS TORCH_INDEX
 help:
 	@echo 'make env   set up .venv (Python 3.11, CPU); about 15 minutes the first time, mostly compiling mmcv'
 	@echo 'make demo  upgrade a detector on generated data: accuracy, time and pictures before and after'
-	@echo 'make test  the default tests (make test ARGS="-k compat" for some of them)'
-	@echo 'make lint  formatting, docstrings, import rules and the documentation build'
+	@echo 'make test  the default tests (ARGS="-k compat" for some of them, ARGS=--cov for coverage)'
+	@echo 'make lint  formatting, docstrings, import rules, types and the documentation build'
 	@echo 'make docs  the documentation, to docs/_build/html'
 
 env:
@@ -27,6 +27,7 @@ lint: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
+	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory docs
 
 docs: env

@@ -1,12 +1,11 @@
-"""Packaging of mmprune3d: a light wheel that carries configs and tools for ``mim`` and replaces nobody's OpenMMLab."""
+"""The part of the packaging that pyproject.toml cannot say: configs and tools travel in the wheel, for ``mim``."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.develop import develop
 from setuptools.command.editable_wheel import editable_wheel
@@ -14,19 +13,8 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 MIM = ROOT / 'mmprune3d' / '.mim'
 CARRIED = ('configs', 'tools', 'model-index.yml')
-SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc')
-
-
-def read_version() -> str:
-    """The version, without importing the package (which would need torch)."""
-    text = (ROOT / 'mmprune3d' / 'version.py').read_text(encoding='utf-8')
-    return re.search(r"__version__ = '([^']+)'", text).group(1)
-
-
-def read_requirements(name: str) -> list[str]:
-    """The lines of requirements/<name>.txt, without comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+# Checkpoints and their training logs are data of the demo: they are found in a checkout, or named by a path.
+SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', '*.pth', '*.json')
 
 
 def link_mim() -> None:
@@ -77,26 +65,4 @@ class EditableWithMim(editable_wheel):
         super().run()
 
 
-setup(
-    name='mmprune3d',
-    version=read_version(),
-    description='Published pruning methods for the 3D detectors of mmdetection3d, as one plugin',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    keywords='3D object detection, pruning, mmdetection3d, PETR, StreamPETR, BEVFusion, SST, nuScenes',
-    classifiers=[
-        'Development Status :: 4 - Beta',
-        'License :: OSI Approved :: Apache Software License',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-    ],
-    python_requires='>=3.10',
-    packages=find_packages(include=['mmprune3d', 'mmprune3d.*']),
-    install_requires=read_requirements('runtime'),
-    extras_require={name: read_requirements(name) for name in ('tests', 'docs', 'deploy', 'lint')},
-    cmdclass={'build_py': BuildWithMim, 'develop': DevelopWithMim, 'editable_wheel': EditableWithMim},
-    zip_safe=False,
-)
+setup(cmdclass={'build_py': BuildWithMim, 'develop': DevelopWithMim, 'editable_wheel': EditableWithMim})

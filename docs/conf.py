@@ -1,6 +1,7 @@
 """Sphinx configuration; `make docs` builds without warnings or not at all."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,9 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autodoc_default_options = {'members': True, 'undoc-members': False, 'show-inheritance': True}
 autodoc_typehints = 'none'
+# Read the Docs has mmcv-lite, mmcv without compiled ops (.readthedocs.yaml): the extension module alone is imitated.
+packages = {distribution.metadata['Name'] for distribution in metadata.distributions()}
+autodoc_mock_imports = [] if 'mmcv' in packages else ['mmcv._ext']
 napoleon_use_ivar = True
 default_role = 'code'
 

@@ -1,21 +1,31 @@
 """mmprune3d: faster 3D detectors for the mmdetection3d 1.x ecosystem.
 
-A config needs only ``custom_imports = dict(imports=['mmprune3d'])``: importing the package checks the versions of other
-packages, makes checkpoints load safely and strictly and trainings resume, and registers every class.
+``custom_imports = dict(imports=['mmprune3d'])`` in a config is all that is needed. Importing the package alone imports
+none of the packages around it; as soon as mmengine is imported too, before or after, their versions are checked,
+checkpoints load safely and strictly, trainings resume, and every class is registered (:mod:`mmprune3d.registration`).
 """
 
-from mmprune3d import compat
-from mmprune3d.version import __version__
+from __future__ import annotations
 
-compat.check_versions()
-compat.allow_mmengine_checkpoints()
-compat.install_safe_reading()
-compat.install_strict_loading()
-compat.install_whole_checkpoints()
-compat.install_package_lookup()
+import importlib
+from types import ModuleType
 
-# These imports need the packages that have just been checked.
-from mmprune3d import adapters, engine, evaluation, models  # noqa: E402
-from mmprune3d.datasets import transforms  # noqa: E402
+from .registration import register, register_with_mmengine
+from .version import __version__
 
-__all__ = ['__version__', 'adapters', 'engine', 'evaluation', 'models', 'transforms']
+_LAZY = {name: name for name in ('adapters', 'engine', 'evaluation', 'models')} | {'transforms': 'datasets.transforms'}
+
+__all__ = ['__version__', 'adapters', 'engine', 'evaluation', 'models', 'register', 'transforms']
+
+register_with_mmengine()
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The subpackages that are named in ``__all__``, imported when they are asked for."""
+    if name in _LAZY:
+        return importlib.import_module(f'mmprune3d.{_LAZY[name]}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

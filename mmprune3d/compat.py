@@ -1,6 +1,6 @@
 """Requirements on the packages that mmprune3d uses, and patches of mmengine so that checkpoints load.
 
-Importing mmprune3d calls these functions:
+These functions are called by :func:`mmprune3d.register`, once mmprune3d and mmengine are both imported:
 
 * :func:`check_versions` rejects versions that are known not to work, with the command that repairs it;
 * :func:`allow_mmengine_checkpoints` lets ``torch.load(weights_only=True)`` read the checkpoints of mmengine's Runner;

@@ -10,10 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
-from mmengine.registry import Registry
+if TYPE_CHECKING:
+    # The functions import it themselves: the first import of mmengine imports most of this package, this file included.
+    from mmengine.config import Config
+    from mmengine.registry import Registry
 
 
 def resolved(kind: Any, registry: Registry) -> Any:
@@ -78,6 +80,8 @@ def writable(config: Config) -> Config:
     mmengine 0.10 does this for classes that a pure Python config imports, but not for classes that were put into a
     config, or taken out and put in again: of those it writes ``<class ...>``, which is not valid Python.
     """
+    from mmengine.config import Config
+
     return Config(_named(config.to_dict()), filename=config.filename)
 
 
@@ -92,6 +96,8 @@ def movable(config: Config, folder: Path, *names: str) -> Config:
         folder: Folder of the config file.
         names: Names of the files.
     """
+    from mmengine.config import Config
+
     places = {str(folder / name): f'{{{{ fileDirname }}}}/{name}' for name in names}
 
     def moved(value: Any) -> Any:

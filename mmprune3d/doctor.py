@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .compat import SUPPORTED, installed_version, parse_version
+from .import_hook import stop_waiting
 
 REBUILD_MMCV = (
     'pip install "setuptools<80" ninja psutil && MMCV_WITH_OPS=1 '
@@ -200,6 +201,7 @@ def main() -> int:
     Returns:
         The exit status: 0 if mmprune3d can be used, 1 otherwise.
     """
+    stop_waiting()  # importing mmcv tells about mmcv, and does not check all other packages
     findings = examine()
     print(render(findings))
     return int(any(finding.problem and finding.fatal for finding in findings))

@@ -247,7 +247,8 @@ def install_plugin() -> None:
 
 def check_imports() -> None:
     """Everything that was installed can be imported."""
-    run([PYTHON, '-c', 'import mmcv.ops, mmdet3d.apis, nuscenes, spconv.pytorch, embreex, mmprune3d'])
+    imports = 'import mmcv.ops, mmdet3d.apis, nuscenes, spconv.pytorch, embreex, mmprune3d'
+    run([PYTHON, '-c', f'{imports}; mmprune3d.register()'])
 
 
 STEPS: tuple[tuple[str, Callable[[], None]], ...] = (

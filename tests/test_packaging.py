@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import email
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,14 @@ def wheel(checkout, tmp_path_factory):
         yield archive
 
 
+def test_wheel_is_light(wheel):
+    """Checkpoints of the demo stay in the checkout; pictures and results were never in the wheel."""
+    assert Path(wheel.filename).stat().st_size < 2e6
+    kinds = {Path(name).suffix for name in wheel.namelist() if '.dist-info/' not in name}
+    assert kinds <= {'.py', '.md', '.yml', '.sh'}
+    assert max(info.file_size for info in wheel.infolist()) < 100_000
+
+
 def metadata_of(wheel):
     name = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
     return email.message_from_bytes(wheel.read(name))
@@ -76,6 +86,29 @@ def test_doctor_runs_from_the_wheel(wheel, tmp_path):
     tool = tmp_path / 'mmprune3d' / '.mim' / 'tools' / 'doctor.py'
     done = subprocess.run([sys.executable, '-S', '-E', tool], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr == '' and 'torch is not installed' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'printed'), [(['--help'], 0, 'upgrade'), (['doctor'], 1, 'torch is not installed')]
+)
+def test_the_command_runs_from_the_wheel_where_nothing_else_is_installed(wheel, tmp_path, arguments, status, printed):
+    name = next(name for name in wheel.namelist() if name.endswith('.dist-info/entry_points.txt'))
+    scripts = ConfigParser()
+    scripts.read_string(wheel.read(name).decode())
+    module, function = scripts['console_scripts']['mmprune3d'].split(':')
+    wheel.extractall(tmp_path)
+    code = f'import sys; from {module} import {function}; sys.exit({function}())'
+    # -S: no site-packages
+    done = subprocess.run(
+        [sys.executable, '-S', '-c', code, *arguments],
+        cwd=tmp_path,
+        env={'PYTHONPATH': str(tmp_path), 'PATH': os.environ['PATH']},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, ''), done.stderr
+    assert printed in done.stdout
 
 
 def test_installing_replaces_nobody_s_stack(wheel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import mmengine  # noqa: F401  (first, so that everything is registered before this runs: mmprune3d/registration.py)
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 

@@ -1,5 +1,7 @@
 """When things are removed: hooks, loops, runners and optimizer wrappers for mmengine."""
 
+import mmengine  # noqa: F401  (first, so that everything is registered before this runs: mmprune3d/registration.py)
+
 from mmprune3d.adapters.learned_queries import restore
 from mmprune3d.checkpoint.load import PREPARERS
 

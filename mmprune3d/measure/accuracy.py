@@ -29,7 +29,7 @@ class ProgressBarHook(Hook):
     def __init__(self, title: str, leave: bool = True) -> None:
         self.title = title
         self.leave = leave
-        self._bar: tqdm | None = None
+        self._bar: tqdm  # between before_test_epoch and after_test_epoch
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Opens the bar."""

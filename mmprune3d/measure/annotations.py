@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .nuscenes_subset import SPLITS, outside_split
-from .samples import images_of, infos_of, innermost, is_kind
+from .samples import count_samples, images_of, infos_of, innermost, is_kind
 
 TABLE = 'sample_annotation.json'
 """Of nuScenes' tables, that with the boxes."""
@@ -79,7 +79,7 @@ def _missing(dataset: Dataset) -> str:
     says = any(is_kind(part, *LABELLED) for part in innermost(dataset))
     if not says or any(info.get('instances') or _ground_truth(info) for info in infos_of(dataset)):
         return ''
-    return f'the test set has no annotations (no instances in {len(dataset)} samples)'
+    return f'the test set has no annotations (no instances in {count_samples(dataset)} samples)'
 
 
 def _ground_truth(info: dict[str, Any]) -> bool:
@@ -164,7 +164,9 @@ def check_classes(model: nn.Module, dataset: Dataset) -> None:
         ValueError: If they differ.
     """
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    for name, head in model.named_children() if classes is not None else ():
+    if classes is None:
+        return
+    for name, head in model.named_children():
         count = getattr(head, 'num_classes', None)
         count = sum(count) if isinstance(count, (list, tuple)) else count  # of several tasks
         if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count != len(classes):

@@ -78,7 +78,7 @@ def gflops_by_part(costs: Costs, parts: Mapping[str, Iterable[str]]) -> dict[str
     return {name: value / 1e9 for name, value in counts.items()}
 
 
-def _uses(module: nn.Module, value: Any, output: Any) -> float:
+def _uses(module: Any, value: Any, output: Any) -> float:
     """Multiply-adds per element of a layer's weight in one call."""
     if is_sparse_conv(module):
         return _pairs(module, value) / math.prod(module.kernel_size)
@@ -89,7 +89,7 @@ def _uses(module: nn.Module, value: Any, output: Any) -> float:
     return output.numel() / module.out_channels
 
 
-def _pairs(module: nn.Module, value: Any) -> int:
+def _pairs(module: Any, value: Any) -> int:
     """Pairs of an input and an output site, over all kernel cells."""
     if module.transposed or module.inverse:
         raise ValueError('transposed and inverse sparse convolutions are not counted')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -35,7 +36,8 @@ def peak_memory(call: Callable[[], object]) -> float:
         with without_lines(NOTICE):
             profiler.stop()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
+    records: Any = profiler.profiler  # torch's own annotations know less than there is
+    for event in records.kineto_results.events():
         if event.name() == '[memory]':
             held += event.nbytes()
             peak = max(peak, held)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
@@ -89,7 +89,7 @@ class TensorStore(Sequence):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         item = self._items[index]
         return torch.load(item, weights_only=True) if isinstance(item, Path) else item
 
@@ -176,7 +176,7 @@ class CachedTest:
     ) -> None:
         check_baseline(runner)
         self.runner = runner
-        self.model: nn.Module = runner.model
+        self.model: Any = runner.model
         if not callable(getattr(self.model, 'extract_feat', None)):
             raise ValueError(f'{type(self.model).__name__} has no `extract_feat`: its features cannot be kept')
         whole = runner.test_dataloader

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import mmengine
@@ -58,9 +58,14 @@ def data_info(dataset: Dataset, index: int) -> dict[str, Any]:
     return {}
 
 
+def count_samples(dataset: Dataset) -> int:
+    """How many samples a dataset has; torch's own class does not promise that there is a length."""
+    return len(cast(Sized, dataset))
+
+
 def infos_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The info dicts of all samples of a dataset, in its order."""
-    return (data_info(dataset, index) for index in range(len(dataset)))
+    return (data_info(dataset, index) for index in range(count_samples(dataset)))
 
 
 def innermost(dataset: Dataset) -> list[Dataset]:
@@ -115,14 +120,15 @@ def choose(dataset: Dataset, model: nn.Module, count: int | None) -> Choice:
     Raises:
         ValueError: If there are fewer samples, or scenes are needed and the infos do not tell them.
     """
-    if count is None or count == len(dataset):
-        return Choice(list(range(len(dataset))))
-    indices = evenly_spaced(len(dataset), count)
+    total = count_samples(dataset)
+    if count is None or count == total:
+        return Choice(list(range(total)))
+    indices = evenly_spaced(total, count)
     reason = temporal_reason(model, dataset)
     if not reason:
         return Choice(indices, 'evenly spaced')
     scenes = _scenes(dataset, reason)
-    number = min(max(round(count * len(scenes) / len(dataset)), 1), len(scenes))
+    number = min(max(round(count * len(scenes) / total), 1), len(scenes))
     taken = evenly_spaced(len(scenes), number)
     whole = sorted(index for place in taken for index in scenes[place])
     return Choice(whole, f'{number} of {len(scenes)} scenes, whole ones because of {reason}')
@@ -224,7 +230,7 @@ def check_samples(runner: Runner) -> None:
         ValueError: If they differ, or the evaluator needs all samples; the message says what to do.
     """
     dataset, metrics = runner.test_dataloader.dataset, runner.test_evaluator.metrics
-    if len(dataset) == 0:
+    if count_samples(dataset) == 0:
         raise ValueError('the test set has no samples')
     _check_each_once(runner.test_dataloader)
     by_frame = all(getattr(part, 'load_type', 'frame_based') == 'frame_based' for part in innermost(dataset))
@@ -234,7 +240,7 @@ def check_samples(runner: Runner) -> None:
         elif by_frame:
             _check_numbers(dataset, metric)
     whole = [type(metric).__name__ for metric in metrics if is_kind(metric, *WHOLE_ONLY)]
-    if whole and len(dataset) < total_samples(runner):
+    if whole and count_samples(dataset) < total_samples(runner):
         raise ValueError(f'{", ".join(whole)} judges whole test sets only: test all samples')
 
 
@@ -242,7 +248,7 @@ def _check_each_once(loader: DataLoader) -> None:
     """Refuses a loader that repeats samples, leaves some out, or never ends; the order does not matter."""
     if get_world_size() > 1:  # each process has a share
         return
-    count = len(loader.dataset)
+    count = count_samples(loader.dataset)
     batches = loader.sampler if loader.batch_sampler is None else chain.from_iterable(loader.batch_sampler)
     given = list(islice(batches, count + 1))
     if sorted(given) == list(range(count)):
@@ -297,6 +303,6 @@ def judged_alone(runner: Runner, dataset: Dataset | None = None) -> Iterator[Non
             if images_of(metric) is not None:
                 ids = sorted({info['img_id'] for info in infos if 'img_id' in info})
                 stack.enter_context(patch.object(metric, 'img_ids', ids or None))
-            elif not is_kind(metric, *KNOW_PARTS) and len(dataset) < total_samples(runner):
-                print_log(f'{type(metric).__name__} gets {len(dataset)} samples, and is trusted to judge these alone')
+            elif not is_kind(metric, *KNOW_PARTS) and len(infos) < total_samples(runner):
+                print_log(f'{type(metric).__name__} gets {len(infos)} samples, and is trusted to judge these alone')
         yield

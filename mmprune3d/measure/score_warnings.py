@@ -138,8 +138,9 @@ def _scored(sample: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
             continue
         scores, labels = (found[name].detach().cpu() for name in names)
         boxes = getattr(found.get('bboxes_3d'), 'tensor', None)
-        wide = boxes is not None and boxes.shape[-1] >= 9
-        return scores, labels, boxes[:, 7:9].detach().float().cpu() if wide else None
+        if boxes is None or boxes.shape[-1] < 9:
+            return scores, labels, None
+        return scores, labels, boxes[:, 7:9].detach().float().cpu()
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def alter_eva(
         ValueError: If a name has no group, or a group takes part in no stage although beta is not 0.
     """
     check_groups(contributions, groups)
-    scores = {}
+    scores: dict[str, Tensor] = {}
     for group in dict.fromkeys(groups[name] for name in contributions):
         names = [name for name in contributions if groups[name] == group]
         stages = [terms for masked, terms in redundancies.items() if masked != group]
@@ -128,7 +129,7 @@ def alter_eva(
         shares = [(alpha, contributions), *((-beta / len(stages), stage) for stage in stages)]
         scales = [share / total if (total := _sum(terms, names)) > eps else 0.0 for share, terms in shares]
         for name in names:
-            score = sum(terms[name] * scale for scale, (_, terms) in zip(scales, shares))
+            score = reduce(torch.add, (terms[name] * scale for scale, (_, terms) in zip(scales, shares)))
             scores[name] = score.masked_fill(contributions[name] == 0, -torch.inf) if dead_lowest else score
     return {name: scores[name] for name in contributions}
 

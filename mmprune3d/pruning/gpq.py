@@ -109,10 +109,11 @@ class GPQPlan(Plan):
             raise ValueError(
                 f'{self.title}: target={self.target} of {num_queries} queries; valid are 1 to {num_queries - 1}'
             )
-        per_step = total if self.per_step == 'all' else self.per_step
+        per_step = total if isinstance(self.per_step, str) else self.per_step
         if self.interval is not None:
             return RemovalSchedule(total, self.begin, self.interval, per_step)
-        span = round(self.epochs * iterations_per_epoch) - self.begin
+        epochs = self.epochs or 0  # given where `interval` is not
+        span = round(epochs * iterations_per_epoch) - self.begin
         if span < 1:
             raise ValueError(
                 f'{self.title}: epochs={self.epochs} of {iterations_per_epoch} iterations leave none for pruning after '

@@ -191,7 +191,7 @@ class HaltingRecord:
         return float(self.sparsity().double().mean())
 
 
-def check_halting_rule(threshold: object, bounds: object) -> tuple[float, tuple[float, float]]:
+def check_halting_rule(threshold: Any, bounds: Any) -> tuple[float, tuple[float, float]]:
     """Checks the threshold and the bounds of a gate, and returns them as plain numbers.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import checks
 from .schedules import check_layers, split_over_layers
@@ -48,7 +48,7 @@ class KeyPlan(Plan):
         if isinstance(self.r, tuple) and self.n != len(self.r):
             raise ValueError(f'{self.title}: r lists {len(self.r)} layers, but n={self.n}; leave n out')
 
-    def _check_amounts(self, amounts: tuple[object, ...]) -> None:
+    def _check_amounts(self, amounts: tuple[Any, ...]) -> None:
         counts = all(type(amount) is int and 0 <= amount <= checks.MOST for amount in amounts)  # a bool is no count
         shares = all(type(amount) is float and 0 <= amount < 1 for amount in amounts)
         if not (counts or shares):
@@ -60,6 +60,11 @@ class KeyPlan(Plan):
             raise ValueError(
                 f'{self.title}: r={checks.shown(self.r)}: shares must sum to less than 1, and a list must not be empty'
             )
+
+    @property
+    def layers(self) -> int:
+        """`n`, which is a number in every plan that has been made."""
+        return self.n or 0
 
     @property
     def is_share(self) -> bool:
@@ -75,7 +80,7 @@ class KeyPlan(Plan):
     def check(self, num_layers: int) -> None:
         """Raises ValueError if the plan does not fit a decoder of `num_layers`."""
         if self.removes:
-            check_layers(self.n, num_layers)
+            check_layers(self.layers, num_layers)
 
     def scaled(self, share: float) -> Self:
         """A plan that removes `share` (0..1) of the keys that this plan removes, after the same layers."""
@@ -103,12 +108,14 @@ class KeyPlan(Plan):
         """
         self.check(num_layers)
         if isinstance(self.r, tuple):
-            counts = tuple(share_of(amount, num_keys) if self.is_share else amount for amount in self.r)
+            counts = tuple(self._count(amount, num_keys) for amount in self.r)
             counts = (counts + (0,) * num_layers)[:num_layers]
         else:
-            total = share_of(self.r, num_keys) if self.is_share else self.r
-            counts = split_over_layers(total, self.n, num_layers)
+            counts = split_over_layers(self._count(self.r, num_keys), self.layers, num_layers)
         return self.limited(counts, num_keys)
+
+    def _count(self, amount: Any, num_keys: int) -> int:
+        return share_of(amount, num_keys) if self.is_share else amount
 
     def limited(self, counts: tuple[int, ...], num_keys: int) -> tuple[int, ...]:
         """The counts [`num_layers`] of removed keys, checked against `num_keys`, the number of keys at the start.
@@ -172,4 +179,4 @@ class KeyAndQueryPlan(KeyPlan):
 
     def query_removals(self, num_layers: int) -> tuple[int, ...]:
         """The number of queries that are removed after each of `num_layers` decoder layers."""
-        return split_over_layers(self.q, self.n, num_layers)
+        return split_over_layers(self.q, self.layers, num_layers)

@@ -13,7 +13,7 @@ needs the full map, and its attention can stay fused: see `attention_rows` and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -132,7 +132,8 @@ def query_confidence(logits: Tensor, activation: str = 'sigmoid', score: str = '
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if score == 'none':
         return logits.new_ones(logits.shape[:2])
-    reduce = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}[score]
+    reductions: dict[str, Callable[..., Tensor]] = {'max': torch.amax, 'mean': torch.mean, 'min': torch.amin}
+    reduce = reductions[score]
     if activation == 'softmax':
         return reduce(logits.softmax(-1)[..., :-1], -1)
     return reduce(logits, -1).sigmoid()

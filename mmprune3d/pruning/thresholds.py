@@ -135,8 +135,9 @@ def _parts(
     elif scope == 'per_layer':
         yield from ((name, [name]) for name in names)
     else:
-        for group in sorted({groups[name] for name in names}):
-            yield group, [name for name in names if groups[name] == group]
+        group_of = groups or {}
+        for group in sorted({group_of[name] for name in names}):
+            yield group, [name for name in names if group_of[name] == group]
 
 
 def _flat(score: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class ChannelSettings:
             raise ValueError(
                 f"mode={self.plan.mode!r}; removing channels needs mode='channels', flops=... or params=..."
             )
-        limits = {'max_ratio': dict(above=0, most=1), 'tolerance': dict(most=1)}
+        limits: dict[str, dict[str, Any]] = {'max_ratio': dict(above=0, most=1), 'tolerance': dict(most=1)}
         for name, limit in limits.items():
             object.__setattr__(self, name, checks.number(name, getattr(self, name), **limit))
         for name, least in (('round_to', 1), ('recalibrate', 0)):

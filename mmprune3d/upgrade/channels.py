@@ -112,7 +112,7 @@ class _Recorded:
     """Batches of the training, drawn once; and how a model is run on the first sample of the first of them."""
 
     def __init__(self, config: Config, model: nn.Module, settings: ChannelSettings) -> None:
-        plan, preprocessor = settings.plan, model.data_preprocessor
+        plan, preprocessor = settings.plan, model.get_submodule('data_preprocessor')
         count = max(batches_needed(plan), settings.recalibrate, 1)
         raw = draw(Runner.build_dataloader(config.train_dataloader, seed=plan.seed), count, plan.seed)
         self.batches = CachedBatches(raw, preprocessor, plan.seed)

@@ -135,8 +135,8 @@ def _cycle(entry: Entry, to: Stretch) -> list[Entry]:
 def _milestones(entry: Entry, to: Stretch) -> list[Entry]:
     """Schedulers that multiply the rate by a factor at listed steps (``MultiStepLR``)."""
     if not entry.get('by_epoch', True):
-        marks = [max(round(to(mark)), 1) for mark in entry['milestones']]
-        return [{**_rounded(entry, ('begin', 'end'), to), 'milestones': marks}]
+        rounded = [max(round(to(mark)), 1) for mark in entry['milestones']]
+        return [{**_rounded(entry, ('begin', 'end'), to), 'milestones': rounded}]
     marks = [to(mark) for mark in entry['milestones']]
     if _even(entry, marks, to):
         return [{**_rounded(entry, ('begin', 'end'), to), 'milestones': [round(mark) for mark in marks]}]
@@ -162,7 +162,7 @@ def _even(entry: Entry, marks: Sequence[Fraction], to: Stretch) -> bool:
 
 def _jumps(entry: Entry, marks: Sequence[int], to: Stretch) -> list[Entry]:
     """A scheduler per milestone that multiplies once, at an iteration between two epochs, and never again."""
-    kind = class_of(entry['type'], PARAM_SCHEDULERS)
+    kind = class_of(entry['type'], PARAM_SCHEDULERS) or object
     if issubclass(kind, lr_scheduler.LRSchedulerMixin):
         constant: type = lr_scheduler.ConstantLR
     elif issubclass(kind, momentum_scheduler.MomentumSchedulerMixin):
@@ -170,8 +170,10 @@ def _jumps(entry: Entry, marks: Sequence[int], to: Stretch) -> list[Entry]:
     else:
         constant = base.ConstantParamScheduler
     begin, end = entry.get('begin', 0), entry.get('end', INF)
-    rest = {name: entry[name] for name in ('param_name', 'verbose') if name in entry}
-    one = dict(type=constant.__name__, factor=entry.get('gamma', 0.1), end=INF, convert_to_iter_based=True, **rest)
+    rest: Entry = {name: entry[name] for name in ('param_name', 'verbose') if name in entry}
+    one: Entry = dict(
+        type=constant.__name__, factor=entry.get('gamma', 0.1), end=INF, convert_to_iter_based=True, **rest
+    )
     return [{**one, 'begin': _number(to(begin + mark))} for mark in marks if begin + mark < end]
 
 
@@ -260,7 +262,7 @@ def scaled(schedulers: Any, factor: float) -> Any:
 
 
 def _scaled(entry: Entry, factor: float) -> Entry:
-    meaning, kind = meaning_of(entry), class_of(entry['type'], PARAM_SCHEDULERS)
+    meaning, kind = meaning_of(entry), class_of(entry['type'], PARAM_SCHEDULERS) or object
     if not issubclass(kind, lr_scheduler.LRSchedulerMixin) and entry.get('param_name') != 'lr':
         return entry
     rates = {name: entry.get(name, default) for name, default in meaning.rates.items()}
