@@ -64,7 +64,9 @@ def shell_lines(page: Path) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Every line of a shell block, and every command that the text names."""
-    named = re.findall(r'`((?:make|python tools/|python -m experiments\.|mmprune3d )[^`\n]*)`', page.read_text())
+    named = re.findall(
+        r'`((?:make|python (?:tools|scripts)/|python -m experiments\.[a-z]|mmprune3d )[^`\n]*)`', page.read_text()
+    )
     return shell_lines(page) + named
 
 
@@ -108,7 +110,7 @@ def test_commands_exist(page: Path):
     'command',
     [
         'make nothing',
-        'python tools/benchmark.py decoder',
+        'python tools/nothing.py CONFIG',
         'python -m experiments.tggbc dance',
         'python -m experiments.nobody study',
         'mmprune3d polish CONFIG',
@@ -151,13 +153,14 @@ def text_of(page: Path) -> str:
     included = re.match(r'```\{include\} (\S+)\n', text)
     if included:
         return text_of(page.parent / included[1])
-    return re.sub(r'^```(?!\{image\}).*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r'^```\{image\} (\S+)$', r'![](\1)\n```', text, flags=re.MULTILINE)
+    return re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
 
 
 def targets(page: Path) -> Iterator[str]:
     """What the links and pictures of a page point to, where it is no web address."""
     text = page.read_text() if page.read_text().startswith('```{include}') else text_of(page)
-    found = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'\{(?:image|include)\} (\S+)', text)
+    found = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'\{include\} (\S+)', text)
     yield from (target for target in found if not re.match(r'https?:|mailto:', target))
 
 
@@ -192,7 +195,7 @@ def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         '# A `title`, 标题\n[a](#a-title-标题) [b](page.md#nothing) ![c](gone.png)\n```{image} lost.jpg\n```\n[d](..)\n'
         '```bash\n# [e](in_code.md)\n```\n[f](https://example.org/gone)\n'
     )
-    assert dead_links(page) == ['page.md#nothing', 'gone.png', '..', 'lost.jpg']
+    assert dead_links(page) == ['page.md#nothing', 'gone.png', 'lost.jpg', '..']
 
 
 def test_every_figure_is_shown():
