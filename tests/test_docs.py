@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -124,18 +125,20 @@ def test_commands_that_do_not_exist_are_found(command: str):
 
 
 @pytest.mark.parametrize('page', TYPED, ids=name_of)
-def test_console_commands_are_understood(page: Path):
-    """The command's own parser takes every line, options and all."""
+def test_options_of_commands_exist(page: Path):
+    """The parsers of the console command and of the experiments take every line of the shell blocks."""
     cli = pytest.importorskip('mmprune3d.cli')
-    if not hasattr(cli, 'parser'):
-        pytest.skip('mmprune3d.cli has no parser yet')
+    if not hasattr(cli, 'common'):
+        pytest.skip('the console command has no parser yet')
     for line in shell_lines(page):
         words = shlex.split(line)
-        if words[0] == 'mmprune3d':
-            try:
-                cli.parser().parse_args(words[1:])
-            except SystemExit as stop:
-                assert not stop.code, line
+        try:
+            if words[0] == 'mmprune3d':
+                cli.common.parse(cli.parser(), words[1:])
+            elif words[:2] == ['python', '-m'] and words[2].startswith('experiments.'):
+                importlib.import_module(f'{words[2]}.__main__').commands().parser.parse_args(words[3:])
+        except SystemExit as stop:
+            pytest.fail(f'{line}: refused with status {stop.code}')
 
 
 @pytest.mark.parametrize('page', TYPED, ids=name_of)
