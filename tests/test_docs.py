@@ -138,7 +138,7 @@ def test_options_of_commands_exist(page: Path):
             elif words[:2] == ['python', '-m'] and words[2].startswith('experiments.'):
                 importlib.import_module(f'{words[2]}.__main__').commands().parser.parse_args(words[3:])
         except SystemExit as stop:
-            pytest.fail(f'{line}: refused with status {stop.code}')
+            assert stop.code == 0, f'{line}: refused'  # 0: --help
 
 
 @pytest.mark.parametrize('page', TYPED, ids=name_of)
