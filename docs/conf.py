@@ -1,5 +1,6 @@
 """Sphinx configuration; `make docs` builds without warnings or not at all."""
 
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -37,3 +38,34 @@ default_role = 'code'
 html_theme = 'sphinx_book_theme'
 html_title = f'mmprune3d {__version__}'
 html_theme_options = {'show_toc_level': 2, 'use_download_button': False}
+
+# Lab books stand in experiments/, and pages of docs/experiments include them. Links to a lab book, which work in the
+# repository, lead to the page that includes it.
+BOOKS = {}
+for page in (ROOT / 'docs' / 'experiments').glob('*.md'):
+    included = re.match(r'```\{include\} (\S+)', page.read_text())
+    if included:
+        BOOKS[(page.parent / included[1]).resolve()] = f'/experiments/{page.name}'
+
+
+def to_pages(text, folder):
+    """Links to lab books, in a text that stands in a folder, become links to the pages that include them."""
+
+    def page_of(link):
+        book = BOOKS.get((folder / link[1]).resolve())
+        return f']({book}' if book else link[0]
+
+    return re.sub(r'\]\(([^)#\s]+\.md)', page_of, text)
+
+
+def setup(app):
+    source = Path(app.srcdir)
+
+    def read(app, name, content):
+        content[0] = to_pages(content[0], (source / name).parent)
+
+    def read_included(app, path, parent, content):
+        content[0] = to_pages(content[0], (source / path).resolve().parent)
+
+    app.connect('source-read', read)
+    app.connect('include-read', read_included)

@@ -1,5 +1,6 @@
 # SST_halt for synthetic data: exactly 73 % of the tokens halt before the first block, 85 % before the second, which is
-# 82 % on average over the eight attention layers. The paper gives no widths for its U-Net; here it has 16, 32 and 48.
+# 82 % on average over the attention layers. Tokens have 64 channels, half of the paper's 128; the paper gives no widths
+# for its U-Net, whose coarsest level is narrower here (48) than by default (64).
 _base_ = ['../sst/sst_tiny.py']
 unet = dict(type='HaltingUNet', in_channels=32, widths=(16, 32, 48))
 mlp = dict(type='HaltingMLP', in_channels=32)
