@@ -1,74 +1,91 @@
-"""Export PETR's head and decoder, pruned or not, for ONNX Runtime and TensorRT.
-
-    python tools/export_onnx.py CONFIG CHECKPOINT --out head.onnx --tggbc r=3000,n=2,k=175
-
-Image features and camera matrices go in, class logits and box codes come out; all shapes are fixed. The file is written
-if ONNX Runtime computes with it what PyTorch does and keeps the same keys.
-"""
+"""``mmprune3d export``: detectors for other runtimes."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import common
+
+if TYPE_CHECKING:
+    from mmprune3d.pruning.key_plan import TgGBCPlan
+
+HELP = 'export a detector, pruned or not, for ONNX Runtime and TensorRT'
+EPILOG = """
+example:
+  mmprune3d export onnx CONFIG CHECKPOINT tggbc r=3000 n=2 --out head.onnx
+"""
+METHODS = ('tggbc',)
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line; see --help."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path, help='config of the detector, as for mmdet3d tools/test.py')
-    parser.add_argument('checkpoint', help='its checkpoint: a file or an address')
-    parser.add_argument('--out', type=Path, default=Path('head.onnx'), help='the file to write')
-    parser.add_argument(
-        '--tggbc', metavar='r=R,n=N,k=K', help="remove R keys over N layers, by K queries; default: the config's hook"
-    )
-    parser.add_argument(
-        '--image-size', nargs=2, type=int, metavar=('H', 'W'), help='pixels; default: as in the test pipeline'
-    )
-    parser.add_argument('--cameras', type=int, help='images per sample; default: as in the test pipeline')
-    parser.add_argument('--batch', type=int, default=1, help='samples per run')
-    parser.add_argument(
-        '--split-topk', action='store_true', help='split a TopK above 3840, the most that TensorRT takes'
-    )
-    parser.add_argument(
-        '--check', action=argparse.BooleanOptionalAction, default=True, help='compare with PyTorch first'
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='overrides of the config'
-    )
-    return parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See --help."""
+    common.add_commands(parser, {'onnx': ONNX})
 
 
-def main() -> None:
-    """Parses and exports."""
-    args = parse_args()
-    from mmprune3d.command import NOTHING_KEPT, run_main
-
-    run_main(lambda: run(args), NOTHING_KEPT)
+def run(args: argparse.Namespace) -> int:
+    """Prints the help: one of the commands below it is needed."""
+    return common.print_help(args)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Exports."""
+def _add_onnx(parser: argparse.ArgumentParser) -> None:
+    common.add_model(parser)
+    common.add_words(parser, 'METHOD KEY=VALUE', "tggbc r=R n=N k=K (default: as the config's hook prunes, if any)")
+    common.add_out(parser, 'head.onnx', 'the file to write')
+    add = parser.add_argument
+    add('--image-size', nargs=2, type=int, metavar=('H', 'W'), help='pixels (default: as in the test pipeline)')
+    add('--cameras', metavar='N', type=int, help='images per sample (default: as in the test pipeline)')
+    add('--batch', metavar='N', type=int, default=1, help='samples per run (default: 1)')
+    add('--split-topk', action='store_true', help='split every TopK above 3840, the largest that TensorRT takes')
+    add('--no-check', action='store_true', help='do not compare ONNX Runtime with PyTorch before writing')
+    common.add_overrides(parser)
+
+
+def onnx(args: argparse.Namespace) -> None:
+    """Exports PETR's head and decoder."""
     from mmprune3d.export.graph import TENSORRT_TOPK
     from mmprune3d.export.onnx import run_export
     from mmprune3d.files import writable
-    from mmprune3d.pruning.key_plan import TgGBCPlan
 
+    plan = read_plan(args.words)
     writable(args.out.parent)
     run_export(
         args.config,
         args.checkpoint,
         args.out,
-        plan=None if args.tggbc is None else TgGBCPlan.parse(args.tggbc),
+        plan=plan,
         overrides=args.cfg_options,
         image_size=args.image_size and tuple(args.image_size),
         cameras=args.cameras,
         batch=args.batch,
         largest_topk=TENSORRT_TOPK if args.split_topk else None,
-        check=args.check,
+        check=not args.no_check,
     )
 
 
-if __name__ == '__main__':
-    main()
+def read_plan(words: Sequence[str]) -> TgGBCPlan | None:
+    """The plan of the command line, or None if no method is named.
+
+    Raises:
+        ValueError: If a method cannot be exported, or a setting is invalid.
+    """
+    from mmprune3d.pruning.key_plan import TgGBCPlan
+
+    found = common.methods(words, METHODS)
+    return TgGBCPlan.parse(','.join(found['tggbc'])) if found else None
+
+
+ONNX = common.Command(
+    HELP="export PETR's head and decoder as an ONNX file",
+    EPILOG="""
+Image features and camera matrices go in, class logits and box codes come out; all shapes are fixed. The file is
+written only if ONNX Runtime computes what PyTorch does and keeps the same keys.
+
+example:
+  mmprune3d export onnx CONFIG CHECKPOINT tggbc r=3000 n=2 k=175 --out head.onnx
+""",
+    add_arguments=_add_onnx,
+    run=onnx,
+)

@@ -1,50 +1,53 @@
-"""Generate a synthetic data set in the nuScenes format, complete with tables, sensor files and mmdet3d info files.
-
-Example:
-    python tools/synthesize_nuscenes.py data/nuscenes-synthetic --train-scenes 20 --val-scenes 5 --workers 2
-"""
+"""``mmprune3d synth``: generate and look at synthetic data sets in the nuScenes format."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mmprune3d.datasets.synthetic.config import MODALITIES, GeneratorConfig
-from mmprune3d.datasets.synthetic.generate import generate
+from . import common
+
+HELP = 'generate driving scenes in the nuScenes format, or draw a data set'
+EPILOG = """
+example:
+  mmprune3d synth make data/nuscenes-synthetic --train-scenes 20 --val-scenes 5 --workers 2
+"""
+SENSORS = ('camera', 'lidar', 'radar')
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('out', type=Path, help='folder of the data set; it appears when everything is complete')
-    parser.add_argument('--train-scenes', type=int, default=10, help='scenes with official training names, 0 to 700')
-    parser.add_argument('--val-scenes', type=int, default=2, help='scenes with official validation names, 0 to 150')
-    parser.add_argument('--samples-per-scene', type=int, default=40, help='keyframes per scene at 2 Hz, 1 to 40')
-    parser.add_argument('--image-size', type=int, nargs=2, default=(704, 256), metavar=('WIDTH', 'HEIGHT'))
-    parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same bytes')
-    parser.add_argument('--workers', type=int, default=1, help='processes; the result does not depend on it')
-    parser.add_argument(
-        '--sweeps', type=int, default=0, help='recordings between keyframes, 0 to 9 (4: 10 Hz, 9: 20 Hz)'
-    )
-    parser.add_argument('--sweep-sensors', nargs='+', default=['lidar'], choices=MODALITIES, help='what records sweeps')
-    parser.add_argument('--sensors', nargs='+', default=list(MODALITIES), choices=MODALITIES, help='what to record')
-    parser.add_argument('--no-infos', action='store_true', help="leave out mmdet3d's info files")
-    parser.add_argument('--overwrite', action='store_true', help='replace the folder if it exists')
-    parser.add_argument('--benchmark', action='store_true', help='print samples per second')
-    parser.add_argument('--quiet', action='store_true', help='no progress bar')
-    return parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See --help."""
+    common.add_commands(parser, {'make': MAKE, 'show': SHOW})
 
 
-def main() -> None:
-    """Read the command line and generate."""
-    args = parse_args()
-    from mmprune3d.command import NOTHING_KEPT, run_main
-
-    run_main(lambda: run(args), NOTHING_KEPT)
+def run(args: argparse.Namespace) -> int:
+    """Prints the help: one of the commands below it is needed."""
+    return common.print_help(args)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Generate the data set and say what is in it."""
+def _add_make(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('out', metavar='OUT', type=Path, help='folder of the data set; it appears when everything is complete')
+    add('--train-scenes', metavar='N', type=int, default=10, help='training scenes, 0 to 700 (default: 10)')
+    add('--val-scenes', metavar='N', type=int, default=2, help='validation scenes, 0 to 150 (default: 2)')
+    add('--samples-per-scene', metavar='N', type=int, default=40, help='keyframes at 2 Hz, 1 to 40 (default: 40)')
+    add('--image-size', type=int, nargs=2, default=(704, 256), metavar=('W', 'H'), help='pixels (default: 704 256)')
+    add('--seed', metavar='N', type=int, default=0, help='the same seed gives the same bytes')
+    add('--workers', metavar='N', type=int, default=1, help='processes; the result does not depend on it')
+    add('--sweeps', metavar='N', type=int, default=0, help='recordings between keyframes, 0 to 9 (4: 10 Hz, 9: 20 Hz)')
+    names = f'of {", ".join(SENSORS)}'
+    add('--sweep-sensors', nargs='+', default=['lidar'], choices=SENSORS, metavar='NAME', help=f'for sweeps, {names}')
+    add('--sensors', nargs='+', default=list(SENSORS), choices=SENSORS, metavar='NAME', help=names)
+    add('--no-infos', action='store_true', help="leave out mmdet3d's info files")
+    add('--overwrite', action='store_true', help='replace the folder if it exists')
+    add('--benchmark', action='store_true', help='print samples per second')
+    add('--quiet', action='store_true', help='no progress bar')
+
+
+def make(args: argparse.Namespace) -> None:
+    """Generates the data set and says what is in it."""
+    from mmprune3d.datasets.synthetic.config import GeneratorConfig
+    from mmprune3d.datasets.synthetic.generate import generate
     from mmprune3d.files import writable
 
     config = GeneratorConfig(
@@ -70,5 +73,47 @@ def run(args: argparse.Namespace) -> None:
         print(f'{report.samples_per_second:.2f} samples/s with {args.workers} worker(s), {report.seconds:.1f} s in all')
 
 
-if __name__ == '__main__':
-    main()
+MAKE = common.Command(
+    HELP="generate a data set: tables, sensor files and mmdet3d's info files",
+    EPILOG="""
+example:
+  mmprune3d synth make data/nuscenes-synthetic --train-scenes 20 --val-scenes 5 --workers 2
+""",
+    add_arguments=_add_make,
+    run=make,
+)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('data_root', metavar='FOLDER', type=Path, help='folder of the data set; it holds the tables (v1.0-trainval)')
+    add('--out', metavar='PATH', type=Path, required=True, help='picture to write, .jpg or .png')
+    add('--samples', metavar='N', type=int, default=4, help='samples, spread over the data set (default: 4)')
+    add('--draw', metavar='INDEX', type=int, nargs='+', default=(), help='these samples instead, by their number')
+    add('--version', default='v1.0-trainval', help='folder with the tables (default: v1.0-trainval)')
+    add('--camera-width', metavar='N', type=int, default=None, help='pixels of each camera image (default: 560)')
+
+
+def show(args: argparse.Namespace) -> None:
+    """Draws the contact sheet."""
+    from mmprune3d.files import writable
+    from mmprune3d.visualization.contact_sheet import CAMERA_WIDTH, save_contact_sheet
+
+    writable(args.out.parent)
+    width = CAMERA_WIDTH if args.camera_width is None else args.camera_width
+    try:
+        drawn = save_contact_sheet(args.data_root, args.out, args.samples, args.draw, args.version, width)
+    except IndexError as error:
+        raise ValueError(str(error)) from error
+    print(f'{args.out}: samples {", ".join(map(str, drawn))}')
+
+
+SHOW = common.Command(
+    HELP='draw samples of a data set in the nuScenes format: cameras with boxes, LiDAR and radar from above',
+    EPILOG="""
+example:
+  mmprune3d synth show data/nuscenes-synthetic --out sheet.jpg --samples 3
+""",
+    add_arguments=_add_show,
+    run=show,
+)
