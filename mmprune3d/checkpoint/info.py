@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmprune3d.pruning.gpq import RANK
@@ -43,8 +42,8 @@ def describe(source: str | Path, tensors: bool = False) -> dict[str, Any]:
 
     Returns:
         Plain types: ``file``, ``size``, ``format``, ``framework``, ``progress`` (see `PROGRESS`), ``classes`` (of the
-        data set), ``weights`` (tensors, parameters, by type), ``besides`` (what else is in the file), ``mmprune3d`` (see
-        `pruning_of`) and, if asked for, ``tensors``.
+        data set), ``weights`` (see `weights_of`), ``besides`` (names of what else is in the file), ``mmprune3d`` (see
+        `pruning_of`) and, if asked for, ``tensors`` (name -> shape and type).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -161,7 +160,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f'channels         {part["kept"]} of {part["total"]} are left, in {part["groups"]} groups (slim model)'
     if 'masks' in pruned:
         part = pruned['masks']
-        yield f'masks            {part["tensors"]} tensors, {100 * part["kept"] / part["total"]:.2f} % of the weights kept'
+        share = f'{100 * part["kept"] / part["total"]:.2f} % of the weights are kept'
+        yield f'masks            {part["tensors"]} tensors; {share}'
     for name, part in pruned.get('queries', {}).items():
         yield f'queries          {part["kept"]} of {part["total"]} are left in {name}'
     if not pruned:
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = 'check the installation: versions, what does not fit, and the command that repairs it'
+HELP = 'check what is installed, and say what to type where something does not fit'
 EPILOG = """
 The exit status is 0 if mmprune3d can be used, and 1 otherwise. Bug reports are easiest to answer with this output.
 

@@ -64,13 +64,13 @@ def read_plan(words: Sequence[str]) -> KeyPlan:
     Raises:
         ValueError: If several methods are named, or settings are invalid.
     """
-    from mmprune3d.pruning.key_plan import PLANS
+    from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
 
     found = common.methods(words, KEY_METHODS) or {KEY_METHODS[0]: list(KEY_PLAN)}
     if len(found) > 1:
         raise ValueError(f'{" and ".join(found)}: give one method')
     ((method, settings),) = found.items()
-    return PLANS[method].parse(','.join(settings))
+    return {'tggbc': TgGBCPlan, 'tome': ToMePlan}[method].parse(','.join(settings))
 
 
 KEYS = common.Command(

@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See --help."""
     common.add_model(parser)
     common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune', needed=True)
+    common.add_out(parser, 'work_dirs/upgrade')
+    common.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
-"""Which cross-attention keys a plan leaves to a detector: per decoder layer, per camera, and how much attention falls on
-them."""
+"""Which cross-attention keys a plan leaves to a detector, per decoder layer and camera, and the attention on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,8 @@ class KeyInspection:
 
         def draw(number: int, batch: dict[str, Any], info: dict[str, Any]) -> Path:
             path, images = folder / f'keys_{number:04d}.jpg', _images(batch)
-            before = self.predict(_copied(batch))[0]
-            kept, predictions = self.pruned(_copied(batch))
+            before = self.predict(copy.deepcopy(batch))[0]
+            kept, predictions = self.pruned(copy.deepcopy(batch))
             ids = [one[0] for one in kept]
             if 'pred_instances_3d' in before:
                 draw_upgrade(path, images, before, predictions[0], ids, info.get('images') or {})
@@ -241,12 +241,6 @@ def _images(batch: Mapping[str, Any]) -> Tensor:
     """The images [cameras, 3, H, W] of a batch of one sample."""
     inputs = batch['inputs']
     return inputs['img'][0] if isinstance(inputs, Mapping) else inputs[0][None]
-
-
-def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
-    import copy
-
-    return copy.deepcopy(dict(batch))
 
 
 def _camera_shares(found: Sequence[SampleKeys]) -> tuple[dict[str, Tensor], str]:

@@ -139,7 +139,8 @@ def markdown(table: Tensor, share: float, samples: int, voters: int = VOTERS) ->
     """The table of `mean_attention_kept` as lines of Markdown."""
     yield from ('## Do later layers look at the keys that earlier ones keep?', '')
     yield f'Share of the attention of the {SHOWN} most confident queries, in percent, that falls on the keys that tgGBC'
-    yield f'keeps by one layer (k = {voters}, {100 * share:.3g} % stay); chance is {100 * share:.3g}. {samples} samples.'
+    stay = f'{100 * share:.3g}'
+    yield f'keeps by one layer (k = {voters}, {stay} % stay); chance is {stay}. {samples} samples.'
     yield from ('', '| kept by layer | ' + ' | '.join(f'seen by layer {i + 1}' for i in range(len(table))) + ' |')
     yield '|---|' + '---:|' * len(table)
     for i, row in enumerate(table.tolist()):

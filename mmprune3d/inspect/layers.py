@@ -164,7 +164,8 @@ def inspect_layers(
     counted = _or_note(notes, 'GFLOPs were not counted', lambda: count_operations(predict, children))
     costs = None
     if counted is not None:
-        costs = _or_note(notes, 'GFLOPs of single layers were not counted', lambda: count_costs(model, predict))
+        counts = _or_note(notes, 'GFLOPs of single layers were not counted', lambda: count_costs(model, predict))
+        costs = counts and Costs(counts.per_element, counts.shapes, counts.fixed)
     found = None
     if forward is not None:
         found = _or_note(notes, 'coupled channels were not found', lambda: find_channel_groups(model, forward))
@@ -245,11 +246,8 @@ class _Gathered:
             main = names[0] if names else max(weights, key=lambda weight: weights[weight].numel())
             can = any(weight in by_weight for weight in names)
             channels = makers.get(name, '')
-            reason = (
-                ''
-                if channels or self.found is None
-                else left_out.get(name, 'did not run' if plain else f'a {type(module).__name__} is not a plain layer')
-            )
+            stays = left_out.get(name, 'did not run' if plain else f'a {type(module).__name__} is not a plain layer')
+            reason = '' if channels or self.found is None else stays
             yield Layer(
                 name=name,
                 kind=type(module).__name__,
@@ -367,8 +365,8 @@ def _groups_table(report: LayerReport, rows: int | None) -> Iterator[str]:
         return
     shown = _costliest(report.groups, rows, lambda group: (group.gflops or 0.0, group.params))
     part = f' ({len(shown)} of {len(report.groups)} groups)' if len(shown) < len(report.groups) else ''
-    yield from (f'Coupled channels, which are removed together{part}:', '')
-    yield '| group | part | channels | layers that make them | that read them | without half of them: parameters | GFLOPs | kept (%) |'
+    yield from (f'Coupled channels, which are removed together{part}; made and read by so many layers:', '')
+    yield '| group | part | channels | made by | read by | parameters with half | GFLOPs with half | kept (%) |'
     yield '|---|---|---:|---:|---:|---:|---:|---:|'
     for group in shown:
         saved = [f'-{100 * group.params:.2f} %', '-' if group.gflops is None else f'-{100 * group.gflops:.2f} %']
