@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 from mmprune3d import adapters, files
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.config_types import only
-from mmprune3d.datasets.synthetic.rig import CAMERAS, rotation_matrix, scaled_intrinsic
 from mmprune3d.engine.apply import prune_as_configured
 from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
 from mmprune3d.measure.runners import read_config
 from mmprune3d.models.petr.position import padded_cells
-from mmprune3d.ops.cameras import as_4x4
+from mmprune3d.ops.cameras import camera_ring
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.version import __version__
 
@@ -84,14 +82,16 @@ class HeadShapes:
         return padded_cells([[self.image_size] * self.cameras] * self.batch, self.canvas, self.cells)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Random features, and the cameras of a nuScenes car (its first ones, or its six again and again)."""
+        """Random inputs of a head: image features, and cameras that look around a car (see `camera_ring`).
+
+        Returns:
+            Features [B, cameras, channels, H, W], and matrices [B, cameras, 4, 4] from pixels times depth to the car.
+        """
         generator = torch.Generator().manual_seed(seed)
         features = torch.randn(self.batch, self.cameras, self.channels, *self.cells, generator=generator)
-        matrices = np.stack([np.eye(4)] * self.cameras)
-        for matrix, spec in zip(matrices, islice(cycle(CAMERAS.values()), self.cameras), strict=True):
-            matrix[:3, :3], matrix[:3, 3] = rotation_matrix(spec.rotation), spec.translation
-            matrix[:] = matrix @ np.linalg.inv(as_4x4(scaled_intrinsic(spec, *self.image_size[::-1])))
-        return features, torch.tensor(matrices, dtype=torch.float32).expand(self.batch, -1, -1, -1).contiguous()
+        intrinsics, poses = camera_ring(self.cameras, self.image_size)
+        matrices = torch.tensor(poses @ np.linalg.inv(intrinsics), dtype=torch.float32)
+        return features, matrices.expand(self.batch, -1, -1, -1).contiguous()
 
 
 class PortableHead(nn.Module):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmprune3d.checkpoint.convert import CLASSES, SOURCES, convert_checkpoint, convert_file, convert_state_dict
+from mmprune3d.cli import main
 from mmprune3d.models.petr.box_coder import PETR3DBoxCoder, wrap_angle
 from tests.reference import reference_files
 from tests.test_models.test_petr.small import build, detector_config, features, head_config, sample
@@ -116,14 +115,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    tool = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
     torch.save({'state_dict': {'foo.bar': torch.ones(1)}}, tmp_path / 'other.pth')
     torch.save({'state_dict': weights()}, tmp_path / 'theirs.pth')
 
     def run(source: str) -> None:
         arguments = [str(tmp_path / source), str(tmp_path / 'ours.pth'), '--from', 'petr-official']
-        monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
-        runpy.run_path(str(tool), run_name='__main__')
+        main(['checkpoint', 'convert', *arguments])
 
     with pytest.raises(SystemExit) as stopped:
         run('other.pth')

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import runpy
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from mmprune3d.checkpoint.convert_bevfusion import convert_bevfusion, rename
 from mmprune3d.checkpoint.load import load_state_dict
 from mmprune3d.checkpoint.mismatch import CheckpointMismatchError
 from mmprune3d.checkpoint.sparse_layout import with_sparse_versions
+from mmprune3d.cli import main
 from tests.reference import load, reference_files
 
 HEAD = 'heads.object.prediction_heads.0'
@@ -107,11 +106,9 @@ def test_strangers_are_refused() -> None:
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    tool = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
     source, target = tmp_path / 'theirs.pth', tmp_path / 'ours.pth'
     torch.save({'state_dict': tiny(), 'meta': {'epoch': 6}}, source)
-    monkeypatch.setattr(sys, 'argv', [str(tool), str(source), str(target), '--source', 'bevfusion-mit'])
-    runpy.run_path(str(tool), run_name='__main__')
+    assert main(['checkpoint', 'convert', str(source), str(target), '--source', 'bevfusion-mit']) == 0
     assert 'ours.pth' in capsys.readouterr().out
     found = torch.load(target, weights_only=True)
     assert found['meta'] == {'converted_from': 'bevfusion-mit', 'dataset_meta': {'classes': CLASSES}}

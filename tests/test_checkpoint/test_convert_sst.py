@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 import mmprune3d
 from mmprune3d.checkpoint.convert import convert_checkpoint, convert_state_dict
 from mmprune3d.checkpoint.convert_sst import CLASSES, SOURCE, check_meta, convert_sst
+from mmprune3d.cli import main
 from tests.reference import reference_files
 
 ROOT = Path(mmprune3d.__file__).parents[1]
@@ -236,12 +235,10 @@ def test_anchor_heads_of_other_angles_are_refused():
 
 
 def test_command_line(center, tmp_path, monkeypatch, capsys):
-    tool = ROOT / 'tools' / 'convert_checkpoint.py'
     source, target = tmp_path / 'theirs.pth', tmp_path / 'ours.pth'
     weights = {f'module.{key}': value for key, value in center.state_dict().items()}
     torch.save({'state_dict': weights, 'optimizer': {'state': {}}, 'meta': {'epoch': 12}}, source)
-    monkeypatch.setattr(sys, 'argv', [str(tool), str(source), str(target), '--from', SOURCE])
-    runpy.run_path(str(tool), run_name='__main__')
+    assert main(['checkpoint', 'convert', str(source), str(target), '--from', SOURCE]) == 0
     assert 'ours.pth' in capsys.readouterr().out
     found = torch.load(target, weights_only=True)
     assert found['meta'] == {'converted_from': SOURCE, 'dataset_meta': {'classes': CLASSES}} and len(found) == 2

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmprune3d.checkpoint.fuse import fuse_checkpoints
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'fuse_checkpoints.py'
+COMMAND = (sys.executable, '-m', 'mmprune3d', 'checkpoint', 'fuse')
 
 
 def detector(*children: str) -> nn.ModuleDict:
@@ -26,7 +26,7 @@ def test_each_stream_comes_from_its_own_checkpoint(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ('camera.pth', 'lidar.pth', 'made/fused.pth')]
     torch.save({'meta': {'epoch': 4}, 'state_dict': camera.state_dict()}, paths[0])
     torch.save({'meta': {'dataset_meta': {'classes': ['car']}}, 'state_dict': lidar.state_dict()}, paths[1])
-    subprocess.run([sys.executable, str(TOOL), *map(str, paths)], check=True)
+    subprocess.run([*COMMAND, *map(str, paths)], check=True)
     data = torch.load(paths[2], weights_only=True)
     assert data['meta'] == {'dataset_meta': {'classes': ['car']}}
     fused = detector(*dict.fromkeys((*CAMERA, *LIDAR)))

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from mmprune3d import adapters
+from mmprune3d.cli import main
 from mmprune3d.export.graph import shapes_of, topk_sizes
 from mmprune3d.export.onnx import (
     OPSET,
@@ -322,11 +321,10 @@ class TestCommandLine:
         torch.save({'state_dict': build(config['model']).state_dict()}, folder / 'petr.pth')
         return folder
 
-    def test_exports_what_the_config_says(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_exports_what_the_config_says(self, folder: Path) -> None:
         out = folder / 'made' / 'head.onnx'
         arguments = [str(folder / 'config.py'), str(folder / 'petr.pth'), '--out', str(out)]
-        monkeypatch.setattr(sys, 'argv', ['export_onnx.py', *arguments])
-        runpy.run_path(str(ROOT / 'tools' / 'export_onnx.py'), run_name='__main__')
+        assert main(['export', 'onnx', *arguments]) == 0
         session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
         assert {info.name: info.shape for info in session.get_inputs()} == {
             'img_feats': [1, CAMERAS, 24, *CELLS],
@@ -339,18 +337,18 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ('arguments', 'message'),
         [
-            (['--tggbc', 'r=7,n=3'], 'n=3 pruning layers in a decoder of 3: valid are 1 to 2'),
-            (['--tggbc', f'r={KEYS}'], f'of {KEYS} keys leaves none'),
-            (['--tggbc', 'keys=3'], 'unknown setting keys'),
+            (['tggbc', 'r=7', 'n=3'], 'n=3 pruning layers in a decoder of 3: valid are 1 to 2'),
+            (['tggbc', f'r={KEYS}'], f'of {KEYS} keys leaves none'),
+            (['tggbc', 'keys=3'], 'unknown setting keys'),
+            (['tome', 'r=7'], "'tome' is not a method; valid are tggbc"),
             (['--image-size', '0', '64'], 'all must be positive'),
             (['--cfg-options', 'test_dataloader.dataset.pipeline=[]'], 'say --image-size HEIGHT WIDTH and --cameras N'),
         ],
     )
-    def test_errors(self, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
-        common = ['export_onnx.py', str(folder / 'config.py'), str(folder / 'petr.pth'), '--out', str(folder / 'no')]
-        monkeypatch.setattr(sys, 'argv', [*common, *arguments])
+    def test_errors(self, folder: Path, arguments: list[str], message: str) -> None:
+        common = [str(folder / 'config.py'), str(folder / 'petr.pth'), '--out', str(folder / 'no')]
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
-            runpy.run_path(str(ROOT / 'tools' / 'export_onnx.py'), run_name='__main__')
+            main(['export', 'onnx', *common, *arguments])
         assert not (folder / 'no').exists()
 
     def test_missing_files(self, folder: Path) -> None:

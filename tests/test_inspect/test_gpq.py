@@ -149,6 +149,6 @@ def test_what_cannot_work_is_refused_before_a_model_runs(
 
 
 def test_the_tool_says_what_is_wrong(petr_checkpoint: Path) -> None:
-    command = [sys.executable, 'tools/analyze_queries.py', str(CONFIG), str(petr_checkpoint), '--compare', 'x']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ['-m', 'mmprune3d', 'inspect', 'queries', str(CONFIG), str(petr_checkpoint), '--compare', 'x']
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "error: cannot read --compare 'x'; valid is NAME=CONFIG:CHECKPOINT" in done.stderr

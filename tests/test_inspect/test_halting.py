@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from mmprune3d.cli import main
 from mmprune3d.engine.halting import listening
 from mmprune3d.inspect.halting import HaltingStatistics, corners_from_above, found_boxes, run_halting, training_curves
 from tests.test_engine.test_halting_hook import (
@@ -23,7 +23,6 @@ from tests.test_engine.test_halting_hook import (
     random_record,
     slowly_inside,
 )
-from tools import show_halting
 
 RULES = ((0.5, (0.2, 0.6)), (0.5, (0.5, 0.9)))
 
@@ -136,15 +135,12 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / 'small.py', tmp_path / 'small.pth'
 
 
-def test_pictures_and_table_of_a_detector(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_pictures_and_table_of_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'out'
     log = tmp_path / 'scalars.json'
     log.write_text(json.dumps({'iter': 2, 'halting/mean_foreground': 0.5, 'halting/mean_background': 0.7}) + '\n')
-    command = ['show_halting.py', *map(str, files(tmp_path)), '--samples', '0', '2', '--out', str(out)]
-    monkeypatch.setattr(sys, 'argv', [*command, '--log', f'ours={log}'])
-    show_halting.main()
+    command = ['inspect', 'halting', *map(str, files(tmp_path)), '--draw', '0', '2', '--out', str(out)]
+    assert main([*command, '--log', f'ours={log}']) == 0
     pictures = {'halting_0.png', 'halting_2.png', 'layers.png', 'training.png'}
     assert {path.name for path in out.iterdir()} == pictures | {'report.json', 'report.md', 'logs'}
     text = (out / 'report.md').read_text()
@@ -162,7 +158,9 @@ def test_the_table_may_be_of_more_samples_than_are_drawn(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / 'out').glob('halting_*')] == ['halting_1.png']
 
 
-def test_what_cannot_be_shown_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_shown_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     pair, out = files(tmp_path), tmp_path / 'out'
     with pytest.raises(ValueError, match=r'samples \[3, -1\] cannot be shown; valid are 0 to 2'):
         run_halting(*pair, [0, 3, -1], out, {})
@@ -170,12 +168,15 @@ def test_what_cannot_be_shown_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         run_halting(*pair, [0], out, {'model.silent': True})
     with pytest.raises(ValueError, match='the model halts no tokens'):
         run_halting(*pair, [0], out, {'model.gates': []})
-    monkeypatch.setattr(sys, 'argv', ['show_halting.py', *map(str, pair)])
-    with pytest.raises(SystemExit):
-        show_halting.main()
-    monkeypatch.setattr(sys, 'argv', ['show_halting.py', 'none.py', 'none.pth', '--samples', '0'])
+    with pytest.raises(SystemExit, match='2'):
+        main(['inspect', 'halting', *map(str, pair)])
+    with pytest.raises(SystemExit, match='2'):
+        main(['inspect', 'halting', *map(str, pair), '--draw', '0', '--log', 'scalars.json'])
+    said = capsys.readouterr().err
+    assert 'nothing to do: give --samples, --draw or both' in said and 'cannot read --log scalars.json' in said
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r'error: none.py does not exist'):
-        show_halting.main()
+        main(['inspect', 'halting', 'none.py', 'none.pth', '--draw', '0'])
 
 
 def test_curves_of_a_training_are_without_its_validations(tmp_path: Path) -> None:

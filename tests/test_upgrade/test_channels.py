@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,13 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.masks import load_masks, packed_state
+from mmprune3d.cli import main
 from mmprune3d.upgrade import channels as channel_pruning
 from mmprune3d.upgrade.channel_settings import ChannelSettings, with_target
 from mmprune3d.upgrade.channels import first_sample, slim
 from mmprune3d.upgrade.slim_files import BUILDER, slim_config
 from tests.kills import assert_same
-from tests.test_coupling.channel_nets import ROOT, bevfusion_batch
+from tests.test_coupling.channel_nets import bevfusion_batch
 from tests.test_engine.small_fusion import GROUPS, INTERFACES, fusion_config, write_config
 
 from .small_bevfusion import save_random, small_config
@@ -235,18 +234,15 @@ def test_first_sample() -> None:
 def test_the_command_line(
     small: tuple[Config, Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_config(tmp_path / 'config.py', tmp_path / 'work', pruning=MAP)
-    command = ['prune.py', config, small[1], '--out', tmp_path / 'out', '--criterion', 'magnitude', '--flops', '0.3']
-    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--set', 'tolerance=0.1'])
-    runpy.run_path(str(ROOT / 'tools' / 'prune.py'), run_name='__main__')
+    command = ['prune', config, small[1], '--out', tmp_path / 'out', 'criterion=magnitude', 'flops=0.3']
+    command = list(map(str, command))
+    assert main([*command, 'tolerance=0.1']) == 0
     printed = capsys.readouterr().out
     assert '| part | group | channels |' in printed and 'GFLOPs per sample' in printed
     written = {path.name for path in (tmp_path / 'out').iterdir()}
     assert written == {'slim.py', 'slim.pth', 'structure.json', 'report.json', 'report.md', 'keep_rates.png'}
-    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--sparsity', '0.5'])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / 'tools' / 'prune.py'), run_name='__main__')
-    assert 'argument --sparsity: not allowed with argument --flops' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='error: sparsity and flops: give one target'):
+        main([*command, 'sparsity=0.5'])

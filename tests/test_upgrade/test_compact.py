@@ -168,7 +168,7 @@ def test_without_an_optimizer_in_the_config(trained):
 
 
 def test_the_command(trained, tmp_path):
-    command = [sys.executable, ROOT / 'tools' / 'compact.py', trained / 'config.py', trained / f'iter_{AT}.pth']
+    command = [sys.executable, '-m', 'mmprune3d', 'compact', trained / 'config.py', trained / f'iter_{AT}.pth']
     command += ['--at', '9,7', '--drop-training-state', '--out', tmp_path]
     environment_is = dict(capture_output=True, text=True, check=False, cwd=ROOT)
     result = subprocess.run([*map(str, command)], **environment_is)

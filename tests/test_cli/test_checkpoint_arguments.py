@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmprune3d.cli import common, main, parser
+
+from .commands import all_commands
+
 ROOT = Path(__file__).parents[2]
 ADDRESS = 'http://host/a/w.pth'
-TOOLS = {
-    'analyze_queries': [],
+COMMANDS = {
     'compact': [],
-    'export_onnx': [],
+    'export onnx': [],
+    'inspect halting': ['--samples', '1'],
+    'inspect keys': [],
+    'inspect layers': [],
+    'inspect queries': [],
     'prune': [],
-    'show_halting': ['--count', '1'],
-    'upgrade': [],
+    'upgrade': ['tggbc', 'r=3'],
 }
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize('name', COMMANDS)
+def test_an_address_stays_one(name):
+    words = [*name.split(), 'config.py', ADDRESS, *COMMANDS[name]]
+    assert common.parse(parser(), words).checkpoint == ADDRESS
 
 
-@pytest.mark.parametrize('name', TOOLS)
-def test_an_address_stays_one(name, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [name, 'config.py', ADDRESS, *TOOLS[name]])
-    assert tool(name).parse_args().checkpoint == ADDRESS
+def test_every_command_with_a_model_is_tested_here():
+    with_model = {name for name, made in all_commands() if {'config', 'checkpoint'} <= {a.dest for a in made._actions}}
+    assert with_model == COMMANDS.keys()
 
 
 def test_addresses_are_compared_too():
@@ -41,19 +43,19 @@ def test_addresses_are_compared_too():
     assert Candidate.parse(f'pruned=a/config.py:{ADDRESS}') == Candidate('pruned', Path('a/config.py'), ADDRESS)
 
 
-@pytest.mark.parametrize('name', ['publish_checkpoint', 'fuse_checkpoints', 'convert_checkpoint'])
-def test_what_cannot_be_read_is_one_line(name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('name', ['publish', 'fuse', 'convert', 'info'])
+def test_what_cannot_be_read_is_one_line(name, tmp_path, capsys):
     bad, good = tmp_path / 'bad.pth', tmp_path / 'good.pth'
     bad.write_text('<html><title>Not here</title></html>')
     torch.save({'state_dict': {'a': torch.ones(1)}}, good)
     arguments = {
-        'publish_checkpoint': [bad, tmp_path / 'out.pth'],
-        'fuse_checkpoints': [good, bad, tmp_path / 'out.pth'],
-        'convert_checkpoint': [bad, tmp_path / 'out.pth', '--from', 'petr-official'],
+        'publish': [bad, tmp_path / 'out.pth'],
+        'fuse': [good, bad, tmp_path / 'out.pth'],
+        'convert': [bad, tmp_path / 'out.pth', '--from', 'petr-official'],
+        'info': [bad],
     }[name]
-    monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
-        tool(name).main()
+        main(['checkpoint', name, *map(str, arguments)])
     said = f'{stopped.value.code} {capsys.readouterr().err}'
     assert f'error: {bad} ({bad.stat().st_size} bytes)' in said and "a web page ('Not here')" in said
     assert not (tmp_path / 'out.pth').exists()

@@ -1,0 +1,92 @@
+"""``mmprune3d prune``: remove weights or channels of a camera-LiDAR fusion detector, without training it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import common
+
+HELP = 'remove weights or channels of a fusion detector; nothing is trained'
+EPILOG = """
+settings: those of AlterMOMAPlan, one target among them:
+  sparsity=0.8         share of the weights to set to zero. Writes masks.pth, which MaskHook(masks=...) reads
+  flops=0.5, params=0.5, channels=0.5
+                       share to remove by removing channels. Writes slim.py, slim.pth and structure.json
+  criterion=altermoma  or prospr, snip, synflow, magnitude, random: what the weights are ranked by
+  max_ratio, round_to, tolerance, recalibrate
+                       for channels: see ChannelSettings
+examples:
+  mmprune3d prune CONFIG CHECKPOINT altermoma sparsity=0.8 criterion=snip
+  mmprune3d prune CONFIG CHECKPOINT flops=0.5 round_to=8 --out work_dirs/slim
+"""
+METHOD = 'altermoma'
+TARGETS = ('sparsity', 'channels', 'flops', 'params')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See --help."""
+    common.add_model(parser, 'its checkpoint, a file or an address; if weights are masked already, more are removed')
+    common.add_words(parser, 'KEY=VALUE', f'what to remove, after the word {METHOD} or without it')
+    common.add_out(parser, 'work_dirs/pruned')
+    common.add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Scores the weights, writes masks or a slim detector, prints the table."""
+    from mmprune3d.engine.criteria import keep_table
+    from mmprune3d.files import writable
+    from mmprune3d.upgrade.channel_settings import with_target
+    from mmprune3d.upgrade.channels import prune_channels
+    from mmprune3d.upgrade.masks import prune_checkpoint
+    from mmprune3d.visualization.keep_rates import draw_keep_rates
+
+    settings = with_target({}, read_settings(args.words))
+    writable(args.out)
+    configured = {} if has_target(settings) else configured_settings(args.config)
+    channels = with_target(configured, settings).get('mode') == 'channels'
+    prune = prune_channels if channels else prune_checkpoint
+    report = prune(args.config, args.checkpoint, args.out, settings, args.cfg_options)
+    draw_keep_rates(report, args.out / 'keep_rates.png')
+    print(report.get('table') or keep_table(report))
+    print(f'wrote {args.out}')
+
+
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Settings from the command line.
+
+    Raises:
+        ValueError: If another method is named, or several targets are given.
+    """
+    words = list(words)
+    if words and '=' not in words[0]:
+        if words[0] != METHOD:
+            raise ValueError(
+                f'{words[0]!r}: prune takes the method {METHOD} and settings key=value, such as sparsity=0.8; other '
+                'methods are applied by "mmprune3d upgrade"'
+            )
+        words = words[1:]
+    settings = common.settings(words)
+    if len(given := [name for name in TARGETS if name in settings]) > 1:
+        raise ValueError(f'{" and ".join(given)}: give one target of {", ".join(TARGETS)}')
+    return settings
+
+
+def has_target(settings: dict[str, Any]) -> bool:
+    """Whether the command line says how much to remove; if not, the ``pruning`` of the config does."""
+    return any(name in settings for name in TARGETS)
+
+
+def configured_settings(config: Path) -> dict[str, Any]:
+    """The ``pruning`` of a config, or an empty dict.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    from mmengine.config import Config
+
+    if not config.is_file():
+        raise FileNotFoundError(f'{config} does not exist')
+    return dict(Config.fromfile(config).get('pruning') or {})
