@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.datasets.synthetic.config import GeneratorConfig
     from mmprune3d.datasets.synthetic.generate import generate
     from mmprune3d.files import writable
-    from mmprune3d.pruning.key_plan import TgGBCPlan
+    from mmprune3d.pruning.tggbc import TgGBCPlan
     from mmprune3d.upgrade.run import run_upgrade
 
     words = args.words[1:] if args.words[:1] == [METHOD] else args.words

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import common
 
 if TYPE_CHECKING:
-    from mmprune3d.pruning.key_plan import TgGBCPlan
+    from mmprune3d.pruning.tggbc import TgGBCPlan
 
 HELP = 'export a detector, pruned or not, for ONNX Runtime and TensorRT'
 EPILOG = """
@@ -70,7 +70,7 @@ def read_plan(words: Sequence[str]) -> TgGBCPlan | None:
     Raises:
         ValueError: If a method cannot be exported, or a setting is invalid.
     """
-    from mmprune3d.pruning.key_plan import TgGBCPlan
+    from mmprune3d.pruning.tggbc import TgGBCPlan
 
     found = common.methods(words, METHODS)
     return TgGBCPlan.parse(','.join(found['tggbc'])) if found else None

@@ -64,7 +64,8 @@ def read_plan(words: Sequence[str]) -> KeyPlan:
     Raises:
         ValueError: If several methods are named, or settings are invalid.
     """
-    from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+    from mmprune3d.pruning.tggbc import TgGBCPlan
+    from mmprune3d.pruning.tome import ToMePlan
 
     found = common.methods(words, KEY_METHODS) or {KEY_METHODS[0]: list(KEY_PLAN)}
     if len(found) > 1:

@@ -15,7 +15,7 @@ from mmprune3d.checkpoint.slim import slim_checkpoint
 from mmprune3d.cli import main
 from mmprune3d.layers.gpq import PrunableEmbedding
 from mmprune3d.pruning.channels import ChannelGroup, Member
-from mmprune3d.pruning.key_plan import TgGBCPlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
 
 META = {
     'epoch': 8, 'iter': 640, 'seed': 3, 'mmengine_version': '0.10.7', 'cfg': 'model = dict()',

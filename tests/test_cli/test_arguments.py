@@ -10,7 +10,8 @@ import pytest
 from mmprune3d.cli import common, main, parser
 from mmprune3d.cli.inspect import read_plan
 from mmprune3d.cli.prune import read_settings
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 
 
 def parse(line: str):

@@ -15,7 +15,8 @@ from mmprune3d import adapters
 from mmprune3d.cli import main
 from mmprune3d.inspect.key_use import KeyUse, SampleKeys, run_keys
 from mmprune3d.measure.runners import loaded_runner, prepare, read_config
-from mmprune3d.pruning.key_plan import TgGBCPlan, ToMePlan
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.pruning.tome import ToMePlan
 from tests.conftest import CONFIG
 
 CAMERAS, CELLS = 6, (4, 10)
