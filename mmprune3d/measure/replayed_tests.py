@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
-from mmprune3d.pruning.key_plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
 from .annotations import check_classes, require_accuracy
@@ -31,6 +30,8 @@ from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that are kept in memory; what comes later goes to files."""
+Attachable = Any
+"""A plan of any method that ``adapters.attach`` takes."""
 
 
 def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -244,7 +245,7 @@ class CachedTest:
 
         return self._instead(self.replay, lambda batch, *_: batch, extract)
 
-    def _figures(self, plan: KeyPlan | None, title: str) -> dict[str, float]:
+    def _figures(self, plan: Attachable | None, title: str) -> dict[str, float]:
         """Runs the test loop under `plan`, quietly."""
         hooks = list(self.runner.hooks)
         self.runner.hooks[:] = [hook for hook in hooks if not isinstance(hook, LoggerHook)]
@@ -257,7 +258,7 @@ class CachedTest:
             self.runner.hooks[:] = hooks
             adapters.detach(self.model)
 
-    def evaluate(self, plan: KeyPlan | None) -> dict[str, float]:
+    def evaluate(self, plan: Attachable | None) -> dict[str, float]:
         """Figures of the model that prunes by `plan`; None means unpruned.
 
         Raises:

@@ -59,7 +59,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
     fusion, run = settings.fusion_map(model), _Recorded(config, model, settings)
     found = find_channel_groups(model, run.call, _modules(model, plan.protected))
     groups, frozen = trained_groups(model, found.groups)
-    costs = count_costs(model, partial(run.call, model))
+    costs = flops_of(model, partial(run.call, model))
     scores, selection = _decide(model, settings, run.batches, fusion, groups, costs)
     small = _sliced({**loaded, 'state_dict': _weights(model)}, groups, selection)
     small['meta'].setdefault('mmprune3d', {})[plan.method] = plan.to_dict()
@@ -77,7 +77,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
         **channel_rates(selection, groups, fusion),
         'left_out': {**found.left_out, **dict.fromkeys(frozen, 'frozen')},
         'reached': selection.reached,
-        'gflops': [_gflops(costs), _gflops(count_costs(slim_model, partial(run.call, slim_model)))],
+        'gflops': [_gflops(costs), _gflops(flops_of(slim_model, partial(run.call, slim_model)))],
         'params': [sum(p.numel() for p in one.parameters()) for one in (model, slim_model)],
         'difference': difference,
         'notes': scores.notes,
@@ -106,6 +106,12 @@ def prune_channels(
     made = slim(cfg, checkpoint, ChannelSettings.from_dict(with_target(known, settings)))
     made.write(out)
     return {**made.report, 'table': slim_table(made.report)}
+
+
+def flops_of(model: nn.Module, call: Callable[[], object]) -> Costs:
+    """FLOPs of one `call` as a function of the widths of the layers, which targets in FLOPs need; see `count_costs`."""
+    counted = count_costs(model, call)
+    return Costs(counted.per_element, counted.shapes, counted.fixed)
 
 
 class _Recorded:

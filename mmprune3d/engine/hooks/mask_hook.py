@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -40,6 +40,8 @@ class MaskHook(Hook):
 
     # Before EMAHook averages and CheckpointHook saves the weights.
     priority = 'ABOVE_NORMAL'
+    holds_weights: ClassVar[bool] = True
+    """It holds a model to the masks of one checkpoint: comparisons of several models leave it out."""
 
     def __init__(self, masks: str | Path | None = None) -> None:
         what = "the name of a file with masks, such as 'masks.pth', or None"
@@ -47,6 +49,11 @@ class MaskHook(Hook):
         self.masks: dict[str, Tensor] | None = None
         self.record: dict[str, Any] = {}
         self._handles: list[Any] = []
+
+    @property
+    def prunes_tests(self) -> bool:
+        """Whether a model that is tested with this hook is pruned: only if its masks come from a file."""
+        return self.path is not None
 
     def before_run(self, runner: Runner) -> None:
         """Loads the masks of the config."""

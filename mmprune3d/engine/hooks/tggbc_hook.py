@@ -37,6 +37,8 @@ class KeyPruningHook(Hook):
     """
 
     priority = 'LOW'
+    prunes_tests: ClassVar[bool] = True
+    """A model that is tested with this hook is pruned; see `measure.baseline`."""
     plan_type: ClassVar[type[KeyPlan]]
 
     def __init__(self, train: dict | None = None, **plan: Any) -> None:
