@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 
 from mmprune3d.measure.samples import images_of, is_kind
 from mmprune3d.pruning import checks
-from mmprune3d.pruning.key_plan import PLANS, KeyPlan
+from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.pruning.plans import PLANS
 
 AUTO = 'auto'
 GRID = 16
@@ -55,6 +56,11 @@ class SearchRequest:
         object.__setattr__(self, 'max_drop', max_drop)
         if self.calibrate is not None:
             object.__setattr__(self, 'calibrate', checks.count('calibrate', self.calibrate, 1))
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.template.method
 
     @classmethod
     def parse(cls, method: str, text: str, **settings: Any) -> SearchRequest:

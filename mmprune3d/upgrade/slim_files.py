@@ -17,7 +17,7 @@ from mmprune3d.config_types import is_a, movable
 from mmprune3d.engine.criteria import keep_table
 from mmprune3d.engine.hooks import MaskHook
 
-from .run import upgraded_config
+from .configs import upgraded_config
 
 BUILDER = 'SlimDetector'
 STRUCTURE = 'structure.json'
