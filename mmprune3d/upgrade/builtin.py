@@ -10,7 +10,7 @@ register(
         plan='mmprune3d.pruning.key_plan.TgGBCPlan',
         step='mmprune3d.upgrade.tggbc.KeyPruning',
         summary='removes the cross-attention keys that confident queries attend to least',
-        detectors='PETR, DETR, Conditional DETR, and other decoders that have an adapter',
+        detectors='PETR, DETR, Conditional DETR; other decoders that have an adapter',
         training='',
         carrier='`TgGBCHook` in `custom_hooks`',
         help='tgGBC scores the keys of a decoder layer by the attention of the most confident queries, and removes '
@@ -43,7 +43,7 @@ register(
         plan='mmprune3d.pruning.gpq.GPQPlan',
         step='mmprune3d.upgrade.gpq.QueryPruning',
         summary='removes the object queries with the lowest scores, one by one, in a fine-tuning',
-        detectors='PETR, DETR3D, DETR, Conditional DETR, and other detectors whose learned queries have an adapter',
+        detectors='PETR, DETR3D, DETR, Conditional DETR; other learned queries that have an adapter',
         training='fine-tuning, 6 epochs of pruning in the paper',
         carrier='nothing: the checkpoint has fewer queries',
         help='Gradual pruning of queries (GPQ) fine-tunes the detector; at equal intervals the query with the '
