@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmprune3d import files
 from mmprune3d.adapters.fusion import FusionMap, fusion_map, has, resolve
 from mmprune3d.checkpoint import begun
 from mmprune3d.config_types import without
@@ -109,7 +110,7 @@ class FusionPruning(PlanWithFineTuning):
             slim(config, checkpoint, ChannelSettings.from_dict(self.settings(config))).write(folder)
         keep = json.loads((folder / REPORT).read_text())
         self.train(self.tuned(slim_config(config, str(folder / STRUCTURE)), folder / 'slim.pth', out))
-        (out / STRUCTURE).write_bytes((folder / STRUCTURE).read_bytes())
+        files.write_bytes(out / STRUCTURE, (folder / STRUCTURE).read_bytes())
         upgraded = slim_config(config, str(out / STRUCTURE))
         return Made(upgraded, self.finished(out), {'keep': keep}, section(slim_table(keep)), (STRUCTURE,))
 
