@@ -46,11 +46,11 @@ def count_costs(model: nn.Module, call: Callable[[], object]) -> LayerCosts:
     what has no counter is named in the log (see `measure.flops`).
 
     Args:
-        model: In eval mode.
+        model: The model, in evaluation mode.
         call: Runs the model on one recorded sample.
 
     Raises:
-        ValueError: For transposed and inverse sparse convolutions, or if no layer ran.
+        ValueError: If a sparse convolution is transposed or inverse, or no layer ran.
     """
     uses: dict[str, float] = {}
 

@@ -105,7 +105,7 @@ class TensorStore(Sequence):
         return torch.load(item, weights_only=True) if isinstance(item, Path) else item
 
     def close(self) -> None:
-        """Removes the files."""
+        """Empties the store and removes its files."""
         self._items.clear()
         self._files.cleanup()
 
@@ -114,7 +114,7 @@ class Replay:
     """Stands in for the test data loader: batches as the data preprocessor left them, without the images.
 
     Args:
-        dataset: What the batches were made from.
+        dataset: The samples that the batches were made from.
         batch_size: Samples per batch.
         batches: Preprocessed batches.
 

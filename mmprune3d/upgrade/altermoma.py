@@ -178,7 +178,7 @@ class FusionComparison(SideBySide):
         return timed_modules(model, self.fusion)
 
     def grouped(self, spent: Mapping[str, float]) -> dict[str, float]:
-        """Sums per group."""
+        """Milliseconds per group of the fusion map, ``rest`` and ``total``."""
         sums = dict.fromkeys(self.fusion.groups, 0.0)
         for module in spent.keys() - {REST, TOTAL}:
             sums[str(self.fusion.group_of(module))] += spent[module]

@@ -1,4 +1,4 @@
-"""What can be said about removing channels."""
+"""The settings of channel removal, in a config or on a command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ChannelSettings:
         map: Arguments of `fusion_map`, for detectors without a map.
 
     Raises:
-        ValueError: If a setting is unknown, or the plan is none for channels.
+        ValueError: If a setting is unknown or not valid, or the plan does not remove channels.
     """
 
     plan: AlterMOMAPlan
@@ -82,5 +82,5 @@ class ChannelSettings:
         return cls(plan, **{name: data[name] for name in own if name in data}, map=given)
 
     def fusion_map(self, model: nn.Module) -> FusionMap:
-        """The map of `model`."""
+        """The fusion map of `model`, by these settings or by its adapter."""
         return fusion_map(model, **(self.map or {}))

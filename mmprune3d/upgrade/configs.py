@@ -78,7 +78,7 @@ def with_plan(checkpoint: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """A checkpoint with a plan in ``meta['mmprune3d']``, changed in place; the weights stay as they are.
 
     Args:
-        checkpoint: As mmengine writes it, or a bare state dict, which becomes the ``state_dict`` of what is returned.
+        checkpoint: A checkpoint of mmengine, or a bare state dict, which becomes its ``state_dict``.
         plan: Any plan.
     """
     data = checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}

@@ -85,7 +85,7 @@ def optimizers(config: Config) -> list[Any]:
     """The optimizers of a config, as parts of it: one, or one of each wrapper that a constructor makes.
 
     Raises:
-        ValueError: If there is none, or one without a learning rate.
+        ValueError: If the config has no optimizer, or one without a learning rate.
     """
     wrapper = config.get('optim_wrapper') or {}
     parts = [wrapper, *(part for part in wrapper.values() if isinstance(part, Mapping))]
@@ -114,8 +114,8 @@ def finetuning(
     """`config`, set up to fine-tune `checkpoint`; it goes on where an earlier run in `work_dir` stopped.
 
     Args:
-        config: Of the detector.
-        checkpoint: Its weights.
+        config: Config of the detector.
+        checkpoint: File with the weights to begin with.
         work_dir: Folder of the training.
         epochs: See `shortened`; None means as many as the config trains.
         lr_factor: Learning rate as a multiple of that in the config, see `slowed`.
@@ -142,7 +142,7 @@ def check_device(config: Config) -> None:
     """Refuses AmpOptimWrapper on a CPU, where mmengine 0.10 stops with an AssertionError as the training begins.
 
     Raises:
-        ValueError: It names what works there.
+        ValueError: If the config has one; the message names what works on a CPU.
     """
     wrapper = config.get('optim_wrapper') or {}
     parts = [wrapper, *(part for part in wrapper.values() if isinstance(part, Mapping))]

@@ -217,7 +217,7 @@ class Step:
         """Draws further pictures; those that fail are warnings.
 
         Args:
-            comparison: With both models.
+            comparison: The comparison of both models.
             report: The report.
             folder: Folder for the pictures.
             count: How many samples to draw.
