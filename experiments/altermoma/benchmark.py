@@ -20,7 +20,7 @@ from experiments.models import CONFIGS, build
 from experiments.tables import markdown_table
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.coupling.groups import FoundGroups, find_channel_groups
-from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
+from mmprune3d.measure.layer_costs import LayerCosts, count_costs, gflops_by_part
 from mmprune3d.measure.timing import StageTimer
 from mmprune3d.models.slim_detector import SlimDetector
 from mmprune3d.pruning.channel_selection import Costs, select_channels
@@ -191,19 +191,20 @@ def in_parts(group: ChannelGroup) -> bool:
 
 
 def slimmed(
-    config: Config, model: nn.Module, groups: Sequence[ChannelGroup], costs: Costs, share: float, round_to: int
+    config: Config, model: nn.Module, groups: Sequence[ChannelGroup], costs: LayerCosts, share: float, round_to: int
 ) -> Parts:
     """The parts without `share` of their FLOPs; channels are chosen at random."""
     generator = torch.Generator().manual_seed(0)
     scores = {group.name: torch.rand(group.size, generator=generator) for group in groups}
-    chosen = select_channels(scores, groups, ('flops', share), costs, round_to=round_to)
+    flops = Costs(costs.per_element, costs.shapes, costs.fixed)
+    chosen = select_channels(scores, groups, ('flops', share), flops, round_to=round_to)
     weights = slim_state_dict(model.state_dict(), groups, chosen.keep)
     slim = SlimDetector(config, structure_of(weights)).eval()
     slim.load_state_dict(weights)
     return Parts(slim)
 
 
-def summarized(costs: Mapping[str, Costs], times: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+def summarized(costs: Mapping[str, LayerCosts], times: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Median times and ratios by variant; see `measure`."""
     made: dict[str, Any] = {}
     for name, each in costs.items():

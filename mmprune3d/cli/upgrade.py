@@ -1,26 +1,134 @@
-"""``mmprune3d upgrade``: a placeholder until the command is written."""
+"""``mmprune3d upgrade``: from a config and a checkpoint to a faster pair, with the evidence."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprune3d.command import GOES_ON
 
 from . import common
 
 HELP = 'make a detector faster, and report how accuracy, time and memory change'
 EPILOG = """
-example:
-  mmprune3d upgrade CONFIG CHECKPOINT tggbc r=12000 --out work_dirs/upgrade
+examples:
+  mmprune3d upgrade CONFIG CHECKPOINT tggbc r=12000 n=2 k=175
+  mmprune3d upgrade CONFIG CHECKPOINT tggbc auto --max-drop 0.01 --calibrate 100
+  mmprune3d upgrade CONFIG CHECKPOINT gpq target=300 epochs=6 tggbc r=8000+4000
+  mmprune3d upgrade CONFIG CHECKPOINT altermoma flops=0.5 --epochs 6
 """
+AFTER_INTERRUPT = GOES_ON
+OUT = 'work_dirs/upgrade'
+AUTO = 'auto'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See --help."""
     common.add_model(parser)
-    common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune', needed=True)
-    common.add_out(parser, 'work_dirs/upgrade')
+    common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune; several methods where they go together', needed=True)
+    add_options(parser)
+    plain, examples = parser.format_help, parser.epilog or EPILOG.strip('\n')
+
+    def format_help() -> str:
+        # only now: the methods of other packages may take seconds to import
+        parser.epilog = f'methods (--describe METHOD shows the settings of one):\n{listing()}\n\n{examples}'
+        return plain()
+
+    parser.format_help = format_help
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``mmprune3d upgrade`` and ``tools/upgrade.py`` have in common."""
+    add = parser.add_argument
+    add('--describe', metavar='METHOD', action=Describe, help='show what a method does and its settings, and exit')
+    add('--epochs', metavar='N', type=int, help='epochs of fine-tuning (default: as many as the config trains)')
+    add('--lr-factor', metavar='F', type=float, help="fine-tuning: multiple of the config's learning rate (0.5)")
+    add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01, which is one point)')
+    add('--calibrate', metavar='N', type=int, help=f'{AUTO}: test samples to search on, evenly spaced (all)')
+    add('--samples', metavar='N', type=int, help='test samples to evaluate: evenly spaced, or whole scenes (all)')
+    add('--timed', metavar='N', type=int, default=8, help='test batches to time (%(default)s)')
+    add('--repeats', metavar='N', type=int, default=3, help='how often each is timed (%(default)s)')
+    add('--pictures', metavar='N', type=int, default=3, help='samples to draw (%(default)s)')
+    common.add_out(parser, OUT, 'folder for the report and the upgraded model')
     common.add_overrides(parser)
 
 
+def listing() -> str:
+    """The methods with one line each."""
+    from mmprune3d.upgrade.describe import listing
+
+    return listing()
+
+
+class Describe(argparse.Action):
+    """Prints what a method does, and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Raises SystemExit, with status 2 if there is no such method."""
+        from mmprune3d.upgrade.describe import describe
+
+        try:
+            text = describe(values)
+        except ValueError as error:
+            parser.error(str(error))
+        print(text)
+        parser.exit()
+
+
+def texts_of(words: Sequence[str]) -> dict[str, str]:
+    """Method -> its settings as one text, from ``METHOD KEY=VALUE ... [METHOD KEY=VALUE ...]``.
+
+    Raises:
+        ValueError: If a word is neither a method nor a setting, or a method occurs twice.
+    """
+    from mmprune3d.upgrade.methods import known
+
+    found = common.methods(words, list(known()))
+    for method, settings in found.items():
+        for word in settings:
+            if '=' not in word and word.split(',')[0] != AUTO:
+                raise ValueError(
+                    f'{word!r} is neither a method ({", ".join(known())}) nor a setting of {method} (key=value)'
+                )
+        settings.sort(key=lambda word: word.split(',')[0] != AUTO)  # "k=100 auto" is "auto k=100"
+    return {method: ','.join(settings) for method, settings in found.items()}
+
+
 def run(args: argparse.Namespace) -> None:
-    """Refuses."""
-    raise ValueError('not written yet: use tools/upgrade.py')
+    """Runs the upgrade."""
+    run_methods(texts_of(args.words), args)
+
+
+def run_methods(texts: Mapping[str, str], args: argparse.Namespace) -> None:
+    """Runs an upgrade, unless another one works in the same folder.
+
+    Args:
+        texts: Method -> its settings as one text.
+        args: What `common.add_model` and `add_options` read.
+
+    Raises:
+        ValueError: If methods or settings are not valid; nothing has been read or written then.
+    """
+    from mmprune3d.files import alone
+    from mmprune3d.upgrade import methods
+    from mmprune3d.upgrade.run import run_upgrade
+    from mmprune3d.upgrade.steps import Options
+
+    options = Options(args.epochs, args.lr_factor, args.max_drop, args.calibrate)
+    steps = methods.parse(texts, options)
+    with alone(Path(args.out)):
+        run_upgrade(
+            args.config,
+            args.checkpoint,
+            steps,
+            args.out,
+            args.cfg_options,
+            timed=args.timed,
+            repeats=args.repeats,
+            pictures=args.pictures,
+            samples=args.samples,
+        )

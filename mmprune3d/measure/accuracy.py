@@ -32,15 +32,15 @@ class ProgressBarHook(Hook):
         self._bar: tqdm  # between before_test_epoch and after_test_epoch
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Opens the bar."""
+        """Opens the progress bar."""
         self._bar = tqdm(total=len(runner.test_dataloader), desc=self.title, unit='batch', leave=self.leave)
 
     def after_test_iter(self, runner: Runner, *_: object, **__: object) -> None:
-        """One step."""
+        """Moves the progress bar by one batch."""
         self._bar.update()
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Closes the bar."""
+        """Closes the progress bar."""
         self._bar.close()
 
 
@@ -81,7 +81,9 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):  # of Python and NumPy; of torch
             others.append(name)
     if others:
-        print_log(f'not in the report, for they are no numbers: {", ".join(others)}', logger='current', level=WARNING)
+        print_log(
+            f'not in the report, because they are not numbers: {", ".join(others)}', logger='current', level=WARNING
+        )
     return found
 
 

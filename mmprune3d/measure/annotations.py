@@ -30,7 +30,7 @@ def no_accuracy(dataset: Dataset, evaluator: Evaluator) -> str:
 
     Args:
         dataset: The test set.
-        evaluator: With the metrics of the config.
+        evaluator: The evaluator of the config.
     """
     judging = [metric for metric in evaluator.metrics if not getattr(metric, 'format_only', False)]
     if judging:
@@ -92,11 +92,11 @@ def require_accuracy(runner: Runner, what: str) -> None:
     """Refuses work that needs accuracy where it cannot be measured.
 
     Args:
-        runner: With the test set.
+        runner: A runner with the test set.
         what: Name of the work, for the message.
 
     Raises:
-        ValueError: With the reason, and what helps.
+        ValueError: If accuracy cannot be measured; the message has the reason, and what helps.
     """
     check_dataset(runner)
     _require(runner.test_dataloader.dataset, runner.test_evaluator, what)
@@ -106,7 +106,7 @@ def require_accuracy_of(config: Config, what: str) -> None:
     """`require_accuracy` for the test set of a config, without building its model.
 
     Raises:
-        ValueError: See there.
+        ValueError: If accuracy cannot be measured; see `require_accuracy`.
     """
     if config.get('test_dataloader') is None or config.get('test_evaluator') is None:
         raise ValueError(f'{what} needs accuracy, but the config has no test_dataloader and test_evaluator')
@@ -158,7 +158,7 @@ def check_classes(model: nn.Module, dataset: Dataset) -> None:
 
     Args:
         model: A detector, whose heads say ``num_classes``, as those of mmdet3d and mmdet do.
-        dataset: Its test set, whose metainfo says ``classes``.
+        dataset: The test set, whose metainfo says ``classes``.
 
     Raises:
         ValueError: If they differ.

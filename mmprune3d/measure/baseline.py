@@ -7,8 +7,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import adapters
-from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
-from mmprune3d.engine.hooks.mask_hook import MaskHook
 from mmprune3d.engine.unwrap import unwrap
 
 
@@ -43,11 +41,11 @@ def check_hooks(runner: Runner) -> None:
     """Refuses a runner whose hooks prune in a test: they would prune the baseline and change what it is compared with.
 
     Raises:
-        ValueError: If there is a hook that prunes keys, or one with masks from a file. GPQHook and a MaskHook without
-            masks of its own change nothing in a test: the checkpoint is as it is.
+        ValueError: If there is a hook whose attribute ``prunes_tests`` is true: one that prunes keys, or a MaskHook
+            with masks from a file. GPQHook and a MaskHook without masks of its own change nothing in a test: the
+            checkpoint is as it is.
     """
-    active = [hook for hook in runner.hooks if isinstance(hook, KeyPruningHook)]
-    active += [hook for hook in runner.hooks if isinstance(hook, MaskHook) and hook.path is not None]
+    active = [hook for hook in runner.hooks if getattr(hook, 'prunes_tests', False)]
     if active:
         names = ', '.join(type(hook).__name__ for hook in active)
         raise ValueError(f'the baseline would be pruned by hooks of its runner ({names}): give the unpruned detector')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,26 +12,45 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune3d.layers.slim import is_depthwise, is_sparse_conv, weight_layout
 from mmprune3d.ops.sparse_rulebook import strided_rulebook, submanifold_rulebook
-from mmprune3d.pruning.channel_selection import Costs
 
 from .flops import count_flops
 
 
-def count_costs(model: nn.Module, call: Callable[[], object]) -> Costs:
-    """FLOPs (a multiply-add counts as two) of one `call`, by weight: what ``('flops', share)`` targets need.
+@dataclass(frozen=True)
+class LayerCosts:
+    """FLOPs of one call of a model, by the weights that they are done with.
+
+    Attributes:
+        per_element: Name of a weight -> FLOPs per element of it; they do not change with the width of the layer.
+        shapes: Name of a weight -> its shape.
+        fixed: FLOPs that belong to no layer, such as those of attention.
+    """
+
+    per_element: Mapping[str, float]
+    shapes: Mapping[str, tuple[int, ...]]
+    fixed: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """FLOPs of the whole call."""
+        return self.fixed + sum(each * math.prod(self.shapes[name]) for name, each in self.per_element.items())
+
+
+def count_costs(model: nn.Module, call: Callable[[], object]) -> LayerCosts:
+    """Counts the FLOPs (a multiply-add counts as two) of one `call`, by weight.
 
     The operations of a convolution or linear layer are 2 * uses * elements of its weight, and `uses` does not change
     with its width: output positions (input positions of a transposed convolution), tokens, or the mean number of pairs
     of sites per kernel cell of a sparse convolution, which depends on the sample. What is left of the total that torch
-    counts (attention, and matrix products of other kinds) is `Costs.fixed`. Element-wise work does not count, and what
-    has no counter is named in the log (see `analysis.flops`).
+    counts (attention, and matrix products of other kinds) is `LayerCosts.fixed`. Element-wise work does not count, and
+    what has no counter is named in the log (see `measure.flops`).
 
     Args:
-        model: In eval mode.
+        model: The model, in evaluation mode.
         call: Runs the model on one recorded sample.
 
     Raises:
-        ValueError: For transposed and inverse sparse convolutions, or if no layer ran.
+        ValueError: If a sparse convolution is transposed or inverse, or no layer ran.
     """
     uses: dict[str, float] = {}
 
@@ -57,14 +77,14 @@ def count_costs(model: nn.Module, call: Callable[[], object]) -> Costs:
         per_element[f'{name}.weight'] * math.prod(shapes[f'{name}.weight']) for name in uses if name not in sparse
     )
     by_torch = spent['total'] * 1e9 - sum(spent[name] * 1e9 for name in sparse)
-    return Costs(per_element, shapes, fixed=float(round(by_torch - dense)))
+    return LayerCosts(per_element, shapes, fixed=float(round(by_torch - dense)))
 
 
-def gflops_by_part(costs: Costs, parts: Mapping[str, Iterable[str]]) -> dict[str, float]:
+def gflops_by_part(costs: LayerCosts, parts: Mapping[str, Iterable[str]]) -> dict[str, float]:
     """GFLOPs (1e9) per part of a model, with `rest` (layers of no part, and what belongs to no layer) and `total`.
 
     Args:
-        costs: Of `count_costs`.
+        costs: What `count_costs` returned.
         parts: Name -> prefixes of modules, for example ``{'camera': ['img_backbone', 'img_neck']}``; they must not
             overlap.
     """
@@ -73,8 +93,7 @@ def gflops_by_part(costs: Costs, parts: Mapping[str, Iterable[str]]) -> dict[str
         part: sum(value for name, value in spent.items() if any(name.startswith(f'{prefix}.') for prefix in prefixes))
         for part, prefixes in parts.items()
     }
-    total = costs.fixed + sum(spent.values())
-    counts |= {'rest': total - sum(counts.values()), 'total': total}
+    counts |= {'rest': costs.total - sum(counts.values()), 'total': costs.total}
     return {name: value / 1e9 for name, value in counts.items()}
 
 

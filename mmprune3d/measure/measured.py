@@ -26,7 +26,7 @@ class Measured:
     """Figures by key, kept in a file until the upgrade is finished.
 
     Args:
-        folder: Of the upgrade.
+        folder: Folder of the upgrade.
         source: What the figures depend on, see `source_of_upgrade`; figures of another source are not used.
     """
 
@@ -42,7 +42,7 @@ class Measured:
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.get('digest') != _digest(found.get('source'), found.get('figures')):
-            text = f'{self.path} is not as it was written: what it says is measured anew'
+            text = f'{self.path} has been changed since it was written: its figures are measured again'
             print_log(text, logger='current', level=WARNING)
         elif found['source'] == self.data['source']:
             self.data = found
@@ -64,13 +64,13 @@ class Measured:
 
 
 def source_of_upgrade(config: Config, checkpoint: Path, samples: int | None, **others: Any) -> dict[str, Any]:
-    """What accuracies depend on.
+    """What the accuracies of an upgrade depend on, as plain types.
 
     Args:
-        config: As the user gave it.
-        checkpoint: Its weights.
-        samples: How many are tested.
-        others: Plain types, such as the plan of a fine-tuning.
+        config: Config of the detector, as the user gave it.
+        checkpoint: File with the weights.
+        samples: How many samples are tested.
+        others: Further plain types, such as the plan of a fine-tuning.
     """
     text = json.dumps(writable(config).to_dict(), sort_keys=True, default=str)
     evaluators = config.get('test_evaluator') or ()
@@ -87,7 +87,7 @@ def source_of_upgrade(config: Config, checkpoint: Path, samples: int | None, **o
 
 
 def _digest(source: Any, figures: Any) -> str:
-    """Of what is in the file: a figure that somebody changed, or half of them, is no measurement."""
+    """Checksum of what is in the file: figures that somebody changed, or half of a file, are not measurements."""
     return _sha256(json.dumps([source, figures], sort_keys=True))
 
 

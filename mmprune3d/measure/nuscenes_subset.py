@@ -22,9 +22,9 @@ def outside_split(tokens: Sequence[str], root: Path, version: str) -> str:
     theirs, and an average precision of 0.
 
     Args:
-        tokens: Of the samples.
-        root: Where the folder of the tables is.
-        version: Of the tables, one of `SPLITS`.
+        tokens: Tokens of the samples.
+        root: Folder that has the folder of the tables.
+        version: Version of the tables, one of `SPLITS`.
     """
     from nuscenes.utils.splits import create_splits_scenes
 
@@ -77,7 +77,7 @@ def _chosen(load_truth: Callable[..., Any], tokens: Sequence[str], *args: Any, *
     """A copy, since the evaluation filters the lists of boxes; the boxes themselves are not changed.
 
     Raises:
-        ValueError: If there is no ground truth of a sample.
+        ValueError: If a sample has no ground truth.
     """
     truth = load_truth(*args, **kwargs)
     outside = sorted(set(tokens) - set(truth.sample_tokens))  # looked up, they would be samples without objects

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from mmprune3d import adapters
 from mmprune3d.files import save_checkpoint
 from mmprune3d.layers.nested import map_tensors
-from mmprune3d.pruning.key_plan import KeyPlan
 
 from .accuracy import evaluate, evenly_spaced, summarize
 from .annotations import check_classes, require_accuracy
@@ -32,6 +31,8 @@ from .samples import Chosen, batch_size_of, check_samples, choose, judged_alone
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of features that are kept in memory; what comes later goes to files."""
+Attachable = Any
+"""A plan of any method that ``adapters.attach`` takes."""
 
 
 def _mark() -> str:
@@ -94,7 +95,7 @@ class TensorStore(Sequence):
         return torch.load(item, weights_only=True) if isinstance(item, Path) else item
 
     def close(self) -> None:
-        """Removes the files."""
+        """Empties the store and removes its files."""
         self._items.clear()
         self._files.cleanup()
 
@@ -103,7 +104,7 @@ class Replay:
     """Stands in for the test data loader: batches as the data preprocessor left them, without the images.
 
     Args:
-        dataset: What the batches were made from.
+        dataset: The samples that the batches were made from.
         batch_size: Samples per batch.
         batches: Preprocessed batches.
 
@@ -234,7 +235,7 @@ class CachedTest:
 
         return self._instead(self.replay, lambda batch, *_: batch, extract)
 
-    def _figures(self, plan: KeyPlan | None, title: str) -> dict[str, float]:
+    def _figures(self, plan: Attachable | None, title: str) -> dict[str, float]:
         """Runs the test loop under `plan`, quietly."""
         hooks = list(self.runner.hooks)
         self.runner.hooks[:] = [hook for hook in hooks if not isinstance(hook, LoggerHook)]
@@ -247,7 +248,7 @@ class CachedTest:
             self.runner.hooks[:] = hooks
             adapters.detach(self.model)
 
-    def evaluate(self, plan: KeyPlan | None) -> dict[str, float]:
+    def evaluate(self, plan: Attachable | None) -> dict[str, float]:
         """Figures of the model that prunes by `plan`; None means unpruned.
 
         Raises:

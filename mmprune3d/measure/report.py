@@ -74,22 +74,15 @@ def figures(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterabl
     yield row('peak memory (MiB)', baseline['peak_mib'], upgraded['peak_mib'], 1)
 
 
-def _rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
-    yield from figures(baseline, upgraded)
-    if baseline['queries'] is not None:
-        yield row('queries', baseline['queries'], upgraded['queries'], 0)
-    yield f'| keys per layer | {_counts(baseline["keys"])} | {_counts(upgraded["keys"])} | |'
-
-
-def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] | None = None) -> str:
+def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] = figures) -> str:
     """The report as Markdown: baseline first, then the upgraded model, then what the figures depend on.
 
     Args:
         report: The report.
-        rows: From the figures of both to the lines of the table; None means those of a pruned decoder.
+        rows: Makes the lines of the table from the figures of both models.
     """
     lines = [f'# {report["title"]}', '', '| | baseline | upgraded | change |', '|---|---:|---:|---:|']
-    lines.extend((rows or _rows)(report['baseline'], report['upgraded']))
+    lines.extend(rows(report['baseline'], report['upgraded']))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
     plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
     unknown = sorted({name for side in ('baseline', 'upgraded') for name in report[side].get('not_counted', ())})
@@ -108,10 +101,6 @@ def accuracy_line(samples: Mapping[str, Any]) -> str:
     part = f' of {samples["total"]}' if 'total' in samples else ''
     how = f' ({samples["chosen"]})' if samples.get('chosen') else ''
     return f'Accuracy on {samples["evaluated"]}{part} samples{how}.'
-
-
-def _counts(counts: Iterable[int]) -> str:
-    return ' '.join(str(count) for count in counts)
 
 
 def write(report: Mapping[str, Any], folder: Path, text: str) -> None:

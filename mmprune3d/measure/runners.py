@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmprune3d.checkpoint.read import read_checkpoint
-from mmprune3d.config_types import dotted, only, without
-from mmprune3d.engine.hooks import MaskHook
-from mmprune3d.engine.hooks.key_pruning_hook import KeyPruningHook
+from mmprune3d.config_types import class_of, dotted, without
 
 
 def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, Any]) -> Config:
@@ -72,8 +71,8 @@ def prepare(config: Config, checkpoint: Path, out: Path) -> Config:
     config.default_hooks = {**(config.get('default_hooks') or {}), 'logger': dict(type='LoggerHook', interval=10**9)}
     # In a test these change nothing (a saved state_dict has averaged and masked weights), but they would hold the model
     # that is compared with the baseline to weights and masks of the baseline.
-    for kind in (MaskHook, EMAHook):
-        config.custom_hooks = without(config.get('custom_hooks'), kind, registry.HOOKS)
+    hooks = without(config.get('custom_hooks'), EMAHook, registry.HOOKS)
+    config.custom_hooks = [hook for hook in hooks if not getattr(_class_of(hook), 'holds_weights', False)]
     if config.get('test_cfg') is None:
         config.test_cfg = {}
     return with_own_visualizer(config)
@@ -91,11 +90,20 @@ def with_own_visualizer(config: Config) -> Config:
 
 
 def pruning_hooks(config: Config) -> list[str]:
-    """The hooks of a config that prune in a test, by name: for keys, or with masks from a file."""
-    hooks = config.get('custom_hooks')
-    masks = [hook for hook in only(hooks, MaskHook, registry.HOOKS) if hook.get('masks') is not None]
-    found = [*only(hooks, KeyPruningHook, registry.HOOKS), *masks]
-    return [str(dotted(hook['type'])).rsplit('.', 1)[-1] for hook in found]
+    """The names of the hooks in a config that prune in a test: their attribute ``prunes_tests`` is true.
+
+    Hooks whose class has no such attribute are not built.
+
+    Raises:
+        ValueError: If the settings of a hook that can prune are not valid.
+    """
+    hooks = [hook for hook in config.get('custom_hooks') or () if hasattr(_class_of(hook), 'prunes_tests')]
+    active = [hook for hook in hooks if registry.HOOKS.build(copy.deepcopy(hook)).prunes_tests]
+    return [str(dotted(hook['type'])).rsplit('.', 1)[-1] for hook in active]
+
+
+def _class_of(hook: Any) -> type | None:
+    return class_of(hook.get('type') if isinstance(hook, Mapping) else hook, registry.HOOKS)
 
 
 def loaded_runner(config: Config) -> Runner:

@@ -71,7 +71,7 @@ def output_difference(model: nn.Module, reference: nn.Module, call: Callable[[nn
 
     Args:
         model: The one to check; in evaluation mode during the calls, as is the other.
-        reference: What it should compute.
+        reference: A model that computes what is expected.
         call: Runs a model on always the same sample; returns nested tensors.
 
     Raises:

@@ -80,7 +80,7 @@ def temporal_reason(model: nn.Module, dataset: Dataset) -> str:
 
     Args:
         model: A detector. Its own `is_temporal`, or that of the dataset, settles it.
-        dataset: Its test set.
+        dataset: The test set of the model.
     """
     parts = innermost(dataset)
     for owner in (model, *parts):
@@ -101,7 +101,7 @@ class Choice:
     """Samples of a test set.
 
     Attributes:
-        indices: Where they are in it, in its order.
+        indices: Positions of the samples in the data set, ascending.
         note: How they were chosen, for people; '' for all.
     """
 
@@ -291,7 +291,7 @@ def judged_alone(runner: Runner, dataset: Dataset | None = None) -> Iterator[Non
     they get. For others a note says that they are trusted to.
 
     Args:
-        runner: With a test set.
+        runner: A runner with a test set.
         dataset: None means that of the runner.
     """
     dataset = runner.test_dataloader.dataset if dataset is None else dataset

@@ -1,7 +1,7 @@
 """Warnings where the evaluation of nuScenes depends on details of the scores rather than on the boxes.
 
 Its devkit takes equal scores in the order of the file, leaves scores of exactly 0 out of the true-positive errors, and
-ignores velocities that are no numbers; docs/user_guides/evaluators.md has the measurements. Models whose scores were
+ignores velocities that are not numbers; docs/user_guides/evaluators.md has the measurements. Models whose scores were
 rounded (bfloat16 has 128 values between two powers of two) or saturate at 1 meet all of this.
 """
 
@@ -73,7 +73,7 @@ def _nothing(found: Detections) -> str:
     """That there is not one detection, or nothing."""
     if len(found.scores) or not found.samples:
         return ''
-    return f'nothing was found in any of {found.samples} samples: its figures are those of no detection at all.'
+    return f'nothing was found in any of {found.samples} samples: the figures are those of an empty result.'
 
 
 def _ties(found: Detections, nuscenes: bool) -> str:

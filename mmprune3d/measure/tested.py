@@ -51,7 +51,7 @@ class TestedSet:
         Args:
             runner: Built from the prepared config.
             samples: How many to test, see `samples.choose`; None means all.
-            measured: See the attribute.
+            measured: Where figures of the baseline are kept until the upgrade is finished, or None.
 
         Raises:
             ValueError: If they cannot be tested or judged; the message says what can.
@@ -110,7 +110,8 @@ class TestedSet:
 
         Args:
             count: How many.
-            draw: From number in the test set, batch of one sample, and its info to the file that it wrote.
+            draw: Draws one sample from its number in the test set, a batch of it alone, and its info; returns the
+                file.
 
         Returns:
             The files.

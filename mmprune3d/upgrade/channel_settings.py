@@ -1,4 +1,4 @@
-"""What can be said about removing channels."""
+"""The settings of channel removal, in a config or on a command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ChannelSettings:
         map: Arguments of `fusion_map`, for detectors without a map.
 
     Raises:
-        ValueError: If a setting is unknown, or the plan is none for channels.
+        ValueError: If a setting is unknown or not valid, or the plan does not remove channels.
     """
 
     plan: AlterMOMAPlan
@@ -81,5 +81,5 @@ class ChannelSettings:
         return cls(plan, **others, map=given)
 
     def fusion_map(self, model: nn.Module) -> FusionMap:
-        """The map of `model`."""
+        """The fusion map of `model`, by these settings or by its adapter."""
         return fusion_map(model, **(self.map or {}))

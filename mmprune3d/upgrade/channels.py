@@ -43,9 +43,9 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
     """Removes channels from a trained detector.
 
     Args:
-        config: Of the detector, with a training set; it may be slim already.
-        checkpoint: Its weights.
-        settings: How.
+        config: Config of the detector, with a training set; the detector may be slim already.
+        checkpoint: File with its weights.
+        settings: How channels are removed.
 
     Raises:
         ValueError: If there is no training set, the target cannot be reached, or the slim model computes something else
@@ -59,7 +59,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
     fusion, run = settings.fusion_map(model), _Recorded(config, model, settings)
     found = find_channel_groups(model, run.call, _modules(model, plan.protected))
     groups, frozen = trained_groups(model, found.groups)
-    costs = count_costs(model, partial(run.call, model))
+    costs = flops_of(model, partial(run.call, model))
     scores, selection = _decide(model, settings, run.batches, fusion, groups, costs)
     small = _sliced({**loaded, 'state_dict': _weights(model)}, groups, selection)
     small['meta'].setdefault('mmprune3d', {})[plan.method] = plan.to_dict()
@@ -77,7 +77,7 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
         **channel_rates(selection, groups, fusion),
         'left_out': {**found.left_out, **dict.fromkeys(frozen, 'frozen')},
         'reached': selection.reached,
-        'gflops': [_gflops(costs), _gflops(count_costs(slim_model, partial(run.call, slim_model)))],
+        'gflops': [_gflops(costs), _gflops(flops_of(slim_model, partial(run.call, slim_model)))],
         'params': [sum(p.numel() for p in one.parameters()) for one in (model, slim_model)],
         'difference': difference,
         'notes': scores.notes,
@@ -88,13 +88,13 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
 def prune_channels(
     config: Path, checkpoint: Path, out: Path, settings: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What ``tools/prune.py`` does for channels: writes the files of `Slimmed`.
+    """Removes channels without training and writes the slim detector, as ``mmprune3d prune`` does; see `Slimmed`.
 
     Args:
         config: Config of the detector; its ``pruning``, if it has one, holds settings that `settings` does not.
         checkpoint: The detector's weights.
         out: Folder to write to.
-        settings: Of `ChannelSettings`.
+        settings: Settings of `ChannelSettings`.
         overrides: Key of the config -> value.
 
     Returns:
@@ -108,8 +108,14 @@ def prune_channels(
     return {**made.report, 'table': slim_table(made.report)}
 
 
+def flops_of(model: nn.Module, call: Callable[[], object]) -> Costs:
+    """FLOPs of one `call` as a function of the widths of the layers, which targets in FLOPs need; see `count_costs`."""
+    counted = count_costs(model, call)
+    return Costs(counted.per_element, counted.shapes, counted.fixed)
+
+
 class _Recorded:
-    """Batches of the training, drawn once; and how a model is run on the first sample of the first of them."""
+    """Training batches that are drawn once, and a call of a model on the first sample of the first batch."""
 
     def __init__(self, config: Config, model: nn.Module, settings: ChannelSettings) -> None:
         plan, preprocessor = settings.plan, model.get_submodule('data_preprocessor')
@@ -195,6 +201,6 @@ def _check(
     if not difference <= TOLERANCE:
         raise ValueError(
             f'the slim model differs from the masked one by {difference:.1e} (relative; {TOLERANCE:.0e} is rounding): '
-            'some coupling of channels was not seen; protect layers, and report this'
+            'a coupled group of channels was not found. Exclude layers with protected=..., and please report this'
         )
     return difference

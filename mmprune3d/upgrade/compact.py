@@ -30,12 +30,12 @@ GPQ_HOOK = 'GPQHook'
 
 @dataclass(frozen=True)
 class Compacted:
-    """One size.
+    """A detector with fewer queries.
 
     Attributes:
-        num_queries: Queries of the model.
-        config: Of the unmodified detector.
-        checkpoint: For it.
+        num_queries: Number of its queries.
+        config: A config of the unmodified detector class.
+        checkpoint: The checkpoint for this config.
     """
 
     num_queries: int
@@ -99,13 +99,13 @@ def optimizer_index(config: Config, model: nn.Module, parameter: nn.Parameter) -
 def compact(
     config: Config, checkpoint: dict[str, Any], sizes: Sequence[int] = (), drop: Sequence[str] = ()
 ) -> list[Compacted]:
-    """Takes the queries that are gone out of a checkpoint, for good.
+    """Deletes the removed queries from a checkpoint.
 
     Args:
-        config: Of the training.
-        checkpoint: Of any moment of it.
-        sizes: Numbers of queries; none means as many as are left. More than are left brings back those that went last,
-            as they were then; the rest of the detector has been trained without them since.
+        config: Config of the training.
+        checkpoint: A checkpoint from any moment of the training.
+        sizes: Numbers of queries; an empty list means as many as are left. A larger number brings back the queries that
+            were removed last, as they were then; the rest of the detector has been trained without them since.
         drop: Parts of the checkpoint to leave out.
 
     Raises:
@@ -126,7 +126,7 @@ def compact(
         kept = kept_at(embedding.removal_rank, size)
         if size > embedding.num_kept:
             print_log(
-                f'{size} queries: {size - embedding.num_kept} of them were gone, and are as they were when they went',
+                f'{size} queries: {size - embedding.num_kept} of them had been removed, and are as they were then',
                 logger='current',
             )
         made.append(_compact(config, checkpoint, queries, kept, index, drop))
@@ -158,8 +158,8 @@ def run_compact(
     """Writes a config and a checkpoint per size.
 
     Args:
-        config_file: Of the training.
-        checkpoint: Of any moment of it: a file or an address.
+        config_file: Config of the training.
+        checkpoint: A checkpoint from any moment of the training: a file or an address.
         out: Folder; None means that of the checkpoint, or the current one if it was downloaded.
         sizes: See `compact`.
         drop_training_state: Leave out what only resuming needs.

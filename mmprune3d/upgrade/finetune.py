@@ -1,4 +1,4 @@
-"""Fine-tuning inside an upgrade: GPQ on the user's own config, then the small model."""
+"""Fine-tuning inside an upgrade: the user's own training, shorter or slower, that goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -16,20 +16,27 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.scheduler.param_scheduler import ConstantParamScheduler, LinearParamScheduler
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.checkpoint.resuming import go_on, newest_whole_checkpoint
-from mmprune3d.config_types import dotted, is_a, only, writable
-from mmprune3d.engine.hooks import GPQHook
+from mmprune3d.config_types import dotted, is_a, writable
+from mmprune3d.engine.batches import CachedBatches, draw, seeded
+from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
 from mmprune3d.measure.annotations import missing_named
 from mmprune3d.measure.runners import with_own_visualizer
 from mmprune3d.pruning import checks
-from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
 
-from .compact import GPQ_HOOK, Compacted, compact
+from .configs import with_plan
 from .schedules import SHORTEST, scaled, stretched, stretched_hooks
+from .steps import Options, Step
 
+if TYPE_CHECKING:  # Python 3.10 has no Self
+    from typing import Self
+
+FOLDER = 'finetune'
+"""Folder of the training, in that of the upgrade."""
 LR_FACTOR = 0.5
 """Learning rate of fine-tuning over that of training: 1e-4 over 2e-4 in the paper (section 4.2)."""
 
@@ -78,7 +85,7 @@ def optimizers(config: Config) -> list[Any]:
     """The optimizers of a config, as parts of it: one, or one of each wrapper that a constructor makes.
 
     Raises:
-        ValueError: If there is none, or one without a learning rate.
+        ValueError: If the config has no optimizer, or one without a learning rate.
     """
     wrapper = config.get('optim_wrapper') or {}
     parts = [wrapper, *(part for part in wrapper.values() if isinstance(part, Mapping))]
@@ -107,11 +114,11 @@ def finetuning(
     """`config`, set up to fine-tune `checkpoint`; it goes on where an earlier run in `work_dir` stopped.
 
     Args:
-        config: Of the detector.
-        checkpoint: Its weights.
+        config: Config of the detector.
+        checkpoint: File with the weights to begin with.
         work_dir: Folder of the training.
         epochs: See `shortened`; None means as many as the config trains.
-        lr_factor: Times the learning rate of the config, see `slowed`.
+        lr_factor: Learning rate as a multiple of that in the config, see `slowed`.
         hooks: Added to those of the config, as they are.
 
     Raises:
@@ -135,7 +142,7 @@ def check_device(config: Config) -> None:
     """Refuses AmpOptimWrapper on a CPU, where mmengine 0.10 stops with an AssertionError as the training begins.
 
     Raises:
-        ValueError: It names what works there.
+        ValueError: If the config has one; the message names what works on a CPU.
     """
     wrapper = config.get('optim_wrapper') or {}
     parts = [wrapper, *(part for part in wrapper.values() if isinstance(part, Mapping))]
@@ -163,17 +170,19 @@ class WarmUpCheckHook(Hook):
 
 
 @dataclass(frozen=True)
-class PlanWithFineTuning:
+class PlanWithFineTuning(Step):
     """A pruning plan, and how the detector is fine-tuned.
 
     Attributes:
         plan: What to remove.
         epochs: Epochs of fine-tuning; None means as many as the config trains.
-        lr_factor: Times the learning rate of the config.
+        lr_factor: Learning rate as a multiple of that in the config.
 
     Raises:
         ValueError: If epochs or the factor are not positive.
     """
+
+    options: ClassVar[tuple[str, ...]] = ('epochs', 'lr_factor')
 
     plan: Plan
     epochs: int | None = None
@@ -183,6 +192,16 @@ class PlanWithFineTuning:
         if self.epochs is not None:
             object.__setattr__(self, 'epochs', checks.count('epochs', self.epochs, 1))
         object.__setattr__(self, 'lr_factor', checks.number('lr_factor', self.lr_factor, above=0))
+
+    @classmethod
+    def parse(cls, plan_type: type[Plan], text: str, options: Options) -> Self:
+        """See `Step`; ``epochs`` and ``lr_factor`` may be given."""
+        factor = {} if options.lr_factor is None else {'lr_factor': options.lr_factor}
+        return cls(plan_type.parse(text), options.epochs, **factor)
+
+    def tuned(self, config: Config, checkpoint: Path, out: Path, hooks: Iterable[Mapping[str, Any]] = ()) -> Config:
+        """`config`, set up to fine-tune `checkpoint` in ``out/finetune``; see `finetuning`."""
+        return finetuning(config, checkpoint, out / FOLDER, self.epochs, self.lr_factor, hooks)
 
     def train(self, config: Config, runner_type: type[Runner] = Runner) -> None:
         """Runs the training of a config that `finetuning` made.
@@ -198,60 +217,41 @@ class PlanWithFineTuning:
         with missing_named('training', 'Give an ann_file with annotations in train_dataloader.dataset'):
             runner.train()
 
-    def trained(self, work_dir: Path) -> dict[str, Any]:
-        """The newest checkpoint of a training that has ended.
+    def finished(self, out: Path) -> dict[str, Any]:
+        """The checkpoint of a training in ``out/finetune`` that has ended, with the plan in its meta.
+
+        Returns:
+            The checkpoint, without what only resuming needs.
 
         Raises:
-            FileNotFoundError: If it left none.
+            FileNotFoundError: If the training left none.
         """
+        work_dir = out / FOLDER
         last = newest_whole_checkpoint(work_dir)
         if last is None:
             raise FileNotFoundError(f'{work_dir}: the fine-tuning left no checkpoint; does the config save any?')
-        return torch.load(last, map_location='cpu', weights_only=True)
+        data = torch.load(last, map_location='cpu', weights_only=True)
+        return with_plan({name: value for name, value in data.items() if name not in TRAINING_STATE}, self.plan)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}
-
-
-@dataclass(frozen=True)
-class QueryPruning(PlanWithFineTuning):
-    """GPQ on a trained detector."""
-
-    plan: GPQPlan
-
-    def config(self, config: Config, checkpoint: Path, work_dir: Path) -> Config:
-        """`config`, set up to fine-tune while queries go; it goes on where an earlier run in `work_dir` stopped.
-
-        Raises:
-            ValueError: If the config has no training set, or has a GPQHook already.
-        """
-        if only(config.get('custom_hooks'), GPQHook, HOOKS):
-            raise ValueError(
-                f'the config has a {GPQ_HOOK} already: leave it out of custom_hooks, or use tools/train.py and then '
-                'tools/compact.py'
-            )
-        hook = {name: value for name, value in self.plan.to_dict().items() if name != 'method'}
-        return finetuning(config, checkpoint, work_dir, self.epochs, self.lr_factor, [dict(type=GPQ_HOOK, **hook)])
-
-    def run(self, config: Config, checkpoint: Path, out: Path) -> Compacted:
-        """Fine-tunes and compacts.
+    def settled(self, model: nn.Module, config: Config, batches: int, seed: int = 0) -> bool:
+        """Estimates batch norm anew, in place: with the usual momentum of 0.01 it lags by 100 iterations.
 
         Args:
-            config: Of the unpruned detector.
-            checkpoint: Its weights.
-            out: Folder; the training runs in ``out/finetune``, and a second call goes on there.
+            model: The fine-tuned model.
+            config: A config with the training set.
+            batches: On how many batches of it; 0 leaves the statistics alone.
+            seed: Decides which batches, and their augmentations.
 
         Returns:
-            The small detector, with the user's config but for the number of queries.
-
-        Raises:
-            ValueError: If config or plan do not fit, or `out` has another fine-tuning.
+            Whether there is any batch norm.
         """
-        tuned = self.config(config, checkpoint, out / 'finetune')
-        self.train(tuned)
-        data = self.trained(out / 'finetune')
-        small = compact(tuned, data, (self.plan.target,), TRAINING_STATE)[0]
-        config = copy.deepcopy(config)
-        config.model = small.config.model
-        return Compacted(small.num_queries, config, small.checkpoint)
+        if not batches or not has_batch_norm(model):
+            return False
+        raw = draw(Runner.build_dataloader(config.train_dataloader, seed=seed), batches, seed)
+        with seeded(seed):
+            recalibrate(model, CachedBatches(raw, model.data_preprocessor, seed))
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan and the settings of fine-tuning, as plain types."""
+        return {**self.plan.to_dict(), 'finetune_epochs': self.epochs, 'lr_factor': self.lr_factor}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,20 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from torch import nn
 
-from mmprune3d import files
-from mmprune3d.checkpoint.addresses import local_file
-from mmprune3d.checkpoint.compact import TRAINING_STATE
 from mmprune3d.config_types import class_of, dotted, without
-from mmprune3d.engine.batches import CachedBatches, draw
 from mmprune3d.engine.halting import records_of
 from mmprune3d.engine.hooks import HaltingHook
-from mmprune3d.engine.recalibration import has_batch_norm, recalibrate
-from mmprune3d.measure import report as reports
-from mmprune3d.measure.flops import count_operations
-from mmprune3d.measure.measured import Measured, source_of_upgrade
-from mmprune3d.measure.memory import peak_memory
-from mmprune3d.measure.runners import prepare, read_config
-from mmprune3d.measure.tested import TestedSet
 from mmprune3d.models.sst import SSTBackbone, SSTDetector
 from mmprune3d.pruning.halting import HaltingPlan, HaltingRecord
 from mmprune3d.visualization.halted_tokens import draw_halted_tokens
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes
 
 from .compare import THRESHOLD, SideBySide
-from .finetune import PlanWithFineTuning, finetuning
-from .run import check_inputs, forget_results, upgraded_config, write_upgraded
+from .configs import upgraded_config
+from .finetune import PlanWithFineTuning
+from .steps import Made
 
 RECALIBRATED = 16
 """Training batches on which batch norm is estimated anew."""
@@ -45,7 +33,7 @@ STAGES = {'voxel encoder': 'voxel_encoder', 'backbone': 'backbone', 'neck': 'nec
 
 @dataclass(frozen=True)
 class HaltingUpgrade(PlanWithFineTuning):
-    """Halting with fine-tuning."""
+    """Token halting, with fine-tuning of the detector and its halting modules."""
 
     plan: HaltingPlan
 
@@ -53,7 +41,7 @@ class HaltingUpgrade(PlanWithFineTuning):
         """`config` with a backbone whose tokens halt.
 
         Raises:
-            ValueError: If it is no SST, or halts already.
+            ValueError: If the detector is not an SST, or halts already.
         """
         model, config = config.model, upgraded_config(config, None)
         types = [part.get('type') for part in (model, model.get('backbone') or {})]
@@ -69,52 +57,64 @@ class HaltingUpgrade(PlanWithFineTuning):
         config.custom_hooks = [*hooks, dict(type='HaltingHook')]
         return config
 
-    def run(self, config: Config, checkpoint: Path, out: Path) -> tuple[Config, dict[str, Any]]:
+    def check_config(self, config: Config) -> None:
+        """Raises ValueError if the detector is not a plain SST, or its size does not fit the plan."""
+        self.config(config)
+
+    def make(self, config: Config, checkpoint: Path, out: Path) -> Made:
         """Fine-tunes in ``out/finetune``; a second call goes on where the first one stopped.
 
         Args:
-            config: Of the plain SST.
+            config: Config of the plain SST.
             checkpoint: Its weights.
-            out: Folder.
-
-        Returns:
-            The config and the checkpoint of the detector whose tokens halt.
+            out: Folder of the upgrade.
 
         Raises:
             ValueError: If the plan does not fit, or `out` has another fine-tuning.
         """
         halting = self.config(config)
-        self.train(finetuning(halting, checkpoint, out / 'finetune', self.epochs, self.lr_factor))
-        made = {name: value for name, value in self.trained(out / 'finetune').items() if name not in TRAINING_STATE}
-        made['meta'].setdefault('mmprune3d', {})[self.plan.method] = self.plan.to_dict()
-        return halting, made
+        self.train(self.tuned(halting, checkpoint, out))
+        return Made(halting, self.finished(out))
+
+    def settle(self, model: nn.Module, config: Config) -> bool:
+        """Estimates batch norm anew: with stale statistics the wrong tokens halt."""
+        return self.settled(model, config, RECALIBRATED)
+
+    def comparison(self, model: nn.Module, config: Config) -> Callable[..., SideBySide]:
+        """Halted tokens are counted and drawn."""
+        return HaltingComparison
+
+    def title(self) -> str:
+        """The sparsity that is asked for."""
+        return f'{self.method}, mean sparsity {self.plan.sparsity:.0%}'
+
+    def pictures(self, comparison: SideBySide, report: dict[str, Any], folder: Path, count: int) -> list[Path]:
+        """Draws where tokens halted."""
+        return comparison.token_pictures(folder, count) if isinstance(comparison, HaltingComparison) else []
 
 
 class HaltingComparison(SideBySide):
-    """An SST and the same with halting."""
+    """An SST, and the same detector with halting."""
 
     def stages(self, model: nn.Module) -> dict[str, nn.Module]:
         """The parts of the detector."""
         found = {name: getattr(model, child, None) for name, child in STAGES.items()}
         return {name: module for name, module in found.items() if module is not None}
 
-    def costs(self) -> dict[str, dict[str, Any]]:
-        """GFLOPs, peak memory and parameters of both on the first batch; sparsity over the timed batches."""
-        results, first = {}, self.batches[0]
-        for name, model in self.models.items():
-            counted = count_operations(lambda name=name: self.predict(name, first), self.stages(model.eval()))
-            flops = counted.gflops
-            records = [record for batch in self.batches for record in self.records(name, batch)]
-            each = [record.sparsity() for record in records] or [torch.zeros(model.backbone.num_layers)]
-            results[name] = {
-                'gflops': flops.pop('total'),
-                'gflops_by_stage': flops,
-                'not_counted': list(counted.unknown),
-                'peak_mib': peak_memory(lambda name=name: self.predict(name, first)),
-                'params': sum(p.numel() for p in model.parameters()),
-                'sparsity': torch.stack(each).mean(0).tolist(),
-            }
-        return results
+    def cost_of(self, name: str, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """GFLOPs and parameters of a model on the first batch; sparsity over the timed batches."""
+        records = [record for timed in self.batches for record in self.records(name, timed)]
+        each = [record.sparsity() for record in records] or [torch.zeros(model.backbone.num_layers)]
+        return {**super().cost_of(name, model, batch), 'sparsity': torch.stack(each).mean(0).tolist()}
+
+    @staticmethod
+    def rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
+        """The common lines, then the shares of halted tokens."""
+        yield from SideBySide.rows(baseline, upgraded)
+        means = [sum(side['sparsity']) / len(side['sparsity']) for side in (baseline, upgraded)]
+        yield f'| mean sparsity of tokens | {means[0]:.1%} | {means[1]:.1%} | |'
+        layers = [' '.join(f'{share:.0%}' for share in side['sparsity']) for side in (baseline, upgraded)]
+        yield f'| halted before each attention layer | {layers[0]} | {layers[1]} | |'
 
     def records(self, name: str, batch: dict[str, Any]) -> list[HaltingRecord]:
         """What halted while a model made its predictions; nothing for a model without halting."""
@@ -141,81 +141,3 @@ class HaltingComparison(SideBySide):
             return path
 
         return self.tested.draw(count, draw)
-
-
-def halting_rows(baseline: Mapping[str, Any], upgraded: Mapping[str, Any]) -> Iterable[str]:
-    """The lines of the table."""
-    yield from reports.figures(baseline, upgraded)
-    yield reports.row('parameters (millions)', baseline['params'] / 1e6, upgraded['params'] / 1e6, 3)
-    means = [sum(side['sparsity']) / len(side['sparsity']) for side in (baseline, upgraded)]
-    yield f'| mean sparsity of tokens | {means[0]:.1%} | {means[1]:.1%} | |'
-    layers = [' '.join(f'{share:.0%}' for share in side['sparsity']) for side in (baseline, upgraded)]
-    yield f'| halted before each attention layer | {layers[0]} | {layers[1]} | |'
-
-
-def settled(model: nn.Module, config: Config, seed: int = 0) -> None:
-    """Estimates batch norm anew after fine-tuning, in place: stale statistics halt the wrong tokens."""
-    if has_batch_norm(model):
-        raw = draw(Runner.build_dataloader(config.train_dataloader, seed=seed), RECALIBRATED, seed)
-        recalibrate(model, CachedBatches(raw, model.data_preprocessor, seed))
-
-
-def run_halting_upgrade(
-    config_file: Path,
-    checkpoint: str | Path,
-    halting: HaltingUpgrade,
-    out: Path,
-    overrides: dict[str, Any],
-    timed: int,
-    repeats: int,
-    pictures: int,
-    samples: int | None = None,
-) -> dict[str, Any]:
-    """Inserts halting, fine-tunes, measures baseline and upgraded model, and writes the report folder.
-
-    Args:
-        config_file: Config of a plain SST.
-        checkpoint: Its weights.
-        halting: What to do.
-        out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, and `finetune/`, where
-            an interrupted fine-tuning goes on.
-        overrides: Settings on top of the config, by dotted key.
-        timed: Test batches to time.
-        repeats: How often each is timed.
-        pictures: Samples to draw.
-        samples: How many test samples to evaluate, see `samples.choose`; None means all.
-
-    Returns:
-        The report, as in `report.json`.
-
-    Raises:
-        FileNotFoundError: If config or checkpoint is missing.
-        OSError: If `out` cannot be written.
-        ValueError: If the plan or the test set does not fit.
-    """
-    checkpoint = local_file(checkpoint)
-    original = read_config(config_file, checkpoint, overrides)
-    files.writable(out)
-    check_inputs(out, config_file, checkpoint)
-    halting.config(original)  # what is no SST is refused before anything is built
-    runner = Runner.from_cfg(prepare(original, checkpoint, out))
-    measured = Measured(out, source_of_upgrade(original, checkpoint, samples))
-    tested = TestedSet.of(runner, samples, measured)
-    config, made = halting.run(original, checkpoint, out)
-    weights = out / 'upgraded.pth'
-    config = copy.deepcopy(config)
-    config.load_from = str(weights)
-    forget_results(out)
-    files.save_checkpoint(made, weights)
-    upgraded = Runner.from_cfg(prepare(config, weights, out))
-    upgraded.load_or_resume()
-    settled(upgraded.model, original)
-    write_upgraded(out, config, {**made, 'state_dict': upgraded.model.state_dict()})
-    comparison = HaltingComparison(runner, upgraded.model, timed, repeats, tested)
-    report = comparison.report(f'{config_file.stem}: halting, mean sparsity {halting.plan.sparsity:.0%}')
-    report['plan'] = halting.to_dict()
-    reports.finish(report, out, reports.markdown(report, halting_rows))
-    folder = out / 'pictures'
-    reports.tell_pictures([*comparison.pictures(folder, pictures), *comparison.token_pictures(folder, pictures)])
-    measured.finish()
-    return report

@@ -1,4 +1,4 @@
-"""Scoring alone, without a training: what ``tools/prune.py`` does."""
+"""Masks for single weights, from scores on the training data; nothing is trained. See ``mmprune3d prune``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def prune_checkpoint(
         config: Config of the detector; its ``pruning``, if it has one, holds settings that `settings` does not.
         checkpoint: The detector's weights. If they are masked already, more is removed.
         out: Folder for ``masks.pth``, which ``MaskHook(masks=...)`` reads, ``report.json`` and ``report.md``.
-        settings: Of `PruningSettings` and `AlterMOMAPlan`.
+        settings: Settings of `PruningSettings` and of the plan.
         overrides: Key of the config -> value.
 
     Returns:
         The report of `keep_report`.
 
     Raises:
-        ValueError: For settings that are unknown or belong to a training, and as `score_model` does.
+        ValueError: If a setting is unknown or belongs to a training, or the detector cannot be scored.
     """
     files.writable(out)
     cfg = Config.fromfile(config)

@@ -2,222 +2,248 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune3d import adapters, files
-from mmprune3d.adapters.learned_queries import find_queries
+from mmprune3d import files
 from mmprune3d.checkpoint.addresses import local_file
-from mmprune3d.checkpoint.begun import fingerprint
 from mmprune3d.checkpoint.read import read_checkpoint
-from mmprune3d.config_types import movable, writable
 from mmprune3d.measure import report as reports
-from mmprune3d.measure.annotations import require_accuracy
 from mmprune3d.measure.measured import Measured, source_of_upgrade
-from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.runners import prepare, read_config
-from mmprune3d.measure.samples import restrict
 from mmprune3d.measure.tested import TestedSet
-from mmprune3d.pruning.key_plan import KeyPlan
-from mmprune3d.pruning.tggbc import TgGBCPlan
-from mmprune3d.pruning.tome import ToMePlan
+from mmprune3d.pruning.settings import Plan
 
-from .key_comparison import Comparison, Variant
-from .search import PlanSearch, SearchRequest, require_limited
-
-if TYPE_CHECKING:
-    from .finetune import QueryPruning
-
-HOOKS = {TgGBCPlan.method: 'TgGBCHook', ToMePlan.method: 'ToMeHook'}
-"""Method -> the hook that carries its plan in the upgraded config."""
-UPGRADED = ('upgraded.py', 'upgraded.pth')
-PICTURES = ('sample_*.jpg', 'sample_*.png', 'tokens_*.png', 'keep_rates.png')
-RESULTS = (
-    'report.md',
-    'report.json',
-    'search.md',
-    'search.json',
-    UPGRADED[0],
-    *(f'pictures/{one}' for one in PICTURES),
-)
-"""What an upgrade writes, but for the weights, which are replaced."""
-
-
-def check_inputs(out: Path, config_file: Path, checkpoint: Path) -> None:
-    """Refuses to work on what the upgrade in `out` itself writes: it would be replaced before it is measured.
-
-    Raises:
-        ValueError: If config or checkpoint is a result or a part of an upgrade in `out`.
-    """
-    made = [out / name for name in (*UPGRADED, 'finetune', 'pruned')]
-    for path in (config_file, checkpoint):
-        if any(path.resolve().is_relative_to(one.resolve()) for one in made):
-            raise ValueError(f'{path} is what an upgrade in {out} writes, and would be replaced: choose another --out')
-
-
-def forget_results(out: Path) -> None:
-    """Removes what an earlier upgrade wrote into `out`, before the first file of a new one is there.
-
-    Else a start that does not come to its end would leave the report and the pictures of one model beside another one.
-    """
-    for pattern in RESULTS:
-        for path in out.glob(pattern):
-            path.unlink()
-
-
-def upgraded_config(config: Config, plan: KeyPlan | None) -> Config:
-    """`config`, fit to be written, with the three lines that apply `plan`, if any, when mmdet3d's own tools run it."""
-    config = writable(config)
-    imports = (config.get('custom_imports') or {}).get('imports') or []
-    names = [name for name in ([imports] if isinstance(imports, str) else imports) if name != 'mmprune3d']
-    config.custom_imports = dict(imports=[*names, 'mmprune3d'], allow_failed_imports=False)
-    if plan is not None:
-        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=HOOKS[plan.method], **asdict(plan))]
-    return config
-
-
-def upgraded_checkpoint(checkpoint: dict[str, Any], plan: KeyPlan) -> dict[str, Any]:
-    """A checkpoint with the plan in its meta; the weights are untouched, since keys are trimmed at run time."""
-    data = checkpoint if 'state_dict' in checkpoint else {'state_dict': checkpoint}
-    data.setdefault('meta', {}).setdefault('mmprune3d', {})[plan.method] = plan.to_dict()
-    return data
-
-
-def find_plan(
-    runner: Runner, request: SearchRequest, out: Path, measured: Measured | None = None, weights: str | None = None
-) -> PlanSearch:
-    """Searches a plan on the runner's model and test set.
-
-    Args:
-        runner: Built from the prepared config.
-        request: What to look for.
-        out: Where `search.json` and `search.md` go.
-        measured: Where trials are kept until the upgrade is finished, or None.
-        weights: Fingerprint of those of the model: what was measured with others is measured anew.
-
-    Raises:
-        ValueError: If no plan holds the limit; the files say what was tried.
-    """
-    with CachedTest(runner, request.calibrate) as test:
-        known = {None: test.baseline}
-
-        def figures(plan: KeyPlan | None) -> dict[str, float]:
-            if plan in known:
-                return known[plan]
-            if measured is None:
-                return test.evaluate(plan)
-            return measured.take(
-                f'{request.calibrate or "all"} samples, {plan}, weights {weights}', lambda: test.evaluate(plan)
-            )
-
-        search = PlanSearch(request, figures, test.keys[0], len(test.keys), len(test.indices))
-        search.run()
-    forget_results(out)
-    files.write_json(out / 'search.json', search.to_dict())
-    files.write_text(out / 'search.md', search.markdown())
-    if search.plan is None:
-        raise ValueError(
-            f'no plan keeps {" and ".join(search.limited)} within {request.max_drop:g} of the baseline; '
-            f'{out / "search.md"} lists what was tried'
-        )
-    return search
+from . import methods
+from .compare import SideBySide
+from .configs import WEIGHTS, check_inputs, forget_results, upgraded_config, with_plan, write_upgraded
+from .search import SearchRequest
+from .steps import Scene, Step
 
 
 def run_upgrade(
     config_file: Path,
     checkpoint: str | Path,
-    plan: KeyPlan | SearchRequest | None,
+    plans: Plan | SearchRequest | Step | Sequence[Plan | SearchRequest | Step],
     out: Path,
-    overrides: dict[str, Any],
-    timed: int,
-    repeats: int,
-    pictures: int,
-    gpq: QueryPruning | None = None,
+    overrides: dict[str, Any] | None = None,
+    timed: int = 8,
+    repeats: int = 3,
+    pictures: int = 3,
     samples: int | None = None,
 ) -> dict[str, Any]:
-    """Prunes, measures baseline and upgraded model, and writes the report folder.
+    """Prunes, trains where the method needs it, measures baseline and upgraded model, and writes the report folder.
 
-    The upgraded model is written as soon as its plan is known to fit, then the report, then the pictures, none of which
+    The upgraded model is written as soon as its plan is known to fit, then the report, then the pictures; none of these
     costs what was written before. Until all are there, `measured.json` keeps accuracies for a second call.
 
     Args:
-        config_file: The unpruned detector's config.
+        config_file: Config of the unpruned detector.
         checkpoint: Its weights: a file or an address.
-        plan: Keys to prune, or what to look for first; None only with `gpq`.
-        out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, `logs/`, and with `gpq`
-            `finetune/`, where an interrupted fine-tuning goes on.
+        plans: What to prune: a plan (which trains with default settings where its method trains), a search for one, a
+            step of an upgrade, or several of these whose methods go together.
+        out: Folder for `report.md`, `report.json`, `pictures/`, `upgraded.py`, `upgraded.pth`, `logs/`; with methods
+            that train also `finetune/`, where an interrupted training goes on, and with channels removed
+            `structure.json` and `pruned/`.
         overrides: Settings on top of the config, by dotted key.
         timed: Test batches to time.
         repeats: How often each is timed.
         pictures: Samples to draw.
-        gpq: Queries to prune first, by fine-tuning.
         samples: How many test samples to evaluate, see `samples.choose`; None means all.
 
     Returns:
-        The report, as in `report.json`; a search is in it under `search`, the plan of GPQ under `gpq`.
+        The report, as in `report.json`.
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
         OSError: If `out` cannot be written.
-        ValueError: If a plan or the test set does not fit, or a search finds none.
+        ValueError: If methods do not go together, a plan or the test set does not fit, or a search finds no plan.
     """
-    checkpoint = local_file(checkpoint)
-    original = read_config(config_file, checkpoint, overrides)
-    files.writable(out)
-    check_inputs(out, config_file, checkpoint)
-    runner, search = Runner.from_cfg(prepare(original, checkpoint, out)), None
-    config, upgraded, weights = original, runner, checkpoint
-    # what no adapter knows, and what cannot be tested, is refused before hours of work
-    adapters.stages(runner.model)
-    tuned = None if gpq is None else gpq.to_dict()
-    measured = Measured(out, source_of_upgrade(original, checkpoint, samples, gpq=tuned))
-    tested = TestedSet.of(runner, samples, measured)
-    if isinstance(plan, SearchRequest):
-        require_accuracy(runner, 'auto')
-        require_limited(runner)
-    if gpq is not None:
-        find_queries(runner.model)
-        small = gpq.run(original, checkpoint, out)
-        config, weights = small.config, out / 'upgraded.pth'
-        forget_results(out)
-        files.save_checkpoint(small.checkpoint, weights)
-        upgraded = Runner.from_cfg(prepare(config, weights, out))
-        upgraded.load_or_resume()
-        restrict(upgraded, samples)
-    if isinstance(plan, SearchRequest):
-        search = find_plan(upgraded, plan, out, measured, fingerprint(weights))
-        plan = search.plan
-    comparison = Comparison(runner, Variant(upgraded.model, plan), timed, repeats, tested)
-    costs = comparison.costs()  # seconds, after which the plan is known to fit
-    data = read_checkpoint(weights)
-    data = data if plan is None else upgraded_checkpoint(data, plan)
-    if search is None:  # which did so already
-        forget_results(out)
-    write_upgraded(out, upgraded_config(config, plan), data)
-    methods = [one.method for one in (gpq and gpq.plan, plan) if one is not None]
-    report = comparison.report(f'{config_file.stem}: {", ".join(methods)}', costs)
-    if search is not None:
-        report['search'] = search.to_dict()
-    if gpq is not None:
-        report['gpq'] = tuned
-    reports.finish(report, out, reports.markdown(report) + ('' if search is None else search.markdown()))
-    reports.tell_pictures(comparison.pictures(out / 'pictures', pictures))
-    measured.finish()
+    steps = methods.steps_of(plans)
+    begun = Begun.of(steps, config_file, local_file(checkpoint), out, overrides or {}, samples)
+    made = make(steps, Upgraded(begun.runner, begun.config, begun.checkpoint), out)
+    decided = decide(steps, begun, made, samples)
+    comparison, costs = write_and_compare(begun, made, decided, decided != steps, timed, repeats)
+    title = f'{config_file.stem}: {", ".join(step.title() for step in decided)}'
+    report = {**comparison.report(title, costs), 'plan': None, **made.evidence}
+    for step in decided:
+        report |= step.evidence()
+    texts = [reports.markdown(report, comparison.rows), *made.texts, *(step.text() for step in decided)]
+    reports.finish(report, out, '\n'.join(text for text in texts if text))
+    drawn = comparison.pictures(out / 'pictures', pictures)
+    for step in decided:
+        drawn += step.pictures(comparison, report, out / 'pictures', pictures)
+    reports.tell_pictures(drawn)
+    begun.measured.finish()
     return report
 
 
-def write_upgraded(out: Path, config: Config, checkpoint: dict[str, Any], *others: str) -> None:
-    """Writes the upgraded model, `upgraded.pth` and then `upgraded.py`: a config is there only with its weights.
+@dataclass(frozen=True)
+class Begun:
+    """An upgrade whose inputs have been checked.
+
+    Attributes:
+        config: The user's config, with overrides.
+        checkpoint: File with the weights.
+        out: Folder of the upgrade.
+        runner: A runner of the unpruned model, whose weights are not loaded yet.
+        tested: Its test set.
+        measured: Where accuracies are kept until the upgrade is finished.
+    """
+
+    config: Config
+    checkpoint: Path
+    out: Path
+    runner: Runner
+    tested: TestedSet
+    measured: Measured
+
+    @classmethod
+    def of(
+        cls,
+        steps: Sequence[Step],
+        config_file: Path,
+        checkpoint: Path,
+        out: Path,
+        overrides: dict[str, Any],
+        samples: int | None,
+    ) -> Begun:
+        """Reads and builds what is needed; what cannot be pruned or tested is refused before hours of work.
+
+        Args:
+            steps: Steps of the upgrade.
+            config_file: See `run_upgrade`, as for all others.
+            checkpoint: File with the weights.
+            out: Folder of the upgrade.
+            overrides: Settings on top of the config, by dotted key.
+            samples: How many test samples to evaluate.
+        """
+        config = read_config(config_file, checkpoint, overrides)
+        files.writable(out)
+        check_inputs(out, config_file, checkpoint)
+        for step in steps:
+            step.check_config(config)
+        runner = Runner.from_cfg(prepare(config, checkpoint, out))
+        for step in steps:
+            step.check_model(runner.model, config)
+        measured = Measured(out, source_of_upgrade(config, checkpoint, samples))
+        tested = TestedSet.of(runner, samples, measured)
+        for step in steps:
+            step.check_test(runner)
+        return cls(config, checkpoint, out, runner, tested, measured)
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """A model that an upgrade has made so far; in the beginning, the baseline.
+
+    Attributes:
+        runner: A runner of the model, with its weights if it is not the baseline.
+        config: Config of the model.
+        weights: Its checkpoint.
+        evidence: What the report says about how it was made, by name.
+        texts: Sections of ``report.md``.
+        files: Names of files in the folder that the config refers to.
+        imports: Modules that the config has to import.
+    """
+
+    runner: Runner
+    config: Config
+    weights: Path
+    evidence: dict[str, Any] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+
+    def write(self, out: Path, attached: Sequence[Step] = ()) -> None:
+        """Writes config and checkpoint of the upgraded model.
+
+        Args:
+            out: Folder of the upgrade.
+            attached: Steps that prune the model at run time.
+        """
+        config, data = upgraded_config(self.config, None, self.imports), None
+        if attached:
+            data = read_checkpoint(self.weights)
+        for step in attached:
+            config, data = upgraded_config(config, step.plan), with_plan(data, step.plan)
+        write_upgraded(out, config, data, *self.files)
+
+
+def make(steps: Sequence[Step], start: Upgraded, out: Path) -> Upgraded:
+    """Lets the steps that make another model do so; their checkpoint is written as ``upgraded.pth``.
 
     Args:
-        out: Folder; it can be moved afterwards.
-        config: Of the upgraded model.
-        checkpoint: For it.
-        others: Files in the folder that the config names.
+        steps: All steps of the upgrade.
+        start: What they begin with.
+        out: Folder of the upgrade.
+
+    Returns:
+        The last model that was made; `start` if no step makes one.
     """
-    files.save_checkpoint(checkpoint, out / 'upgraded.pth')
-    files.dump_config(movable(config, out, 'upgraded.pth', *others), out / 'upgraded.py')
+    now, weights = start, out / WEIGHTS
+    for step in steps:
+        made = step.make(now.config, now.weights, out)
+        if made is None:
+            continue
+        forget_results(out)
+        files.save_checkpoint(made.checkpoint, weights)
+        config = copy.deepcopy(made.config)
+        config.load_from = str(weights)
+        runner = Runner.from_cfg(prepare(config, weights, out))
+        runner.load_or_resume()
+        if step.settle(runner.model, start.config):
+            files.save_checkpoint({**made.checkpoint, 'state_dict': runner.model.state_dict()}, weights)
+        now = Upgraded(
+            runner,
+            config,
+            weights,
+            now.evidence | made.evidence,
+            (*now.texts, made.text),
+            (*now.files, *made.files),
+            (*now.imports, *methods.get(step.method).imports),
+        )
+    return now
+
+
+def decide(steps: Sequence[Step], begun: Begun, made: Upgraded, samples: int | None) -> list[Step]:
+    """The steps with plans that leave nothing open; a search is done here."""
+    scene = Scene(made.runner, made.weights, begun.out, begun.measured, samples)
+    return [step.decided(scene) for step in steps]
+
+
+def write_and_compare(
+    begun: Begun, made: Upgraded, steps: Sequence[Step], searched: bool, timed: int, repeats: int
+) -> tuple[SideBySide, dict[str, Any] | None]:
+    """Writes the upgraded model, as early as it is known to fit, and sets up its comparison with the baseline.
+
+    Args:
+        begun: The upgrade.
+        made: The upgraded model.
+        steps: Steps whose plans leave nothing open.
+        searched: Whether a search has put old results aside and written its own.
+        timed: Test batches to time.
+        repeats: How often each is timed.
+
+    Returns:
+        The comparison, and costs if they are known already.
+    """
+    attached = [step for step in steps if step.at_run_time]
+    if not attached:
+        made.write(begun.out)
+    compare = steps[-1].comparison(begun.runner.model, begun.config)
+    settings = dict(timed=timed, repeats=repeats, tested=begun.tested, attached=attached)
+    comparison = compare(begun.runner, made.runner.model, **settings)
+    if not attached:
+        return comparison, None
+    costs = comparison.costs()  # seconds, after which the plan is known to fit
+    if not searched:
+        forget_results(begun.out)
+    made.write(begun.out, attached)
+    return comparison, costs

@@ -67,7 +67,7 @@ class Meaning:
         stretch: Gives the entries that do in the new training what one entry does in the old one.
         counts: Parameters that `stretch` changes, besides ``begin`` and ``end``.
         rates: Absolute values -> their defaults.
-        plain: What stays as it is.
+        plain: Parameters that stay as they are.
     """
 
     stretch: Callable[[Entry, Stretch], list[Entry]]
@@ -251,7 +251,7 @@ def scaled(schedulers: Any, factor: float) -> Any:
 
     Args:
         schedulers: An entry, a list, a dict of those for several optimizers, or None.
-        factor: Of the optimizer's learning rate.
+        factor: Factor of the optimizer's learning rate.
 
     Raises:
         ValueError: If a scheduler or a parameter is unknown.

@@ -17,10 +17,8 @@ from mmengine.runner import Runner
 from mmprune3d.measure.samples import images_of, is_kind
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.key_plan import KeyPlan
-from mmprune3d.pruning.tggbc import TgGBCPlan
-from mmprune3d.pruning.tome import ToMePlan
+from mmprune3d.pruning.plans import PLANS
 
-PLANS: dict[str, type[KeyPlan]] = {plan.method: plan for plan in (TgGBCPlan, ToMePlan)}
 AUTO = 'auto'
 GRID = 16
 """r is tried at multiples of 1/16 of the keys."""
@@ -28,7 +26,7 @@ LIMITED = ('mAP', 'NDS', 'bbox_mAP')
 """Figures that may not drop by more than the limit, as far as the evaluator has them: of nuScenes and COCO."""
 NEEDED = f'{AUTO} limits how much accuracy drops, and needs one of the figures {", ".join(LIMITED)}'
 ROUNDING = 1e-9
-"""What the difference of two scores may be off."""
+"""Differences of two scores up to this count as rounding errors."""
 WARNING = (
     'The plan was chosen on test samples, and accuracy is measured on samples that include them: '
     'what the report says about accuracy is flattering.'
@@ -37,7 +35,7 @@ WARNING = (
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What to look for.
+    """What a search for a plan looks for.
 
     Attributes:
         template: A plan with the settings that stay; its r and n are replaced.
@@ -58,6 +56,11 @@ class SearchRequest:
         object.__setattr__(self, 'max_drop', max_drop)
         if self.calibrate is not None:
             object.__setattr__(self, 'calibrate', checks.count('calibrate', self.calibrate, 1))
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.template.method
 
     @classmethod
     def parse(cls, method: str, text: str, **settings: Any) -> SearchRequest:
@@ -80,10 +83,10 @@ def parse_plan(
     """What a command line asks for.
 
     Args:
-        method: Of `PLANS`.
+        method: Name of a method that prunes keys.
         text: Settings, or 'auto', possibly followed by settings.
-        max_drop: For 'auto' only; None means 0.01.
-        calibrate: For 'auto' only.
+        max_drop: The largest drop of accuracy, with 'auto' only; None means 0.01.
+        calibrate: Samples to search on, with 'auto' only; None means all.
 
     Raises:
         ValueError: If something is not valid.
@@ -100,7 +103,7 @@ def require_limited(runner: Runner) -> None:
     """Refuses evaluators that are known not to give a figure of `LIMITED`, before they are run.
 
     Raises:
-        ValueError: With what is missing.
+        ValueError: If no evaluator gives such a figure; the message names the evaluators.
     """
     metrics = runner.test_evaluator.metrics
     without = [
@@ -118,9 +121,9 @@ class Trial:
     """One plan that was tried.
 
     Attributes:
-        plan: It.
-        figures: Of the evaluation; empty if the plan is not possible.
-        drops: Baseline minus pruned, of the figures that are limited.
+        plan: The plan.
+        figures: Figures of the evaluation; empty if the plan is not possible.
+        drops: Baseline minus pruned, for the figures that are limited.
         holds: Whether no drop exceeds the limit.
         reason: Why it is not possible, or ''.
     """
@@ -132,7 +135,7 @@ class Trial:
     reason: str = ''
 
     def line(self) -> str:
-        """For the screen."""
+        """The trial in one line, for the screen."""
         if self.reason:
             return f'r={self.plan.r} n={self.plan.n}: {self.reason}'
         figures = ', '.join(
@@ -142,11 +145,11 @@ class Trial:
 
 
 class PlanSearch:
-    """Finds a plan.
+    """Searches the plan that removes most while accuracy holds.
 
     Args:
-        request: What to look for.
-        evaluate: Figures of the model under a plan; None means unpruned.
+        request: What the search looks for.
+        evaluate: Returns the figures of the model under a plan; None means unpruned.
         num_keys: Keys that the first decoder layer attends to.
         num_layers: Decoder layers.
         samples: How many samples `evaluate` is about, for the report.
@@ -222,7 +225,7 @@ class PlanSearch:
         return Trial(plan, figures, drops, max(drops.values()) <= self.request.max_drop + ROUNDING)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for `report.json`."""
+        """The search as plain types, for `report.json`."""
         return {
             'max_drop': self.request.max_drop,
             'samples': self.samples,

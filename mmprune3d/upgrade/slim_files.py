@@ -1,4 +1,4 @@
-"""A slim detector as config, checkpoint and report."""
+"""A detector without its removed channels, as config, checkpoint and report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprune3d.config_types import is_a, movable
 from mmprune3d.engine.criteria import keep_table
 from mmprune3d.engine.hooks import MaskHook
 
-from .run import upgraded_config
+from .configs import upgraded_config
 
 BUILDER = 'SlimDetector'
 STRUCTURE = 'structure.json'
@@ -26,13 +26,13 @@ REPORT = 'report.json'
 
 @dataclass(frozen=True)
 class Slimmed:
-    """A slim detector.
+    """A detector without its removed channels.
 
     Attributes:
-        config: Its model is built by ``SlimDetector``, from a structure that it says itself.
-        checkpoint: For it.
-        report: As of `mmprune3d.engine.criteria.keep_report`, with channels instead of weights; and ``left_out`` (layer
-            -> why its channels stay), ``gflops`` and ``params`` before and after, ``reached``, ``difference``.
+        config: Its config: the model is built by ``SlimDetector``, from a structure that is in the config.
+        checkpoint: Its checkpoint.
+        report: A report like that of `engine.criteria.keep_report`, with channels instead of weights; and ``left_out``
+            (layer -> why its channels stay), ``gflops`` and ``params`` before and after, ``reached``, ``difference``.
     """
 
     config: Config
@@ -61,7 +61,7 @@ def slim_config(config: Config, structure: Mapping[str, Any] | str) -> Config:
     """`config` with a model of `structure`; it prunes nothing itself.
 
     Args:
-        config: Of the dense detector, or of a slim one, whose structure is replaced.
+        config: Config of the dense detector, or of a slim one, whose structure is replaced.
         structure: Tensor name -> shape, or a path, as ``SlimDetector`` takes it.
     """
     config = upgraded_config(config, None)
@@ -70,7 +70,7 @@ def slim_config(config: Config, structure: Mapping[str, Any] | str) -> Config:
     for name in ('runner_type', 'pruning'):
         config.pop(name, None)
     hooks = config.get('custom_hooks') or []
-    # masks of the dense model fit no more; those of the slim one are in its checkpoint
+    # masks of the dense model do not fit any more; those of the slim one are in its checkpoint
     config.custom_hooks = [dict(type='MaskHook') if is_a(hook, MaskHook, HOOKS) else hook for hook in hooks]
     config.load_from, config.resume = None, False
     return config
@@ -80,7 +80,7 @@ def slim_table(report: Mapping[str, Any], layers: bool = False) -> str:
     """Channels that stay, FLOPs and parameters as Markdown.
 
     Args:
-        report: Of `Slimmed`.
+        report: The report of a `Slimmed`.
         layers: Whether every group of channels has a row.
     """
     sizes = [

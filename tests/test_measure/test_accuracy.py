@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmprune3d.measure.accuracy import summarize
+from mmprune3d.measure.accuracy import evenly_spaced, summarize
 
 OF_NUSCENES = 'NuScenes metric/pred_instances_3d_NuScenes'
 
@@ -30,3 +30,10 @@ def test_what_is_no_number_costs_no_figures(value: object) -> None:
     given = {'Mine/other': value, f'{OF_NUSCENES}/NDS': np.float32(0.25), 'Mine/boxes': torch.tensor(7)}
     assert summarize(given) == {'NDS': 0.25, 'Mine/boxes': 7.0}
     assert summarize({'Mine/other': value}) == {}
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert evenly_spaced(9, 3) == [0, 4, 8] and evenly_spaced(5, None) == evenly_spaced(5, 5) == [0, 1, 2, 3, 4]
+    for count in (0, 6):
+        with pytest.raises(ValueError, match='valid are 1 to 5'):
+            evenly_spaced(5, count)

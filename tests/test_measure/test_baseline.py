@@ -23,9 +23,8 @@ from mmprune3d.measure.baseline import check_baseline, check_hooks, prunes
 from mmprune3d.measure.replayed_tests import CachedTest
 from mmprune3d.measure.runners import prepare
 from mmprune3d.pruning.tggbc import TgGBCPlan
-from mmprune3d.upgrade.compare import SideBySide
-from mmprune3d.upgrade.key_comparison import Comparison, Variant
-from mmprune3d.upgrade.run import upgraded_config
+from mmprune3d.upgrade.compare import KeyComparison, SideBySide
+from mmprune3d.upgrade.configs import upgraded_config
 from tests.test_config_types import FORMS
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'petr' / 'petr_tiny.py'
@@ -127,12 +126,12 @@ def test_models_that_prune() -> None:
     assert prunes(petr(type='TgGBCPETR3DTransformer', tggbc=dict(r=20)))
 
 
-@pytest.mark.parametrize('measure', [Comparison, SideBySide, CachedTest, evaluate], ids=lambda one: one.__name__)
+@pytest.mark.parametrize('measure', [KeyComparison, SideBySide, CachedTest, evaluate], ids=lambda one: one.__name__)
 @pytest.mark.parametrize('hook', [TheirHook(r=5), ToMeHook(r=5), MaskHook('x.pth')], ids=lambda one: type(one).__name__)
 def test_hooks_that_prune_are_noticed_by_everything_that_measures(measure: Any, hook: Hook) -> None:
     runner = SimpleNamespace(model=torch.nn.Linear(2, 2), hooks=[Hook(), hook])
     with pytest.raises(ValueError, match=rf'would be pruned by hooks of its runner \({type(hook).__name__}\)'):
-        measure(runner, Variant(runner.model))
+        measure(runner, runner.model)
 
 
 def test_hooks_that_change_nothing_in_a_test() -> None:

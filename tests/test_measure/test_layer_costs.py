@@ -12,8 +12,9 @@ from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
 from mmprune3d.coupling.groups import find_channel_groups
 from mmprune3d.layers.slim import slim_model_
 from mmprune3d.measure.flops import count_operations
-from mmprune3d.measure.layer_costs import count_costs, gflops_by_part
+from mmprune3d.measure.layer_costs import LayerCosts, count_costs, gflops_by_part
 from mmprune3d.pruning.channel_selection import Costs, select_channels
+from mmprune3d.upgrade.channels import flops_of
 from tests.test_coupling.channel_nets import (
     Mixed,
     SparseToDense,
@@ -25,7 +26,7 @@ from tests.test_coupling.channel_nets import (
 
 
 def total(costs):
-    return costs.after([], {})
+    return costs.total
 
 
 def slimmed(model, groups, keep):
@@ -83,20 +84,20 @@ def test_predicted_costs_are_those_of_the_slim_model():
     groups = find_channel_groups(model, lambda model: model(model.inputs())).groups
     keep = half_of(groups)
     slim = slimmed(model, groups, keep)
-    costs = count_costs(model, lambda: model(model.inputs()))
+    costs = flops_of(model, lambda: model(model.inputs()))
     predicted = costs.after(groups, {name: int(mask.sum()) for name, mask in keep.items()})
     assert predicted == pytest.approx(total(count_costs(slim, lambda: slim(slim.inputs()))), rel=1e-9)
 
 
 def test_half_of_the_flops_of_bevfusion_within_one_per_cent():
     model, groups = build_bevfusion(), bevfusion_groups().groups
-    costs = count_costs(model, lambda: bevfusion_forward(model))
+    costs = flops_of(model, lambda: bevfusion_forward(model))
     generator = torch.Generator().manual_seed(0)
     scores = {group.name: torch.rand(group.size, generator=generator) for group in groups}
     chosen = select_channels(scores, groups, ('flops', 0.5), costs)
     slim = slimmed(model, groups, chosen.keep)
     measured = total(count_costs(slim, lambda: bevfusion_forward(slim)))
-    assert 1 - measured / total(costs) == pytest.approx(chosen.reached, abs=1e-9)
+    assert 1 - measured / costs.after([], {}) == pytest.approx(chosen.reached, abs=1e-9)
     assert chosen.reached == pytest.approx(0.5, abs=0.01)
     shapes = structure_of({name: p for name, p in model.named_parameters() if p.requires_grad})
     fewer = select_channels(scores, groups, ('params', 0.3), Costs.of_parameters(shapes))
@@ -110,7 +111,7 @@ def test_what_bevfusion_runs_without_a_counter():
 
 
 def test_parts_and_rest_add_up():
-    costs = Costs(
+    costs = LayerCosts(
         {'a.0.weight': 1e9, 'ab.weight': 2e9, 'c.weight': 3e9},
         dict.fromkeys(('a.0.weight', 'ab.weight', 'c.weight'), (2,)),
         5e9,

@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.score_warnings import Detections, DetectionsHook, collected, score_warnings
 from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.upgrade.compare import KeyComparison
 from mmprune3d.upgrade.run import run_upgrade
 from tests import toy_runner
 from tests.conftest import CONFIG
@@ -162,4 +163,7 @@ def test_an_upgrade_reports_saturated_scores(tmp_path: Path, overrides: dict[str
     assert all(any(warning in log for log in logs) for warning in report['warnings'])
     text = (tmp_path / 'out' / 'report.md').read_text()
     assert '## Warnings' in text and all(f'* {warning}' in text for warning in report['warnings'])
-    assert reports.markdown({**report, 'warnings': []}).strip() == text.partition('## Warnings')[0].strip()
+    assert (
+        reports.markdown({**report, 'warnings': []}, KeyComparison.rows).strip()
+        == text.partition('## Warnings')[0].strip()
+    )

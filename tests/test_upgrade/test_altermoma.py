@@ -20,8 +20,8 @@ from mmengine.runner import Runner
 from mmprune3d.adapters.fusion import prunable
 from mmprune3d.checkpoint.masks import load_masks
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
-from mmprune3d.upgrade.altermoma import FusionPruning, run_fusion_upgrade
-from mmprune3d.upgrade.fusion_comparison import fusion_rows, timed_modules
+from mmprune3d.upgrade.altermoma import FusionComparison, FusionPruning, timed_modules
+from mmprune3d.upgrade.run import run_upgrade
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from tests.kills import assert_same
 from tests.test_coupling.channel_nets import ROOT
@@ -57,7 +57,7 @@ def bevfusion(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_random(config, out / 'dense.pth')
     config.dump(out / 'dense.py')
     pruning = pruning_of('flops=0.5,eval_batches=1,reactivation_steps=1')
-    run_fusion_upgrade(out / 'dense.py', out / 'dense.pth', pruning, out / 'report', {}, 1, 1, pictures=2)
+    run_upgrade(out / 'dense.py', out / 'dense.pth', pruning, out / 'report', {}, 1, 1, pictures=2)
     return out / 'report'
 
 
@@ -137,14 +137,14 @@ def test_an_interrupted_upgrade_goes_on(
     small: tuple[Path, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruning, (config, checkpoint) = pruning_of(TEXTS[kind], epochs=2), small
-    whole = run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'whole', {}, **QUICK)
+    whole = run_upgrade(config, checkpoint, pruning, tmp_path / 'whole', {}, **QUICK)
     hooks = Config.fromfile(config).custom_hooks
     overrides = dict(custom_hooks=[*hooks, dict(type='StopHook')])
     with pytest.raises(KeyboardInterrupt):
-        run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
+        run_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
     assert not (tmp_path / 'parts' / 'upgraded.pth').exists()
     monkeypatch.setattr(StopHook, 'active', False)
-    again = run_fusion_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
+    again = run_upgrade(config, checkpoint, pruning, tmp_path / 'parts', overrides, **QUICK)
     weights = [torch.load(tmp_path / out / 'upgraded.pth', weights_only=True) for out in ('whole', 'parts')]
     assert_same(weights[1]['state_dict'], weights[0]['state_dict'], 'weights')
     assert again['keep'] == whole['keep'] and again['upgraded']['mean'] == whole['upgraded']['mean']
@@ -152,7 +152,7 @@ def test_an_interrupted_upgrade_goes_on(
 
 def test_masked_weights_are_zero_and_counted(small: tuple[Path, Path], tmp_path: Path) -> None:
     config, checkpoint = small
-    report = run_fusion_upgrade(config, checkpoint, pruning_of(TEXTS['weights']), tmp_path, {}, **QUICK)
+    report = run_upgrade(config, checkpoint, pruning_of(TEXTS['weights']), tmp_path, {}, **QUICK)
     stored = torch.load(tmp_path / 'upgraded.pth', weights_only=True)
     model = MODELS.build(dict(type='SmallFusion'))
     model.load_state_dict(stored['state_dict'])
@@ -171,21 +171,19 @@ def test_masked_weights_are_zero_and_counted(small: tuple[Path, Path], tmp_path:
 
 
 def test_another_plan_in_the_same_folder_is_an_error(small: tuple[Path, Path], tmp_path: Path) -> None:
-    run_fusion_upgrade(*small, pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK)
+    run_upgrade(*small, pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK)
     report = (tmp_path / 'out' / 'report.json').read_bytes()
     other = r'out/pruned has results of a run with other settings \(pruning.seed was 0, is 1\): choose another folder'
     with pytest.raises(ValueError, match=other):
-        run_fusion_upgrade(*small, pruning_of(TEXTS['channels'] + ',seed=1'), tmp_path / 'out', {}, **QUICK)
+        run_upgrade(*small, pruning_of(TEXTS['channels'] + ',seed=1'), tmp_path / 'out', {}, **QUICK)
     with pytest.raises(ValueError, match=r'out/finetune has results .* \(optim_wrapper.optimizer.lr was'):
         slower = FusionPruning(pruning_of(TEXTS['channels']).plan, None, 0.125)
-        run_fusion_upgrade(*small, slower, tmp_path / 'out', {}, **QUICK)
+        run_upgrade(*small, slower, tmp_path / 'out', {}, **QUICK)
     data = torch.load(small[1], weights_only=True)
     data['state_dict']['bbox_head.weight'] += 1
     torch.save(data, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=r'out/pruned has results .* \(other initial weights\)'):
-        run_fusion_upgrade(
-            small[0], tmp_path / 'other.pth', pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK
-        )
+        run_upgrade(small[0], tmp_path / 'other.pth', pruning_of(TEXTS['channels']), tmp_path / 'out', {}, **QUICK)
     assert (tmp_path / 'out' / 'report.json').read_bytes() == report  # refused: what was there stays
     with pytest.raises(ValueError, match='epochs=0 must be a whole number, 1 or more'):
         pruning_of(TEXTS['weights'], epochs=0)
@@ -196,15 +194,15 @@ def test_a_detector_without_a_map_is_refused_at_once(small: tuple[Path, Path], t
     config.custom_imports = dict(imports=['tests.test_engine.small_fusion'])
     config.dump(tmp_path / 'plain.py')
     with pytest.raises(ValueError, match='SmallFusion has no fusion map'):
-        run_fusion_upgrade(tmp_path / 'plain.py', small[1], pruning_of('sparsity=0.5'), tmp_path / 'out', {}, **QUICK)
+        run_upgrade(tmp_path / 'plain.py', small[1], pruning_of('sparsity=0.5'), tmp_path / 'out', {}, **QUICK)
     assert not (tmp_path / 'out' / 'finetune').exists()
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--altermoma', 'flops=0.5', '--tggbc', 'r=5'], 'error: say what to prune, one kind: --altermoma'),
-        (['--altermoma', 'flops=0.5', '--gpq', 'target=5'], 'error: say what to prune, one kind: --altermoma'),
+        (['--altermoma', 'flops=0.5', '--tggbc', 'r=5'], 'error: tggbc and altermoma cannot be combined'),
+        (['--altermoma', 'flops=0.5', '--gpq', 'target=5'], 'error: gpq and altermoma cannot be combined'),
         (['--altermoma', 'flops=2'], 'error: Weight pruning: flops=2 must be a share'),
         (['--altermoma', 'sparsity=0.5,criterion=best'], "criterion='best'; valid are altermoma, prospr"),
     ],
@@ -230,7 +228,7 @@ def test_rows_show_the_change() -> None:
     figures = dict(mAP=0.5, ms=dict(total=2.0), **costs)
     before = figures | dict(nonzero=dict(params=2000000, gflops=4.0))
     after = figures | dict(gflops=2.0, nonzero=dict(params=500000, gflops=1.0))
-    lines = list(fusion_rows(before, after))
+    lines = list(FusionComparison.rows(before, after))
     assert '| total (GFLOPs) | 4.000 | 2.000 | -50.0 % |' in lines
     assert '| parameters that are not 0 (millions) | 2.000 | 0.500 | -75.0 % |' in lines
 

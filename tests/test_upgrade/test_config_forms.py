@@ -21,9 +21,9 @@ from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.halting import HaltingPlan
 from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.upgrade.compact import compact_config
-from mmprune3d.upgrade.finetune import QueryPruning
+from mmprune3d.upgrade.configs import upgraded_config
+from mmprune3d.upgrade.gpq import QueryPruning
 from mmprune3d.upgrade.halting import HaltingUpgrade
-from mmprune3d.upgrade.run import upgraded_config
 from mmprune3d.upgrade.slim_files import slim_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -14,7 +14,8 @@ from mmengine.optim.scheduler import ConstantLR, LinearLR, LinearMomentum
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmprune3d.pruning.gpq import GPQPlan
-from mmprune3d.upgrade.finetune import QueryPruning, WarmUpCheckHook, check_device, finetuning, shortened, slowed
+from mmprune3d.upgrade.finetune import WarmUpCheckHook, check_device, finetuning, shortened, slowed
+from mmprune3d.upgrade.gpq import QueryPruning
 from tests.test_upgrade.test_schedules import assert_stretched, curve
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmprune3d.pruning.halting import HaltingPlan
-from mmprune3d.upgrade.halting import HaltingUpgrade, run_halting_upgrade
+from mmprune3d.upgrade.halting import HaltingUpgrade
+from mmprune3d.upgrade.run import run_upgrade
 
 from .small_bevfusion import save_random
 from .small_sst_config import BLOCKS, WIDTH, small_sst_config
@@ -43,7 +44,7 @@ def plain(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def upgrade(plain: Path, out: Path, **kwargs: Any) -> dict[str, Any]:
     settings = dict(overrides={}, timed=1, repeats=1, pictures=0) | kwargs
     halting = HaltingUpgrade(HaltingPlan.parse(PLAN))
-    return run_halting_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, out, **settings)
+    return run_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, out, **settings)
 
 
 @pytest.fixture(scope='module')
@@ -135,5 +136,5 @@ def test_the_fine_tuning_of_another_plan_is_refused(
     before = (report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()
     halting = HaltingUpgrade(HaltingPlan.parse(text), **settings)
     with pytest.raises(ValueError, match=rf'finetune has results of a run with other settings \(.*{named}'):
-        run_halting_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, report, {}, 1, 1, 0)
+        run_upgrade(plain / 'plain.py', plain / 'plain.pth', halting, report, {}, 1, 1, 0)
     assert ((report / 'report.json').read_bytes(), (report / 'upgraded.pth').read_bytes()) == before

@@ -30,10 +30,11 @@ from mmprune3d.models.petr import PETR3D
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.tggbc import TgGBCPlan
 from mmprune3d.pruning.tome import ToMePlan
-from mmprune3d.upgrade import key_comparison as comparison
-from mmprune3d.upgrade import run as upgrade
-from mmprune3d.upgrade.finetune import QueryPruning, shortened
-from mmprune3d.upgrade.run import check_inputs, run_upgrade, upgraded_config
+from mmprune3d.upgrade import compare, tggbc
+from mmprune3d.upgrade.configs import check_inputs, upgraded_config
+from mmprune3d.upgrade.finetune import shortened
+from mmprune3d.upgrade.gpq import QueryPruning
+from mmprune3d.upgrade.run import run_upgrade
 from mmprune3d.upgrade.search import SearchRequest
 from mmprune3d.visualization import upgrade as pictures
 from mmprune3d.visualization.legend import LEGEND_HEIGHT
@@ -142,9 +143,9 @@ def test_a_search_without_result_writes_the_search_alone(
         def evaluate(self, plan: TgGBCPlan) -> dict[str, float]:
             return {'mAP': 0.1, 'NDS': 0.4}
 
-    monkeypatch.setattr(upgrade, 'CachedTest', Collapsing)
+    monkeypatch.setattr(tggbc, 'CachedTest', Collapsing)
     with pytest.raises(ValueError, match=r'no plan keeps mAP and NDS within 0\.01'):
-        upgrade.find_plan(None, SearchRequest(TgGBCPlan(r=1), calibrate=5), tmp_path)
+        tggbc.find_plan(None, SearchRequest(TgGBCPlan(r=1), calibrate=5), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['search.json', 'search.md']
     trials = json.loads((tmp_path / 'search.json').read_text())['trials']
     assert [(trial['plan']['r'], trial['plan']['n']) for trial in trials][-2:] == [(4, 1), (4, 2)]
@@ -234,7 +235,7 @@ def test_pictures_that_fail_cost_nothing(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b'')
 
-    monkeypatch.setattr(comparison, 'draw_upgrade', fail_once)
+    monkeypatch.setattr(compare, 'draw_upgrade', fail_once)
     run_upgrade(CONFIG, folder / 'petr.pth', SMALL, tmp_path, overrides, timed=1, repeats=1, pictures=2)
     assert {'report.json', 'report.md', 'upgraded.py', 'upgraded.pth'} <= {path.name for path in tmp_path.iterdir()}
     assert [path.name for path in (tmp_path / 'pictures').iterdir()] == [calls[1].name]
@@ -476,7 +477,7 @@ def training(overrides: dict[str, Any]) -> dict[str, Any]:
 def queries_and_keys(folder: Path, training: dict[str, Any]) -> Path:
     """Both methods, on three samples."""
     plan, out = TgGBCPlan(r=100, n=1, k=40), folder / 'both'
-    run_upgrade(CONFIG, folder / 'petr.pth', plan, out, training, 1, 1, pictures=1, gpq=GPQ)
+    run_upgrade(CONFIG, folder / 'petr.pth', [plan, GPQ], out, training, 1, 1, pictures=1)
     return out
 
 
@@ -500,7 +501,7 @@ def test_queries_and_keys_go_in_one_command(queries_and_keys: Path) -> None:
 def test_a_second_call_goes_on_where_fine_tuning_was(
     folder: Path, queries_and_keys: Path, training: dict[str, Any]
 ) -> None:
-    small = GPQ.run(read_config(CONFIG, folder / 'petr.pth', training), folder / 'petr.pth', queries_and_keys)
+    small = GPQ.make(read_config(CONFIG, folder / 'petr.pth', training), folder / 'petr.pth', queries_and_keys)
     weights = torch.load(queries_and_keys / 'upgraded.pth', weights_only=True)['state_dict']
     assert all(torch.equal(small.checkpoint['state_dict'][name], value) for name, value in weights.items())
     logs = [path.read_text() for path in (queries_and_keys / 'finetune').glob('*/*.log')]
@@ -541,4 +542,4 @@ def test_the_command_line_wants_something_to_prune(folder: Path) -> None:
     tool = CONFIG.parents[2] / 'tools' / 'upgrade.py'
     command = [sys.executable, tool, CONFIG, folder / 'petr.pth']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stderr.strip().endswith('--gpq, --tggbc or --tome (queries and keys)')
+    assert result.stderr.strip().endswith('error: say what to prune: tggbc, tome, gpq, altermoma, halting')
