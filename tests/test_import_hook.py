@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from mmprune3d import doctor
 from mmprune3d.import_hook import AfterImport, stop_waiting
 
 FILES = {
@@ -115,3 +116,17 @@ def test_waiting_can_be_ended(wait):
     import hook_base  # noqa: F401
 
     assert calls == [] and {first, second} & set(sys.meta_path) == set()
+
+
+def test_doctor_looks_at_packages_without_registering_anything(wait, monkeypatch):
+    """Otherwise a mmdet that is too old would be reported as a mmcv that cannot be imported."""
+    finder, calls = wait()
+
+    def examine():
+        import hook_base  # noqa: F401
+
+        assert finder not in sys.meta_path
+        return [doctor.Finding('python', '3')]
+
+    monkeypatch.setattr(doctor, 'examine', examine)
+    assert doctor.main() == 0 and calls == []
