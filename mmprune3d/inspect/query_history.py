@@ -107,8 +107,8 @@ class QueryHistory:
         share = 100 * self.lowest_at_first()
         yield f'{len(first.scores)} queries, {len(self.left)} left; removals from iteration {first.iteration} to'
         yield f'{last.iteration}. Mean score of the removed query: {first.threshold:.2f} at first,'
-        yield f'{last.threshold:.2f} at last. {share:.0f} % of the removed queries had one of the {len(self.removed_at)}'
-        yield 'lowest scores in the first interval already.'
+        yield f'{last.threshold:.2f} at last. {share:.0f} % of the removed queries had one of the'
+        yield f'{len(self.removed_at)} lowest scores in the first interval already.'
 
 
 def _parse(line: str, place: str) -> Removal:
