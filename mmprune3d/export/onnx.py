@@ -117,6 +117,8 @@ class PortableHead(nn.Module):
         self.canvas = shapes.canvas
         self.register_buffer('mask', shapes.mask)
         plan = self.plan
+        # Shares and thresholds are about valid keys. How many there are follows from the mask at run time, so that the
+        # number of keys that stay, and with it the shapes of the graph, would depend on values.
         if self.mask is not None and plan is not None and (plan.is_share or getattr(plan, 't', 0)):
             raise ValueError(
                 f'images of {shapes.image_size} on a canvas of {shapes.canvas} are padded, and a share or a threshold '
@@ -147,6 +149,7 @@ class PortableHead(nn.Module):
                 self.head.forward_tensors(img_feats, img2lidar, self.mask, self.canvas, all_layers=False)
             ),
         )
+        # Layers between two removals read the same keys: an output for each of them would repeat the one before.
         return {
             'cls_logits': outputs['all_cls_scores'][-1],
             'box_codes': outputs['all_bbox_preds'][-1],
@@ -196,8 +199,10 @@ def export_head(portable: PortableHead, shapes: HeadShapes, largest_topk: int | 
         ValueError: If the plan leaves no key, or the graph is not static.
     """
     optional('onnx'), optional('onnxscript')
-    inputs = shapes.example()
+    # Other features than those of `compare` (seed 1): a tensor that the exporter took for a constant would differ there.
+    inputs = shapes.example(seed=0)
     with torch.no_grad():
+        # The names of the outputs depend on the plan, and are known only after a run.
         names = list(portable(*inputs))
         program = torch.onnx.export(
             portable,
@@ -252,11 +257,13 @@ def compare(model: ModelProto, portable: PortableHead, shapes: HeadShapes, seed:
     found = dict(zip((info.name for info in session.get_outputs()), session.run(None, feeds), strict=True))
     differences, expected = {}, portable(*inputs)
     if getattr(portable.plan, 'q', 0):
+        # Queries that stay are chosen by TopK, whose order among equal scores the runtimes are free in.
         _align(found, expected)
     for name, tensor in expected.items():
         if name in TOLERANCES:
             differences[name] = float(np.abs(found[name] - tensor.numpy()).max())
         else:
+            # Sets, not lists: a split TopK finds the same keys in another order.
             pairs = zip(found[name].tolist(), tensor.tolist(), strict=True)
             differences[name] = sum(len(set(ours) ^ set(theirs)) for ours, theirs in pairs)
     wrong = [f'{name} {value:g}' for name, value in differences.items() if not value <= TOLERANCES.get(name, 0)]
