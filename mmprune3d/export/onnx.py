@@ -199,7 +199,7 @@ def export_head(portable: PortableHead, shapes: HeadShapes, largest_topk: int | 
         ValueError: If the plan leaves no key, or the graph is not static.
     """
     optional('onnx'), optional('onnxscript')
-    # Other features than those of `compare` (seed 1): a tensor that the exporter took for a constant would differ there.
+    # Other features than those of `compare` (seed 1): what the exporter took for a constant would differ there.
     inputs = shapes.example(seed=0)
     with torch.no_grad():
         # The names of the outputs depend on the plan, and are known only after a run.
