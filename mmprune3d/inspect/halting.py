@@ -30,7 +30,7 @@ Listener = Callable[[HaltingRecord, list[Tensor] | None], None]
 
 @contextmanager
 def listening(detector: nn.Module, listener: Listener) -> Iterator[None]:
-    """Calls `listener` with the halting record and the boxes of every batch that `detector` predicts in the block."""
+    """Calls `listener` with every record of `detector` inside the block."""
     detector.record_listeners.append(listener)
     try:
         yield
