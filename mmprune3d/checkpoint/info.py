@@ -25,8 +25,9 @@ FRAMEWORKS = (
     ('mmcv 1.x', lambda data, meta: 'mmcv_version' in meta or 'mmdet_version' in meta or 'mmdet3d_version' in meta),
     ('PyTorch Lightning', lambda data, meta: 'pytorch-lightning_version' in data),
     ('OpenPCDet', lambda data, meta: 'model_state' in data and 'version' in data),
-    ('mmprune3d (published weights)', lambda data, meta: set(data) == {'meta', 'state_dict'}),
-    ('plain weights', lambda data, meta: not meta),
+    ('mmprune3d', lambda data, meta: 'mmprune3d' in meta),
+    ('not known (weights and meta only)', lambda data, meta: set(data) == {'meta', 'state_dict'}),
+    ('not known (weights only)', lambda data, meta: not meta),
 )
 """Name of a framework -> whether it wrote a file; the first that did counts."""
 PROGRESS = ('epoch', 'iter', 'seed', 'time', 'experiment_name', 'mmengine_version', 'mmdet3d_version', 'metrics')
@@ -153,8 +154,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f'parameters       {weights["parameters"]:,}, {100 * weights["zeros"]:.1f} % of them are 0'
     yield f'besides          {", ".join(found["besides"]) or "nothing"}'
     for method, plan in pruned.get('plans', {}).items():
-        said = ', '.join(f'{k}={v}' for k, v in plan.items() if k != 'method') if isinstance(plan, Mapping) else plan
-        yield f'plan             {method}: {said}'
+        yield f'plan             {method}: {_settings(plan)}'
     if 'channels' in pruned:
         part = pruned['channels']
         yield f'channels         {part["kept"]} of {part["total"]} are left, in {part["groups"]} groups (slim model)'
@@ -168,6 +168,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield 'pruned           no: nothing of mmprune3d is stored in it'
     for name, (shape, kind) in found.get('tensors', {}).items():
         yield f'  {name}  {shape}  {kind}'
+
+
+def _settings(plan: Any) -> str:
+    if not isinstance(plan, Mapping):
+        return str(plan)
+    return ', '.join(f'{name}={value}' for name, value in plan.items() if name != 'method' and value is not None)
 
 
 def _classes(meta: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""ONNX graphs for runtimes that plan everything ahead: only static shapes, and no TopK larger than TensorRT allows."""
+"""ONNX graphs for runtimes that plan ahead, such as TensorRT: static shapes, and no TopK that is too large for it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DATA_DEPENDENT = frozenset(
 
 
 def optional(name: str) -> ModuleType:
-    """The module `name`, which only export needs.
+    """Imports a package that only the export needs.
 
     Raises:
-        ImportError: If it is not installed; the message holds the pip command.
+        ImportError: If it is not installed; the message says what to type.
     """
     try:
         return importlib.import_module(name)
@@ -34,10 +34,10 @@ def optional(name: str) -> ModuleType:
 
 
 def check_static(model: ModelProto) -> None:
-    """Checks that nothing in a graph depends on the values of its inputs but values.
+    """Checks that neither shapes nor control flow in a graph depend on the values of its inputs.
 
     Raises:
-        ValueError: If there is an operator of `DATA_DEPENDENT`, or a tensor whose shape is not a list of numbers.
+        ValueError: If the graph has an operator of `DATA_DEPENDENT`, or a tensor with a dynamic shape.
     """
     used = sorted({node.op_type for node in model.graph.node} & DATA_DEPENDENT)
     if used:
@@ -50,7 +50,7 @@ def check_static(model: ModelProto) -> None:
 
 
 def shapes_of(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shape of every tensor that a graph computes or reads, as far as it says; None stands for a dynamic size."""
+    """The shape of every tensor of a graph that declares one; None stands for a dynamic size."""
     graph, shapes = model.graph, {}
     for info in (*graph.input, *graph.value_info, *graph.output):
         if info.type.tensor_type.HasField('shape'):
@@ -60,7 +60,7 @@ def shapes_of(model: ModelProto) -> dict[str, tuple[int | None, ...]]:
 
 
 def topk_sizes(model: ModelProto) -> dict[str, int]:
-    """Name -> k of every TopK.
+    """The name and the k of every TopK in a graph.
 
     Raises:
         ValueError: If a k is computed, which TensorRT does not allow.
@@ -75,7 +75,7 @@ def topk_sizes(model: ModelProto) -> dict[str, int]:
 
 
 def warn_large_topk(model: ModelProto, limit: int = TENSORRT_TOPK) -> None:
-    """Warns of every TopK that TensorRT would refuse."""
+    """Warns of every TopK whose k is above `limit`, which TensorRT would refuse."""
     for name, k in topk_sizes(model).items():
         if k > limit:
             print_log(
@@ -87,14 +87,14 @@ def warn_large_topk(model: ModelProto, limit: int = TENSORRT_TOPK) -> None:
 
 
 def split_topk(model: ModelProto, limit: int = TENSORRT_TOPK) -> None:
-    """Replaces every TopK of more than `limit`, in place, by several that find the same elements one part at a time.
+    """Replaces every TopK with k above `limit` by several smaller ones that find the same elements, in place.
 
-    Each part sets what it has found to minus infinity before the next one looks. The result is that of one TopK, the
-    order aside.
+    Each smaller TopK is followed by a ScatterElements that sets the elements it found to minus infinity, so that the
+    next one finds others. The elements are those of one TopK, their order may differ.
 
     Args:
-        model: Its shapes are static. Elements to choose from are finite.
-        limit: Largest k that may stay.
+        model: A model with static shapes. The elements to choose from must be finite.
+        limit: Largest k that is left as it is.
     """
     sizes, shapes = topk_sizes(model), shapes_of(model)
     nodes: list[NodeProto] = []
@@ -116,7 +116,7 @@ def _attribute(node: NodeProto, name: str, default: int) -> int:
 
 
 def _part_constants(node: NodeProto, parts: list[int], shape: tuple[int, ...]) -> Iterator[TensorProto]:
-    """For each part its k, and for all but the last what they overwrite the found elements with."""
+    """The constants of the parts: the k of each, and the values that overwrite what all parts but the last found."""
     import numpy as np
 
     from_array = optional('onnx').numpy_helper.from_array

@@ -1,7 +1,7 @@
 """PETR's head and decoder as one ONNX file, with key pruning inside, for ONNX Runtime and TensorRT.
 
-Image features and camera matrices go in, the last layer's class logits and box codes come out, and the ids of the keys
-that pruning left. The backbone is not in the file: runtimes have their own ways to make one fast.
+Inputs are image features and camera matrices; outputs are the class logits and box codes of the last decoder layer, and
+the ids of the keys that pruning keeps. The backbone is not in the file: it is exported like that of any other detector.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 18
-"""The opset that torch's exporter is written in; others are converted from it."""
+"""ONNX opset of the file: the one that torch's exporter writes without converting."""
 TOLERANCES = {'cls_logits': 1e-4, 'box_codes': 1e-3}
-"""Largest absolute difference between ONNX Runtime and PyTorch; a box code of 1e-3 is a millimetre."""
+"""Largest accepted difference between ONNX Runtime and PyTorch; a difference of 1e-3 in a box code is a millimetre."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class HeadShapes:
     """Sizes that are fixed in an exported head.
 
     Attributes:
-        batch: Samples B.
-        cameras: Images per sample.
-        channels: Channels of the image features.
+        batch: Number of samples B.
+        cameras: Number of images per sample.
+        channels: Number of channels of the image features.
         cells: (H, W) of the feature maps.
         image_size: (height, width) of an image in pixels.
         canvas: (height, width) of an image with the padding that the data preprocessor adds.
@@ -63,7 +63,13 @@ class HeadShapes:
 
     @classmethod
     def of(cls, model: nn.Module, image_size: tuple[int, int], cameras: int, batch: int = 1) -> HeadShapes:
-        """The shapes for images of `image_size`; the detector's backbone says what becomes of one.
+        """The shapes for a detector, whose backbone is run once on an empty image.
+
+        Args:
+            model: The detector.
+            image_size: (height, width) of an image in pixels.
+            cameras: Number of images per sample.
+            batch: Number of samples.
 
         Raises:
             ValueError: If a size is not positive.
@@ -95,14 +101,14 @@ class HeadShapes:
 
 
 class PortableHead(nn.Module):
-    """A head as it is exported: tensors in, tensors out, sizes and padding fixed.
+    """A detection head as a module that can be exported: tensors in, tensors out, sizes and padding fixed.
 
     Args:
-        head: A ``PETR3DHead``, pruning or not.
-        shapes: What it will be given.
+        head: A ``PETR3DHead``, with or without a key pruner.
+        shapes: The shapes of its inputs.
 
     Raises:
-        ValueError: If the numbers of keys to remove depend on the padding.
+        ValueError: If images are padded and the plan removes a number of keys that depends on the padding.
     """
 
     def __init__(self, head: nn.Module, shapes: HeadShapes) -> None:
@@ -111,6 +117,8 @@ class PortableHead(nn.Module):
         self.canvas = shapes.canvas
         self.register_buffer('mask', shapes.mask)
         plan = self.plan
+        # Shares and thresholds are about valid keys. How many there are follows from the mask at run time, so that the
+        # number of keys that stay, and with it the shapes of the graph, would depend on values.
         if self.mask is not None and plan is not None and (plan.is_share or getattr(plan, 't', 0)):
             raise ValueError(
                 f'images of {shapes.image_size} on a canvas of {shapes.canvas} are padded, and a share or a threshold '
@@ -119,7 +127,7 @@ class PortableHead(nn.Module):
 
     @property
     def plan(self) -> KeyPlan | None:
-        """What the head prunes by."""
+        """The plan of the head's key pruner, or None if it has no pruner."""
         pruner = self.head.transformer.decoder.key_pruner
         return None if pruner is None else pruner.plan
 
@@ -141,6 +149,7 @@ class PortableHead(nn.Module):
                 self.head.forward_tensors(img_feats, img2lidar, self.mask, self.canvas, all_layers=False)
             ),
         )
+        # Layers between two removals read the same keys: an output for each of them would repeat the one before.
         return {
             'cls_logits': outputs['all_cls_scores'][-1],
             'box_codes': outputs['all_bbox_preds'][-1],
@@ -149,10 +158,10 @@ class PortableHead(nn.Module):
 
 
 def find_head(model: nn.Module) -> nn.Module:
-    """The head of `model` that can be exported.
+    """Finds the detection head of `model`, a module with a method ``forward_tensors``.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such module.
     """
     for module in model.modules():
         if hasattr(module, 'forward_tensors'):
@@ -163,12 +172,13 @@ def find_head(model: nn.Module) -> nn.Module:
 
 
 def export_head(portable: PortableHead, shapes: HeadShapes, largest_topk: int | None = None) -> ModelProto:
-    """The head as an ONNX model of opset `OPSET`: static shapes, TopK and gather, no control flow.
+    """Exports a head as an ONNX model of opset `OPSET`, with static shapes and without control flow.
 
     Args:
-        portable: In evaluation mode, on the CPU.
-        shapes: As it was made with.
-        largest_topk: A TopK that selects more is split; None splits none, and warns of those too large for TensorRT.
+        portable: The head, in evaluation mode, on the CPU.
+        shapes: The shapes that the head was made with.
+        largest_topk: A TopK that selects more elements is split. None splits nothing, and warns of every TopK that is
+            too large for TensorRT.
 
     Returns:
         The model. Its metadata holds ``mmprune3d.plan`` (JSON; null if nothing is pruned), ``mmprune3d.version``,
@@ -179,8 +189,10 @@ def export_head(portable: PortableHead, shapes: HeadShapes, largest_topk: int | 
         ValueError: If the plan leaves no key, or the graph is not static.
     """
     optional('onnx'), optional('onnxscript')
-    inputs = shapes.example()
+    # Other features than those of `compare` (seed 1): what the exporter took for a constant would differ there.
+    inputs = shapes.example(seed=0)
     with torch.no_grad():
+        # The names of the outputs depend on the plan, and are known only after a run.
         names = list(portable(*inputs))
         program = torch.onnx.export(
             portable,
@@ -211,7 +223,13 @@ def export_head(portable: PortableHead, shapes: HeadShapes, largest_topk: int | 
 
 @torch.no_grad()
 def compare(model: ModelProto, portable: PortableHead, shapes: HeadShapes, seed: int = 1) -> dict[str, float]:
-    """Runs an exported head in ONNX Runtime and the original in PyTorch, on random features.
+    """Compares an exported head in ONNX Runtime with the original in PyTorch, on random features.
+
+    Args:
+        model: The exported head.
+        portable: The original.
+        shapes: The shapes of the inputs.
+        seed: Seed of the features.
 
     Returns:
         Largest absolute difference of ``cls_logits`` and ``box_codes``, and for every ``kept_keys_i`` the number of
@@ -229,11 +247,13 @@ def compare(model: ModelProto, portable: PortableHead, shapes: HeadShapes, seed:
     found = dict(zip((info.name for info in session.get_outputs()), session.run(None, feeds), strict=True))
     differences, expected = {}, portable(*inputs)
     if getattr(portable.plan, 'q', 0):
+        # Queries that stay are chosen by TopK, whose order among equal scores the runtimes are free in.
         _align(found, expected)
     for name, tensor in expected.items():
         if name in TOLERANCES:
             differences[name] = float(np.abs(found[name] - tensor.numpy()).max())
         else:
+            # Sets, not lists: a split TopK finds the same keys in another order.
             pairs = zip(found[name].tolist(), tensor.tolist(), strict=True)
             differences[name] = sum(len(set(ours) ^ set(theirs)) for ours, theirs in pairs)
     wrong = [f'{name} {value:g}' for name, value in differences.items() if not value <= TOLERANCES.get(name, 0)]
@@ -243,7 +263,7 @@ def compare(model: ModelProto, portable: PortableHead, shapes: HeadShapes, seed:
 
 
 def _align(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> None:
-    """Brings the queries in `found` into the order of `expected`, by likeness: pruned queries come in any order."""
+    """Reorders the queries in `found` as those in `expected`, by similarity: a pruner may output them in any order."""
     rows = [torch.cat([torch.as_tensor(outputs[name]) for name in TOLERANCES], -1) for outputs in (expected, found)]
     nearest = torch.cdist(*rows, p=torch.inf).argmin(-1)[..., None].numpy()
     for name in TOLERANCES:
@@ -251,7 +271,7 @@ def _align(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> None:
 
 
 def images_of(config: Config) -> tuple[tuple[int, int] | None, int | None]:
-    """(height, width) of the test images and the number of cameras, where the config's test pipeline says so."""
+    """(height, width) of the test images and the number of cameras, read from the test pipeline; None if not there."""
     loader = config.get('test_dataloader') or {}
     steps = loader.get('dataset', {}).get('pipeline', [])
     size = next((tuple(step['image_size']) for step in steps if 'image_size' in step), None)
@@ -259,10 +279,15 @@ def images_of(config: Config) -> tuple[tuple[int, int] | None, int | None]:
 
 
 def load_model(config: Config, checkpoint: Path, plan: KeyPlan | None) -> nn.Module:
-    """The detector with its weights, pruning by `plan`, or else by the pruning hook of its config if there is one.
+    """Builds a detector with its weights and attaches a plan to it.
+
+    Args:
+        config: The config of the detector.
+        checkpoint: Its weights.
+        plan: The plan to attach; None means that of the pruning hook in the config, if there is one.
 
     Raises:
-        ValueError: If the plan does not fit, or there is nothing that can be exported.
+        ValueError: If the plan does not fit the detector, or it has no head that can be exported.
     """
     init_default_scope(config.get('default_scope') or 'mmdet3d')
     model = MODELS.build(config.model).eval()
@@ -288,32 +313,32 @@ def run_export(
     largest_topk: int | None = None,
     check: bool = True,
 ) -> None:
-    """Exports, compares with PyTorch, writes the file.
+    """Exports the head of a detector, compares it with PyTorch, and writes the ONNX file.
 
     Args:
-        config_file: Of the detector.
-        checkpoint: Its weights.
+        config_file: The config of the detector.
+        checkpoint: The weights of the detector.
         out: The ONNX file to write.
-        plan: What to prune; None means what the config's hook says, if it has one.
+        plan: The plan to attach; None means that of the pruning hook in the config, if there is one.
         overrides: Settings on top of the config, by dotted key.
         image_size: (height, width) of the images in pixels; None means those of the test pipeline.
-        cameras: How many images a sample has; None means as many as the test pipeline loads.
-        batch: Samples per run.
+        cameras: Number of images per sample; None means that of the test pipeline.
+        batch: Number of samples per run.
         largest_topk: See `export_head`.
-        check: Compare with PyTorch before the file is written.
+        check: Whether to compare with PyTorch before the file is written.
 
     Raises:
         FileNotFoundError: If config or checkpoint is missing.
         ImportError: If onnx, onnxscript or (for the check) onnxruntime is missing.
-        RuntimeError: If ONNX Runtime computes something else than PyTorch; no file is written then.
-        ValueError: If the model has no head of ours, the plan does not fit, or the images' size is unknown.
+        RuntimeError: If the outputs of ONNX Runtime and PyTorch differ; no file is written then.
+        ValueError: If the detector has no ``PETR3DHead``, the plan does not fit it, or the image size is not known.
     """
     config = read_config(config_file, checkpoint, overrides or {})
     known_size, known_cameras = images_of(config)
     image_size, cameras = image_size or known_size, cameras or known_cameras
     if image_size is None or cameras is None:
         raise ValueError(
-            'the test pipeline has no `image_size` or no `num_views`: say --image-size HEIGHT WIDTH and --cameras N'
+            'the test pipeline has no `image_size` or no `num_views`: give --image-size HEIGHT WIDTH and --cameras N'
         )
     model = load_model(config, checkpoint, plan)
     shapes = HeadShapes.of(model, image_size, cameras, batch)

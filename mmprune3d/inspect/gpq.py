@@ -1,4 +1,4 @@
-"""Which learned queries a detector uses, before and after GPQ: figures 2 and 4 of the paper on one's own models."""
+"""Which learned queries a detector uses, before and after GPQ: Figures 2 and 4 of the GPQ paper."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .query_use import COUNTS, PICTURES, QueryUse, markdown
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to look at.
+    """A detector whose queries are counted.
 
     Attributes:
-        name: What it is called in tables and pictures.
-        config_file: Its config.
-        checkpoint: Its weights: a file or an address.
+        name: The name of the detector in tables and pictures.
+        config_file: The config of the detector.
+        checkpoint: The weights of the detector: a file or an address.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Candidate:
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """From ``NAME=CONFIG:CHECKPOINT``.
+        """Reads ``NAME=CONFIG:CHECKPOINT``.
 
         Raises:
-            ValueError: If it is written otherwise.
+            ValueError: If a part is missing.
         """
         name, _, files = text.partition('=')
         config_file, _, checkpoint = files.partition(':')
@@ -58,10 +58,16 @@ class Candidate:
 
 @torch.no_grad()
 def count_selections(runner: Runner, queries: LearnedQueries, samples: int | None, threshold: float) -> Selection:
-    """Tests the runner's model on samples spread evenly over the test set, and counts.
+    """Counts how often each query is among the results of test samples.
+
+    Args:
+        runner: A runner with a test set; its model is run.
+        queries: The learned queries of the model.
+        samples: Number of samples, evenly spaced over the test set; None means all.
+        threshold: Lowest score of a confident result.
 
     Raises:
-        ValueError: If there are not so many samples, or the head did not run once for each.
+        ValueError: If there are fewer samples, or the head does not run exactly once per sample.
     """
     whole = runner.test_dataloader
     part = Subset(whole.dataset, evenly_spaced(len(whole.dataset), samples))
@@ -76,16 +82,16 @@ def count_selections(runner: Runner, queries: LearnedQueries, samples: int | Non
 
 
 def look_at(name: str, config: Config, samples: int | None, threshold: float) -> QueryUse:
-    """Finds out about one model.
+    """Counts the queries of one detector and locates them.
 
     Args:
         name: See `Candidate`.
-        config: Prepared, see `upgrade.prepare`.
-        samples: How many, spread evenly over the test set; None means all.
+        config: A prepared config, see `measure.runners.prepare`.
+        samples: Number of samples, evenly spaced over the test set; None means all.
         threshold: Lowest score of a confident result.
 
     Raises:
-        ValueError: If the detector has no learned queries, or has fewer samples.
+        ValueError: If the detector has no learned queries, or the test set has fewer samples.
     """
     runner = loaded_runner(config)
     queries = find_queries(runner.model)
@@ -105,7 +111,7 @@ def look_at(name: str, config: Config, samples: int | None, threshold: float) ->
 
 
 def draw(uses: Sequence[QueryUse], history: QueryHistory | None, threshold: float, out: Path) -> None:
-    """The pictures; those of points and trajectories where there are any."""
+    """Draws ``frequency.png``, and ``points.png`` and ``trajectories.png`` where there are points and a history."""
     titles = ('all results', f'results with a score of {threshold:g} or more')
     curves = {
         title: {f'{use.name} ({len(use.kept)} queries)': use.frequency(way).numpy() for use in uses}
@@ -127,13 +133,13 @@ def run_analysis(
     threshold: float,
     overrides: dict[str, Any],
 ) -> str:
-    """Looks at models one after the other and writes everything into `out`.
+    """Counts the queries of detectors, one after the other, and writes tables and pictures into `out`.
 
     Args:
-        candidates: The models.
-        out: Folder of `queries.json`, `queries.md`, the pictures and `logs/`.
-        history_file: Of the training with GPQ, or None.
-        samples: How many samples, spread evenly over the test set; None means all.
+        candidates: The detectors.
+        out: Folder for ``queries.json``, ``queries.md``, the pictures and ``logs/``.
+        history_file: The ``gpq_history.jsonl`` of a training with GPQHook, or None.
+        samples: Number of samples, evenly spaced over the test set; None means all.
         threshold: Lowest score of a confident result.
         overrides: Settings on top of every config, by dotted key.
 
@@ -142,8 +148,8 @@ def run_analysis(
 
     Raises:
         FileNotFoundError: If a config, a checkpoint or the history is missing.
-        ValueError: For names that occur twice, a detector without learned queries, a config that prunes keys or has no
-            test set, or a history that is empty or none of GPQHook's.
+        ValueError: If two names are equal, a detector has no learned queries, a config prunes keys or has no test set,
+            or GPQHook did not write the history.
     """
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):

@@ -28,15 +28,15 @@ KINDS = ('foreground', 'background')
 
 
 class HaltingStatistics:
-    """Counts tokens of many samples by attention layer, kind and distance.
+    """Counts halted and live tokens over samples, by attention layer, foreground or background, and distance.
 
     Args:
-        voxel_size: x, y, z in metres.
+        voxel_size: Size of a voxel, x, y, z in metres.
         point_cloud_range: Lower x, y, z and upper x, y, z in metres.
-        rings: Distances from the sensor on the ground that part the rings, in metres, ascending.
+        rings: Boundaries of the distance rings: distances from the sensor on the ground in metres, ascending.
 
     Raises:
-        ValueError: If the distances do not ascend from above 0.
+        ValueError: If the distances are not positive and ascending.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class HaltingStatistics:
 
     @torch.no_grad()
     def add(self, record: HaltingRecord, boxes: Sequence[Tensor] | None) -> None:
-        """Counts a batch.
+        """Counts the tokens of a batch.
 
         Args:
-            record: Of the batch.
+            record: The halting record of the batch.
             boxes: Annotated boxes per sample, [G, 7 or more] x, y, z, length, width, height, yaw.
 
         Raises:
@@ -74,17 +74,25 @@ class HaltingStatistics:
         self.samples += record.batch_size
 
     def ring(self, coords: Tensor) -> Tensor:
-        """[N] int64, the ring of each token [N, 4], 0 the nearest, by its cell's centre."""
+        """The distance ring of each token, [N] int64, 0 for the nearest.
+
+        Args:
+            coords: [N, 4], batch index and voxel indices z, y, x of each token; the centre of the voxel counts.
+        """
         grid = (self.voxel_size, self.point_cloud_range)
         size, lower = (coords.new_tensor(values[:2], dtype=torch.float64) for values in grid)
         center = (coords[:, [3, 2]] + 0.5) * size + lower
         return torch.bucketize(center.norm(dim=1), center.new_tensor(self.edges[1:]), right=True)
 
     def counts(self, ring: int | None = None, kind: str | None = None) -> tuple[float, Tensor]:
-        """Tokens, and live tokens in each attention layer [num_layers], in a ring and of a kind; None: all of them.
+        """Number of tokens, and number of live tokens in each attention layer, [num_layers].
+
+        Args:
+            ring: Number of a distance ring; None counts all.
+            kind: 'foreground' or 'background'; None counts both.
 
         Raises:
-            ValueError: If nothing was added.
+            ValueError: If no record was added.
         """
         if self.live is None:
             raise ValueError('no record was added: no sample was run, or the detector did not call its listeners')
@@ -96,12 +104,12 @@ class HaltingStatistics:
         return float(tokens.sum()), live.sum((1, 2))
 
     def sparsity(self, ring: int | None = None, kind: str | None = None) -> Tensor:
-        """Share of tokens that take no part in each attention layer, [num_layers]; NaN where there are none."""
+        """Share of halted tokens in each attention layer, [num_layers]; NaN without tokens. Arguments as `counts`."""
         tokens, live = self.counts(ring, kind)
         return 1 - live / tokens
 
     def rows(self) -> Iterator[tuple[str, float, list[float]]]:
-        """(name, tokens per sample, sparsity per layer) of everything, the kinds, the rings, and the kinds in each."""
+        """Name, tokens per sample and sparsity per layer: of all tokens, of both kinds, and of each in every ring."""
         names = {None: ''} | {ring: f' {self.ring_name(ring)}' for ring in range(len(self.edges))}
         for ring, place in names.items():
             for kind in (None, *KINDS):
@@ -109,13 +117,13 @@ class HaltingStatistics:
                 yield f'{kind or "all"}{place}', tokens / self.samples, (1 - live / tokens).tolist()
 
     def ring_name(self, ring: int) -> str:
-        """What a ring is called."""
+        """The name of a distance ring in tables."""
         if ring + 1 == len(self.edges):
             return f'beyond {self.edges[ring]:g} m'
         return f'{self.edges[ring]:g} to {self.edges[ring + 1]:g} m'
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; sparsity is None where there are no tokens."""
+        """The counts as plain types; the sparsity is None where there are no tokens."""
         rows = {
             name: {'tokens_per_sample': tokens, 'sparsity': shares if tokens else None}
             for name, tokens, shares in self.rows()
@@ -123,7 +131,7 @@ class HaltingStatistics:
         return {'samples': self.samples, 'rows': rows}
 
     def markdown(self) -> str:
-        """A table: a row per kind and ring, a column per attention layer, in percent; the last is their mean."""
+        """A Markdown table in percent: a row per kind and ring, a column per attention layer, and their mean."""
         layers = len(self.sparsity())
         head = ['halted tokens (%)', 'tokens per sample', *(f'layer {layer}' for layer in range(layers)), 'mean']
         lines = [f'| {" | ".join(head)} |', f'|---|{"---:|" * (layers + 2)}']
@@ -138,18 +146,18 @@ class HaltingStatistics:
 
 
 def training_curves(log: Path, gate: int | None = None) -> dict[str, list[tuple[float, float]]]:
-    """Sparsity of foreground and background over a training, from what HaltingHook wrote to ``scalars.json``.
+    """The sparsity of foreground and background tokens over a training with HaltingHook.
 
     Args:
-        log: The file, one JSON object per line.
-        gate: Right after this gate; None: mean over all attention layers.
+        log: The file ``scalars.json`` of the training, one JSON object per line.
+        gate: The gate after which tokens are counted; None means the mean over all attention layers.
 
     Returns:
         Kind -> (iteration, share in 0..1), for `draw_sparsity`.
 
     Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it has no such figures.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file has no such figures.
     """
     if not log.is_file():
         raise FileNotFoundError(f'{log} does not exist')
@@ -170,12 +178,15 @@ def training_curves(log: Path, gate: int | None = None) -> dict[str, list[tuple[
 
 
 def found_boxes(prediction: Any, classes: Sequence[str], score: float) -> dict[str, np.ndarray]:
-    """Class -> [M, 4, 2] corners from above, in metres, of the boxes that reach `score`; M may be 0.
+    """The predicted boxes of each class, seen from above.
 
     Args:
-        prediction: Data sample with `pred_instances_3d`.
-        classes: Names by label.
-        score: Lowest score.
+        prediction: A data sample with `pred_instances_3d`.
+        classes: Names of the classes in the order of their labels.
+        score: Lowest score of a box.
+
+    Returns:
+        Class -> [M, 4, 2] corners in metres; M may be 0.
     """
     found = prediction.pred_instances_3d
     labels = torch.where(found.scores_3d >= score, found.labels_3d, -1).cpu().numpy()
@@ -184,7 +195,7 @@ def found_boxes(prediction: Any, classes: Sequence[str], score: float) -> dict[s
 
 
 def corners_from_above(boxes: Tensor) -> np.ndarray:
-    """[G, 4, 2] corners in metres of boxes [G, 7 or more]."""
+    """The corners [G, 4, 2] of boxes [G, 7 or more] seen from above, in metres."""
     return box_corners(boxes.detach().cpu().numpy())[:, :4, :2]
 
 
@@ -196,15 +207,15 @@ def draw_sample(
     grid: tuple[Sequence[float], Sequence[float]],
     title: str = '',
 ) -> None:
-    """Figure 3 of one sample.
+    """Draws the halted tokens of one sample, as in Figure 3 of the paper.
 
     Args:
         path: PNG file to write.
-        record: Of a batch of one sample.
-        boxes: Annotated boxes, a list of one, or None.
-        found: See `found_boxes`.
-        grid: See `grid_of`.
-        title: Of the picture.
+        record: The halting record of a batch of one sample.
+        boxes: A list with the annotated boxes of the sample, or None.
+        found: Predicted boxes, see `found_boxes`.
+        grid: Voxel size and point cloud range, see `grid_of`.
+        title: Title of the picture.
     """
     draw_halted_tokens(
         path,
@@ -232,13 +243,13 @@ def run_halting(
     """Runs a detector on samples of its test set and writes pictures, plots and a table into `out`.
 
     Args:
-        config_file: Of a detector that halts tokens.
-        checkpoint: Its weights.
+        config_file: The config of a detector that halts tokens.
+        checkpoint: The weights of the detector.
         shown: Indices of the samples that are drawn, as ``halting_<index>.png``.
-        out: Folder of the pictures, `layers.png`, `report.json`, `report.md` and `logs/`.
+        out: Folder for the pictures, `layers.png`, `report.json`, `report.md` and `logs/`.
         overrides: Settings on top of the config, by dotted key.
-        counted: So many samples, evenly spaced over the set, are counted for the table; None: those that are drawn.
-        score: Lowest score of boxes that are drawn.
+        counted: Number of samples, evenly spaced over the test set, in the table; None means those that are drawn.
+        score: Lowest score of a drawn box.
         logs: Name of a training -> its ``scalars.json``, for `training.png`.
 
     Returns:
@@ -246,7 +257,7 @@ def run_halting(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: For an index outside the set, a detector that halts no tokens, or a log without its figures.
+        ValueError: If an index is outside the test set, the detector halts no tokens, or a log lacks the figures.
     """
     curves = {name: training_curves(log) for name, log in (logs or {}).items()}
     checkpoint = local_file(checkpoint)

@@ -50,8 +50,8 @@ class Layer:
         weights: 'yes' if single weights can be pruned, else why not.
         channels: Name of the group of coupled channels that it makes, or '' if its channels stay.
         reason: Why its output channels stay, or ''.
-        kept: Share of its weights that a mask keeps, or of its output channels that a slim model has; None if nothing
-            was pruned.
+        kept: Share of its weights that a mask keeps, or of its output channels that a slim model has; None if none of
+            them were pruned.
     """
 
     name: str
@@ -104,6 +104,8 @@ class LayerReport:
         products: Part -> GFLOPs of no listed layer: attention, and matrix products that are not modules.
         params: Of the whole model.
         gflops: Of one sample, attention included; None if nothing could be counted.
+        kept: Part -> share of its masked weights that are kept, or of its channels in a slim model; empty if nothing
+            was pruned.
         not_counted: Operators that ran and are in no figure.
         notes: What could not be found out, and why.
     """
@@ -116,6 +118,7 @@ class LayerReport:
     products: dict[str, float]
     params: int
     gflops: float | None
+    kept: dict[str, float] = field(default_factory=dict)
     not_counted: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -124,18 +127,15 @@ class LayerReport:
         return asdict(self)
 
     def parts(self) -> dict[str, dict[str, float | None]]:
-        """Part -> ``layers``, ``params``, ``gflops``, and ``kept``: the share of the layers' weights or channels."""
+        """Part -> ``layers``, ``params``, ``gflops`` and ``kept``; the last two may be None."""
         found: dict[str, dict[str, float | None]] = {}
         for part in dict.fromkeys([*(layer.part for layer in self.layers), *self.other]):
             own = [layer for layer in self.layers if layer.part == part]
-            pruned = [layer for layer in own if layer.kept is not None]
-            elements = sum(math.prod(layer.shape) for layer in pruned)
-            kept = sum(layer.kept * math.prod(layer.shape) for layer in pruned) / elements if elements else None
             found[part] = {
                 'layers': len(own),
                 'params': sum(layer.params for layer in own) + self.other.get(part, 0),
                 'gflops': None if self.gflops is None else self.products.get(part, 0.0) + _spent(own),
-                'kept': kept,
+                'kept': self.kept.get(part),
             }
         return found
 
@@ -214,6 +214,7 @@ class _Gathered:
             products=self.products(layers),
             params=sum(parameter.numel() for parameter in self.model.parameters()),
             gflops=None if self.counted is None else self.counted.gflops['total'],
+            kept=self.kept_by_part(),
             not_counted=() if self.counted is None else self.counted.unknown,
             notes=self.notes,
         )
@@ -258,7 +259,7 @@ class _Gathered:
                 weights='yes' if can else 'frozen' if names else f'a {type(module).__name__} is left alone',
                 channels=channels,
                 reason=reason,
-                kept=next((kept[weight] for weight in weights if weight in kept), kept.get(name)),
+                kept=next((kept[weight] for weight in weights if weight in kept), kept.get(channels or name)),
             )
 
     def groups(self) -> Iterator[Group]:
@@ -291,12 +292,26 @@ class _Gathered:
         each = self.costs.per_element.get(f'{name}.weight', 0.0)
         return each * math.prod(self.costs.shapes.get(f'{name}.weight', (0,))) / 1e9
 
+    def kept_by_part(self) -> dict[str, float]:
+        """Part -> share kept, of weights if there are masks, else of channels."""
+        counts: dict[str, list[int]] = {}
+        for name, row in (self._masked() or self._slimmed()).items():
+            total = counts.setdefault(self.part(name), [0, 0])
+            total[:] = [have + more for have, more in zip(total, row)]
+        return {part: kept / total for part, (kept, total) in counts.items()}
+
+    def _masked(self) -> dict[str, tuple[int, int]]:
+        """Parameter -> weights that its mask keeps, and of how many."""
+        masks = unpack((self.checkpoint.get(STATE) or {}).get('masks') or {})
+        return {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
+
+    def _slimmed(self) -> dict[str, tuple[int, int]]:
+        """First layer of a group -> channels that are left, and of how many."""
+        return ((self.checkpoint.get('meta') or {}).get('mmprune3d') or {}).get(META) or {}
+
     def _kept(self) -> dict[str, float]:
         """Share kept, by parameter for masks and by layer for removed channels."""
-        masks = unpack((self.checkpoint.get(STATE) or {}).get('masks') or {})
-        kept = {name: float(mask.double().mean()) for name, mask in masks.items()}
-        removed = ((self.checkpoint.get('meta') or {}).get('mmprune3d') or {}).get(META) or {}
-        return {**kept, **{name: row[0] / row[1] for name, row in removed.items()}}
+        return {name: kept / total for name, (kept, total) in {**self._masked(), **self._slimmed()}.items()}
 
 
 def _spent(layers: Iterable[Layer]) -> float:

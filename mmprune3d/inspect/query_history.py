@@ -1,4 +1,4 @@
-"""What a training with GPQ did to the queries, from the file that its hook writes."""
+"""The queries that a training with GPQ removed, read from the file that GPQHook writes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FIELDS = ('iter', 'removed', 'scores')
 
 @dataclass(frozen=True)
 class Removal:
-    """One line of the file.
+    """One removal: a line of the file.
 
     Attributes:
-        iteration: Iterations that were done by then.
-        removed: Ids of the queries that went, in order.
-        scores: Id -> mean score of the interval, of all queries that were left before.
+        iteration: Number of training iterations before the removal.
+        removed: Ids of the removed queries, in the order of removal.
+        scores: Id -> mean score since the removal before, of every query that was left then.
     """
 
     iteration: int
@@ -27,23 +27,23 @@ class Removal:
 
     @property
     def threshold(self) -> float:
-        """Score of the query that went last: the next one in order stayed."""
+        """The score of the query that was removed last: queries with higher scores stayed."""
         return self.scores[self.removed[-1]]
 
 
 @dataclass(frozen=True)
 class QueryHistory:
-    """All removals of a training, at least one, in order."""
+    """The removals of a training in order; there is at least one."""
 
     removals: tuple[Removal, ...]
 
     @classmethod
     def read(cls, path: Path) -> QueryHistory:
-        """Reads ``gpq_history.jsonl``; a last line that is not complete, of a run that was killed, is left out.
+        """Reads ``gpq_history.jsonl``. An incomplete last line, which a killed training leaves, is skipped.
 
         Raises:
-            FileNotFoundError: If it does not exist.
-            ValueError: If a line is none of GPQHook's, or there is none.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is empty, or GPQHook did not write a line of it.
         """
         if not path.is_file():
             raise FileNotFoundError(f'{path} does not exist')
@@ -56,16 +56,16 @@ class QueryHistory:
 
     @property
     def removed_at(self) -> dict[int, int]:
-        """Id -> iteration of its removal, in order."""
+        """Id of each removed query -> iteration of its removal, in the order of removal."""
         return {id_: removal.iteration for removal in self.removals for id_ in removal.removed}
 
     @property
     def left(self) -> list[int]:
-        """Ids of the queries that are left in the end, ascending."""
+        """The ids of the queries that are left after the last removal, ascending."""
         return sorted(set(self.removals[0].scores) - set(self.removed_at))
 
     def trajectories(self) -> dict[int, list[tuple[int, float]]]:
-        """Id -> (iteration, mean score of the interval before it), as long as the query was there."""
+        """Id -> (iteration, mean score of the interval before it), until the query was removed."""
         found: dict[int, list[tuple[int, float]]] = {id_: [] for id_ in self.removals[0].scores}
         for removal in self.removals:
             for id_, score in removal.scores.items():
@@ -73,21 +73,22 @@ class QueryHistory:
         return found
 
     def thresholds(self) -> list[tuple[int, float]]:
-        """(iteration, score of the query that went)."""
+        """Pairs of an iteration and the `Removal.threshold` of its removal."""
         return [(removal.iteration, removal.threshold) for removal in self.removals]
 
     def lowest_at_first(self) -> float:
-        """Share of the removed queries that were among as many lowest ones in the first interval.
+        """Share of the removed queries that had the lowest scores already in the first interval, 0..1.
 
-        With 1, removing all at once after the first interval would have removed the same ("prune in one iteration" of
-        the paper's Table 5).
+        R queries are compared with the R lowest ones, R being the number of removed queries. A share of 1 means that
+        removing all R at once after the first interval ("prune in one iteration", Table 5 of the paper) would have
+        removed the same queries.
         """
         first, gone = self.removals[0].scores, set(self.removed_at)
         lowest = sorted(first, key=lambda id_: first[id_])[: len(gone)]
         return len(gone & set(lowest)) / len(gone)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """The history as plain types, without the scores."""
         return {
             'first_iter': self.removals[0].iteration,
             'last_iter': self.removals[-1].iteration,
@@ -101,13 +102,13 @@ class QueryHistory:
         }
 
     def markdown(self) -> Iterator[str]:
-        """What a person wants to know first."""
+        """A summary of the history as lines of Markdown."""
         first, last = self.removals[0], self.removals[-1]
         share = 100 * self.lowest_at_first()
         yield f'{len(first.scores)} queries, {len(self.left)} left; removals from iteration {first.iteration} to'
-        yield f'{last.iteration}. Mean score of the query that went: {first.threshold:.2f} at first,'
-        yield f'{last.threshold:.2f} at last. Of the removed queries, {share:.0f} % were among as many lowest ones in'
-        yield 'the first interval.'
+        yield f'{last.iteration}. Mean score of the removed query: {first.threshold:.2f} at first,'
+        yield f'{last.threshold:.2f} at last. {share:.0f} % of the removed queries had one of the'
+        yield f'{len(self.removed_at)} lowest scores in the first interval already.'
 
 
 def _parse(line: str, place: str) -> Removal:
@@ -117,7 +118,8 @@ def _parse(line: str, place: str) -> Removal:
         removal = Removal(int(data['iter']), tuple(data['removed']), scores)
         complete = bool(removal.removed) and set(removal.removed) <= set(scores)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'{place}: no line of GPQHook; valid is an object with {", ".join(FIELDS)}') from error
+        valid = f'valid is an object with {", ".join(FIELDS)}'
+        raise ValueError(f'{place}: GPQHook did not write this line; {valid}') from error
     if not complete:
         raise ValueError(f'{place}: `removed` must name at least one query, and `scores` have a score of each')
     return removal

@@ -11,15 +11,15 @@ from torch import Tensor
 from mmprune3d.adapters.learned_queries import LearnedQueries
 
 POINTS = 'reference_points'
-"""Name of an embedding whose rows are places."""
+"""Name of an embedding whose rows are reference points in the detection range."""
 
 
 @torch.no_grad()
 def points_in_metres(queries: LearnedQueries) -> Tensor | None:
-    """Reference points of all queries, removed ones included, where they were when they were removed.
+    """The reference points of all queries; removed ones are where they were when they were removed.
 
     Returns:
-        [N, 3] x, y, z in metres, on the CPU; None if the queries of this detector are not places in a known range.
+        [N, 3] x, y, z in metres, on the CPU; None if the detector has no reference points, or its range is not known.
     """
     rows = queries.rows.detach().cpu()
     pc_range = range_of(queries)
@@ -30,13 +30,13 @@ def points_in_metres(queries: LearnedQueries) -> Tensor | None:
 
 
 def range_of(queries: LearnedQueries) -> list[float] | None:
-    """Lower x, y, z and upper x, y, z of the detection range in metres, by the box coder."""
+    """The detection range of the box coder, lower x, y, z and upper x, y, z in metres; None if it has none."""
     pc_range = getattr(getattr(queries.head, 'bbox_coder', None), 'pc_range', None)
     return None if pc_range is None else [float(bound) for bound in pc_range]
 
 
 def nearest_distances(points: Tensor) -> Tensor:
-    """Distance of every point [N, 2 or 3] to its nearest other one, [N]; N > 1."""
+    """The distance of every point [N, 2 or 3] to the nearest other point, [N]; N > 1."""
     distances = torch.cdist(points.double(), points.double(), compute_mode='donot_use_mm_for_euclid_dist')
     return distances.fill_diagonal_(math.inf).min(1).values
 

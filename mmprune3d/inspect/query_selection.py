@@ -16,11 +16,11 @@ from mmprune3d.pruning.selection import top_indices
 
 @torch.no_grad()
 def best_pairs(logits: Tensor, limit: int, activation: str = 'sigmoid') -> tuple[Tensor, Tensor]:
-    """Which queries the final results come from, when the best `limit` of them are taken, as heads without NMS do.
+    """The queries that the `limit` results with the highest scores come from, as heads without NMS choose them.
 
     Args:
-        logits: [B, N_q, classes] of the last decoder layer.
-        limit: Results per sample; there are fewer if there are not as many candidates.
+        logits: [B, N_q, classes], the class logits of the last decoder layer.
+        limit: Results per sample; fewer are returned if there are fewer candidates.
         activation: 'sigmoid': every pair of query and class is a candidate. 'softmax': every query is one, with its
             best class other than the background, which is the last column.
 
@@ -38,14 +38,14 @@ def best_pairs(logits: Tensor, limit: int, activation: str = 'sigmoid') -> tuple
 
 @dataclass(frozen=True)
 class Selection:
-    """How often queries were among the results of some samples.
+    """Counts of the results that each query gave over some samples.
 
     Attributes:
-        results: [N_q] int64, results that came from each query. A query with several classes among the results of a
-            sample counts as often.
-        confident: [N_q] int64, those of them whose score reached the threshold.
-        samples: Over how many samples.
-        per_sample: Results of a sample, k.
+        results: [N_q] int64, number of results that came from each query. A query that is among the results of a sample
+            with several classes is counted once per class.
+        confident: [N_q] int64, number of these results whose score reached the threshold.
+        samples: Number of samples.
+        per_sample: Number of results per sample, k.
     """
 
     results: Tensor
@@ -55,15 +55,15 @@ class Selection:
 
     @classmethod
     def zeros(cls, num_queries: int) -> Selection:
-        """Before the first sample."""
+        """Counts of 0, before the first sample."""
         return cls(*torch.zeros(2, num_queries, dtype=torch.int64))
 
     def add(self, query: Tensor, scores: Tensor, threshold: float) -> Selection:
-        """With more samples.
+        """The counts with the results of more samples added.
 
         Args:
             query: [B, k], see `best_pairs`.
-            scores: [B, k].
+            scores: [B, k], scores of the results.
             threshold: Lowest score of a confident result.
         """
         size = len(self.results)
@@ -77,10 +77,10 @@ class Selection:
 
 
 def inequality(counts: Tensor) -> dict[str, float]:
-    """How unequal queries are, in three numbers.
+    """Three measures of how unequally results are spread over queries.
 
     Args:
-        counts: [N_q], how often each was selected.
+        counts: [N_q], number of results that came from each query.
 
     Returns:
         ``never``: share of the queries that were never selected. ``half``: the smallest share of the queries that half
@@ -99,14 +99,14 @@ def inequality(counts: Tensor) -> dict[str, float]:
 
 
 class SelectionCounter:
-    """Counts while a detector is tested.
+    """Counts the results of queries while a detector runs.
 
     Args:
-        queries: Of the detector.
+        queries: The learned queries of the detector.
         threshold: Lowest score of a confident result.
 
     Attributes:
-        selection: What was counted so far.
+        selection: The counts so far.
     """
 
     def __init__(self, queries: LearnedQueries, threshold: float) -> None:
@@ -120,7 +120,7 @@ class SelectionCounter:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listens to the head inside of a ``with``."""
+        """Counts the outputs of every forward pass of the head inside the ``with`` block."""
         handle = self.queries.head.register_forward_hook(self._heard)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What is known about the learned queries of a detector, for programs and as tables."""
+"""Figures about the learned queries of a detector, as plain data and as tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .query_selection import Selection, inequality
 
 TITLE = 'Learned queries'
 COUNTS = ('results', 'confident')
-"""Ways of counting, see `Selection`."""
+"""Names of the two counts of a `Selection`."""
 POINT_ROWS = (
     ('neighbour_m', 'reference points: distance to the nearest (m)', 2),
     ('clark_evans', 'reference points: the same over that of random points', 2),
@@ -25,21 +25,21 @@ POINT_ROWS = (
     ('height_m', 'reference points: mean z (m)', 2),
     ('height_std_m', 'reference points: standard deviation of z (m)', 2),
 )
-"""Figure of `spread`, label, digits."""
+"""Key in the result of `query_points.spread`, label in the table, number of digits."""
 PICTURES = ('frequency.png', 'points.png', 'trajectories.png')
 
 
 @dataclass(frozen=True)
 class QueryUse:
-    """What was found out about one model.
+    """Figures about the queries of one detector.
 
     Attributes:
-        name: See `Candidate`.
+        name: The name of the detector, see `gpq.Candidate`.
         kept: [N_q] int64, original ids of the queries that are left.
         removal_rank: [N] int64: 0 for queries that are left, else their place in the order of removal.
-        selection: How often each of those that are left was selected.
-        points: [N, 3] x, y, z in metres, or None if the queries are not places.
-        pc_range: Lower x, y, z and upper x, y, z in metres, if there are points.
+        selection: How often each query that is left was selected.
+        points: [N, 3] reference points x, y, z in metres, or None if the queries have none.
+        pc_range: The detection range, lower x, y, z and upper x, y, z in metres, if there are points.
         env: See `report.environment`.
     """
 
@@ -52,19 +52,19 @@ class QueryUse:
     env: dict[str, Any]
 
     def inequalities(self) -> dict[str, dict[str, float]]:
-        """See `inequality`, for every way of counting."""
+        """The result of `query_selection.inequality` for each count in `COUNTS`."""
         return {way: inequality(getattr(self.selection, way)) for way in COUNTS}
 
     def spread(self) -> dict[str, float] | None:
-        """See `query_points.spread`, of the queries that are left; None without points, or with a single one."""
+        """The result of `query_points.spread` for the queries that are left; None with fewer than two points."""
         return None if self.points is None or len(self.kept) < 2 else spread(self.points[self.kept], self.pc_range)
 
     def frequency(self, way: str) -> Tensor:
-        """Results per sample, [N_q] float64."""
+        """The mean number of results per sample that come from each query, [N_q] float64."""
         return getattr(self.selection, way).double() / self.selection.samples
 
     def panel(self) -> PointPanel:
-        """Its picture; only with points."""
+        """The input of `draw_points` for this detector, which must have points."""
         frequency = torch.zeros(len(self.removal_rank), dtype=torch.float64)
         frequency[self.kept] = self.frequency('results') / self.frequency('results').mean()
         removed = self.removal_rank > 0
@@ -72,7 +72,7 @@ class QueryUse:
         return PointPanel(title, self.points.numpy(), frequency.numpy(), removed.numpy(), self.pc_range)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; `counts` are in the order of `kept`, `points_m` in that of the ids."""
+        """The figures as plain types; ``counts`` are in the order of ``kept``, ``points_m`` in the order of the ids."""
         return {
             'name': self.name,
             'queries': len(self.kept),
@@ -91,7 +91,7 @@ class QueryUse:
 
 
 def markdown(uses: Sequence[QueryUse], history: QueryHistory | None, threshold: float) -> str:
-    """A table with a column per model, then what the history says, then what the figures depend on."""
+    """The report as Markdown: a table with a column per detector, the history, and the environment of the figures."""
     lines = [f'# {TITLE}', '', f'| | {" | ".join(use.name for use in uses)} |', f'|---|{"---:|" * len(uses)}']
     for label, value in _rows(threshold):
         values = [value(use) for use in uses]
@@ -107,7 +107,7 @@ def markdown(uses: Sequence[QueryUse], history: QueryHistory | None, threshold: 
 
 
 def _rows(threshold: float) -> Iterator[tuple[str, Callable[[QueryUse], str]]]:
-    """Label -> what the cell of a model says; nothing where it has no such figure."""
+    """Pairs of a label and a function from a detector's figures to its cell, '' where it has no such figure."""
     yield 'queries', lambda use: str(len(use.kept))
     yield 'removed', lambda use: str(len(use.removal_rank) - len(use.kept))
     for way, label in zip(COUNTS, ('all results', f'score ≥ {threshold:g}')):

@@ -56,8 +56,9 @@ def test_a_training_checkpoint(tmp_path: Path):
         ({'state_dict': {'a': torch.ones(2)}, 'meta': {'mmcv_version': '1.7', 'CLASSES': ['car']}}, 'mmcv 1.x'),
         ({'state_dict': {'a': torch.ones(2)}, 'pytorch-lightning_version': '2'}, 'PyTorch Lightning'),
         ({'model_state': {'a': torch.ones(2)}, 'version': 'x', 'epoch': 3}, 'OpenPCDet'),
-        ({'state_dict': {'a': torch.ones(2)}, 'meta': {}}, 'mmprune3d (published weights)'),
-        ({'a': torch.ones(2)}, 'plain weights'),
+        ({'state_dict': {'a': torch.ones(2)}, 'meta': {}}, 'not known (weights and meta only)'),
+        ({'a': torch.ones(2)}, 'not known (weights only)'),
+        ({'state_dict': {'a': torch.ones(2)}, 'meta': {'mmprune3d': {'gpq': {}}}}, 'mmprune3d'),
         ({'state_dict': {'a': torch.ones(2)}, 'meta': {'x': 1}, 'y': 2}, 'not known'),
     ],
 )

@@ -342,7 +342,10 @@ class TestCommandLine:
             (['tggbc', 'keys=3'], 'unknown setting keys'),
             (['tome', 'r=7'], "'tome' is not a method; valid are tggbc"),
             (['--image-size', '0', '64'], 'all must be positive'),
-            (['--cfg-options', 'test_dataloader.dataset.pipeline=[]'], 'say --image-size HEIGHT WIDTH and --cameras N'),
+            (
+                ['--cfg-options', 'test_dataloader.dataset.pipeline=[]'],
+                'give --image-size HEIGHT WIDTH and --cameras N',
+            ),
         ],
     )
     def test_errors(self, folder: Path, arguments: list[str], message: str) -> None:

@@ -91,7 +91,7 @@ def test_what_was_pruned_is_told(net: Net) -> None:
     slim = slim_checkpoint({'state_dict': net.state_dict()}, [group], {'body.0': torch.arange(8) < 2})
     report = looked_at(net, slim)
     assert next(layer for layer in report.layers if layer.name == 'body.0').kept == 0.25
-    assert report.groups[0].kept == 0.25
+    assert report.groups[0].kept == 0.25 and report.kept == {'body': 0.25}
 
 
 def test_what_cannot_be_found_out_is_a_note(net: Net) -> None:

@@ -50,8 +50,8 @@ def test_an_incomplete_last_line_is_left_out(history_file: Path) -> None:
     [
         ('', 'has no removals; valid are lines of GPQHook'),
         ('{"iter": 3', 'has no removals'),
-        ('{"loss": 0.5}\n', 'line 1: no line of GPQHook; valid is an object with iter, removed, scores'),
-        ('[1}\n', 'line 1: no line of GPQHook'),
+        ('{"loss": 0.5}\n', 'line 1: GPQHook did not write this line; valid is an object with iter, removed, scores'),
+        ('[1}\n', 'line 1: GPQHook did not write this line'),
         (line(10, [], {0: 0.0}), 'must name at least one query'),
         (line(10, [1], {0: 0.0}), 'scores` have a score of each'),
     ],
