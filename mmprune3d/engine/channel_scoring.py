@@ -50,7 +50,7 @@ def score_channels(
     Args:
         model: The detector, not wrapped.
         plan: Criterion and its settings.
-        batches: As for `mmprune3d.engine.criteria.score`.
+        batches: Batches, see `mmprune3d.engine.criteria.score`.
         fusion: The model's map; a group of channels belongs where the module belongs that it is named after.
         groups: The groups of `trained_groups`.
         choose: Chooses what SynFlow removes between its rounds.
@@ -110,7 +110,7 @@ def choose_channels(
 
 @dataclass(frozen=True)
 class Channels(Measured):
-    """Whole channels.
+    """Whole channels of convolutions and linear layers, coupled ones together.
 
     Attributes:
         coupled: The groups of coupled channels, see `trained_groups`.
@@ -122,27 +122,27 @@ class Channels(Measured):
 
     @property
     def measure(self) -> PerChannel:
-        """See `Measured`."""
+        """The measure of channels, by the plan's `reduce`."""
         return PerChannel(self.coupled, self.plan.reduce, MAKING)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained and makes channels."""
+        """Name -> trained parameter that makes channels, or scales them on their way."""
         making = {m.tensor for group in self.coupled for m in group.members if m.role in MAKING}
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and n in making}
 
     @property
     def groups(self) -> dict[str, str]:
-        """A group of channels belongs where the module belongs that it is named after."""
+        """Name of the group -> group of the fusion map that contains the module which the channels are named after."""
         return {group.name: str(self.fusion.group_of(group.name)) for group in self.coupled}
 
     @property
     def shapes(self) -> dict[str, Sequence[int]]:
-        """See `Measured`."""
+        """Name of the group -> its number of channels."""
         return {group.name: (group.size,) for group in self.coupled}
 
     def magnitudes(self) -> dict[str, Tensor]:
-        """The root mean square, over the layers that make a channel, of the L2 norms of its weights."""
+        """Name of the group -> [C]: root mean square, over the layers that make a channel, of its weights' L2 norms."""
         squares = {name: p.detach().double().square() for name, p in self.parameters.items() if p.dim() > 1}
         values = {}
         for group in self.coupled:
@@ -151,13 +151,13 @@ class Channels(Measured):
         return values
 
     def from_flow(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sum of the scores of the weights that make a channel."""
-        # infinite are those of weights that no flow reaches, and of those that went before: nothing flows there
+        """Name of the group -> [C]: sum of the scores of the weights that make a channel."""
+        # Infinite scores belong to weights that no flow reaches or that an earlier round removed: nothing flows there.
         finite = {name: values.nan_to_num(posinf=0, neginf=0) for name, values in scores.items()}
         return {group.name: group_terms(finite, group, ('out',)) for group in self.coupled}
 
     def flow_masks(self, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        """Masks of everything that makes or reads the channels that go."""
+        """Masks without the weights that make or read the channels which are removed."""
         keep = self.choose({name: values.cpu() for name, values in self.from_flow(scores).items()}, share).keep
         masks = channel_masks(scores, self.coupled, keep)
         whole = {name: torch.ones_like(values, dtype=torch.bool) for name, values in scores.items()}

@@ -38,7 +38,7 @@ BY_GRADIENT = ('altermoma', 'prospr', 'snip')
 
 @dataclass(frozen=True)
 class Scores:
-    """What scoring found.
+    """The result of scoring.
 
     Attributes:
         values: Name of what is scored (a parameter, or a group of channels) -> scores, higher is more important.
@@ -85,7 +85,7 @@ class Measured(ABC):
 
     @abstractmethod
     def magnitudes(self) -> dict[str, Tensor]:
-        """How large the weights are of what is scored."""
+        """Name of what is scored -> size of the weights that belong to it."""
 
     @abstractmethod
     def from_flow(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class Measured(ABC):
 
     @abstractmethod
     def flow_masks(self, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        """From SynFlow's scores of single weights to masks of them, when `share` of what is scored goes."""
+        """From SynFlow's scores of single weights to masks of them, when `share` of what is scored is removed."""
 
     def loss(self, batch: Any) -> Tensor:
         """The training loss of a batch."""
@@ -105,39 +105,39 @@ class Weights(Measured):
 
     @property
     def measure(self) -> Measure:
-        """See `Measured`."""
+        """The measure of single weights: the absolute value of each term."""
         return per_weight
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See `Measured`."""
+        """Name -> weight that can be pruned, see `prunable`."""
         return prunable(self.model)
 
     @property
     def groups(self) -> dict[str, str]:
-        """See `Measured`."""
+        """Name of every parameter -> its group in the fusion map."""
         return parameter_groups(self.model, self.fusion)
 
     @property
     def shapes(self) -> dict[str, Sequence[int]]:
-        """See `Measured`."""
+        """Name -> shape of the weight."""
         return {name: weight.shape for name, weight in self.parameters.items()}
 
     def magnitudes(self) -> dict[str, Tensor]:
-        """Absolute values."""
+        """Name -> absolute values of the weight."""
         return saliency.magnitude(self.parameters)
 
     def from_flow(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The scores as they are."""
+        """SynFlow's scores as they are: they belong to single weights already."""
         return dict(scores)
 
     def flow_masks(self, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        """By the scope and the protected parts of the plan."""
+        """Masks that the plan's scope and protected parts allow, when `share` of the weights is removed."""
         return choose_masks(scores, share, self.plan, self.groups)
 
 
 def batches_needed(plan: WeightPlan) -> int:
-    """How many batches `score` reads."""
+    """The number of batches that `score` reads with this plan."""
     needed = {
         'altermoma': plan.eval_batches + plan.reactivation_steps,
         'prospr': plan.reactivation_steps + 1,
@@ -159,8 +159,8 @@ def score(measured: Measured, batches: Sequence[Any]) -> Scores:
 
     Args:
         measured: What is scored.
-        batches: As arguments of the model, `batches_needed` or more; AlterMOMA evaluates on the first `eval_batches`
-            and reactivates on those that follow.
+        batches: Arguments of the model, batch by batch, `batches_needed` or more. AlterMOMA evaluates on the first
+            `eval_batches` and reactivates on those that follow.
 
     Raises:
         ValueError: If there are too few batches, or AlterMOMA finds fewer than two modalities with weights.

@@ -31,7 +31,7 @@ def recalibrate(model: nn.Module, batches: Sequence[Any]) -> int:
 
     Args:
         model: The detector, not wrapped.
-        batches: As arguments of the model, at least one.
+        batches: Arguments of the model, batch by batch; at least one.
 
     Returns:
         The number of norms that were recalibrated.

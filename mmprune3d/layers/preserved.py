@@ -162,7 +162,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Removes the gradients."""
+    """Removes the gradients of `parameters`: afterwards each `grad` is None."""
     for parameter in parameters:
         parameter.grad = None
 

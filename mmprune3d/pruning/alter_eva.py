@@ -204,7 +204,7 @@ class AlterGradients:
 def alter_moma_scores(
     weights: Terms, gradients: AlterGradients, groups: Mapping[str, str], measure: Measure = per_weight, **settings: Any
 ) -> dict[str, Tensor]:
-    """Importance scores from the gradients.
+    """Importance scores from the gradients of algorithm 1, see `alter_eva`.
 
     Args:
         weights: Name -> initial weights.

@@ -145,7 +145,7 @@ def slice_tensors(
         keep: Group name -> bool [C].
 
     Raises:
-        ValueError: As `dimension_masks`.
+        ValueError: If `keep` or the groups do not fit, see `dimension_masks`.
     """
     made = dict(tensors)
     for (name, dim), mask in _masks_of(tensors, groups, keep).items():
@@ -160,7 +160,7 @@ def mask_tensors(
     """`tensors` with zeros for the removed channels: a dense model that computes what the slim one does.
 
     Weights, biases and norm affines are zeroed, so that the channels are 0 and nobody reads them; running statistics
-    stay. Arguments and errors as `slice_tensors`.
+    stay. Arguments and errors are those of `slice_tensors`.
     """
     made = dict(tensors)
     for name, mask in channel_masks(tensors, groups, keep).items():

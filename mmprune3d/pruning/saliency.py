@@ -63,5 +63,5 @@ def random_scores(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[st
         seed: The seed.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.rand(*shapes[name], generator=generator) for name in sorted(shapes)}
+    drawn = {name: torch.rand(tuple(shapes[name]), generator=generator) for name in sorted(shapes)}
     return {name: drawn[name] for name in shapes}

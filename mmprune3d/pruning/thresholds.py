@@ -52,7 +52,7 @@ def keep_masks(
         protected: Names, or beginnings of names up to a dot, of tensors that are kept whole.
         min_keep: How many of the best of each tensor are kept at least: a number, or a share below 1 (rounded up).
         rounding: See `num_removed`.
-        ties: Of equal scores at the threshold, 'first' keeps those first in the order of names, then of positions;
+        ties: Which of equal scores at the threshold are kept: 'first' keeps the first by name, then by position;
             'drop' removes them all, so that more are removed than asked for (Synaptic-Flow's convention).
 
     Returns:

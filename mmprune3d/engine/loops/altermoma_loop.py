@@ -26,7 +26,7 @@ from mmprune3d.pruning.saliency import magnitude
 from .settings import PruningSettings
 
 REPORT = 'keep_rates.json'
-"""File in the work folder that says what stays."""
+"""File in the work folder that says how many weights were kept."""
 PRUNED = 'pruned.pth'
 """Checkpoint in the work folder from right after pruning, before fine-tuning."""
 REWIND = 'rewind.pth'
@@ -122,7 +122,7 @@ class _PrunesFirst:
             files.write_json(Path(runner.work_dir) / REPORT, {'round': number, **report}, indent=1)
 
     def _save(self) -> None:
-        """A checkpoint to resume from, so that scoring need not be repeated."""
+        """Writes a checkpoint to resume from, so that scoring need not be repeated."""
         runner = self.runner
         runner.save_checkpoint(runner.work_dir, PRUNED, meta=dict(epoch=self.epoch, iter=self.iter))
         if is_main_process():  # as CheckpointHook does, which resumed runs ask
@@ -154,7 +154,7 @@ class _PrunesFirst:
 
     @torch.no_grad()
     def _follow(self, what: str) -> None:
-        """Gives the averaged models the `what` of the model."""
+        """Gives the averaged models the values that the model has in `what`: 'parameters' or 'buffers'."""
         for averaged in averaged_models(self.runner):
             for copy, value in zip(getattr(averaged, what)(), getattr(unwrap(self.runner.model), what)()):
                 copy.copy_(value)

@@ -1,4 +1,4 @@
-"""Two lines in an existing config make its training prune."""
+"""A runner that prunes a detector before it trains it: two lines in an existing config."""
 
 from __future__ import annotations
 
