@@ -7,44 +7,15 @@ from torch import Tensor, nn
 from mmprune3d.layers.attention import AttentionRecord, Keys
 from mmprune3d.layers.key_pruning import ScoreFunction, make_pruner
 from mmprune3d.layers.tggbc import TgGBCKeyPruner, log_clamp
-from mmprune3d.layers.tome import ToMeKeyPruner
 from mmprune3d.models.petr import PETR3DDecoder
 from mmprune3d.pruning.key_plan import KeyPlan
 from mmprune3d.pruning.tggbc import REMOVED_FIRST, TgGBCPlan, choose_keys
-from mmprune3d.pruning.tome import ToMePlan, bipartite_matching, merge_tokens
-from tests.test_layers.slow_decoder import Inputs, Spy, decode, run_layer
+from mmprune3d.pruning.tome import ToMePlan
+from tests.test_layers.slow_decoder import Inputs, Spy, decode
 from tests.test_pruning.choices import assert_same_choice, full_map
 from tests.test_pruning.test_tome import merge_slowly
 
-LAYERS, WIDTH, HEADS, QUERIES, KEYS, CLASSES = 4, 32, 4, 10, 40, 5
-
-
-@pytest.fixture
-def decoder() -> PETR3DDecoder:
-    torch.manual_seed(3)
-    return PETR3DDecoder(LAYERS, WIDTH, HEADS, feedforward_channels=48).eval()
-
-
-@pytest.fixture
-def branches() -> nn.ModuleList:
-    torch.manual_seed(4)
-    return nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(LAYERS))
-
-
-def score_by(branches: nn.ModuleList) -> ScoreFunction:
-    return lambda layer, query: branches[layer](query)
-
-
-def inputs(batch: int, valid: tuple[int, ...] = ()) -> Inputs:
-    """Random tokens; `valid` are the numbers of keys of each sample that are no padding, at random places."""
-    generator = torch.Generator().manual_seed(batch)
-    content, pos = (torch.randn(batch, KEYS, WIDTH, generator=generator) for _ in range(2))
-    query, query_pos = (torch.randn(batch, QUERIES, WIDTH, generator=generator) for _ in range(2))
-    mask = None
-    if valid:
-        places = torch.rand(batch, KEYS, generator=generator).argsort(1)
-        mask = places >= torch.tensor(valid)[:batch, None]
-    return query, Keys(content + pos, content, mask), query_pos
+from .small_decoder import CLASSES, HEADS, KEYS, LAYERS, QUERIES, WIDTH, inputs, score_by
 
 
 def check(decoder: PETR3DDecoder, branches: nn.ModuleList, plan: TgGBCPlan, data: Inputs) -> None:
@@ -375,69 +346,3 @@ def test_kept_keys_have_the_gradient_of_the_same_keys_chosen_by_hand(plan: KeyPl
         merged = merge_slowly(record.key.mean(1)[0], content[0], [1.0] * KEYS, 20)[0]
         expected = torch.autograd.grad((merged * weights[0]).sum(), content)[0]
     torch.testing.assert_close(found, expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('r', [[12], [20, 10], [15, 0, 11]], ids=str)
-def test_tome_in_a_decoder_equals_the_slow_obvious_way(decoder: PETR3DDecoder, r: list[int]) -> None:
-    """Similarity of projected keys, averaged over heads; keys and values merged alike, weighted by size."""
-    data, removals = inputs(2), [*r, 0, 0, 0]
-    decoder.key_pruner = pruner = ToMeKeyPruner(ToMePlan(r=r), LAYERS, record=True)
-    outputs = decoder(*data, score_fn=None).queries
-    for b in range(2):
-        query, query_pos = data[0][b : b + 1], data[2][b : b + 1]
-        key, value, sizes = data[1].key[b], data[1].value[b], [1.0] * KEYS
-        for index, layer in enumerate(decoder.layers):
-            query, _ = run_layer(layer, query, Keys(key[None], value[None]), query_pos)
-            torch.testing.assert_close(outputs[index, b], decoder.post_norm(query)[0], atol=1e-5, rtol=1e-5)
-            if index < LAYERS - 1 and removals[index]:
-                attention = layer.attentions[1].attn
-                part = slice(WIDTH, 2 * WIDTH)
-                projected = key @ attention.in_proj_weight[part].T + attention.in_proj_bias[part]
-                metric = projected.view(-1, HEADS, WIDTH // HEADS).mean(1)
-                key, new_sizes = merge_slowly(metric, key, sizes, removals[index])
-                value, sizes = merge_slowly(metric, value, sizes, removals[index])[0], new_sizes
-    assert [ids.shape[1] for ids in pruner.kept] == list(ToMePlan(r=r).keys_per_layer(KEYS, LAYERS))
-    assert all(len(set(ids[0].tolist())) == ids.shape[1] for ids in pruner.kept)
-    assert pruner.has_pruned
-
-
-def test_tome_refuses_padding(decoder: PETR3DDecoder) -> None:
-    decoder.key_pruner = ToMeKeyPruner(ToMePlan(r=10), LAYERS)
-    with pytest.raises(ValueError, match='ToMe knows no masks'):
-        decoder(*inputs(2, (40, 30)), score_fn=None)
-
-
-def test_tome_refuses_more_than_half(decoder: PETR3DDecoder) -> None:
-    decoder.key_pruner = ToMeKeyPruner(ToMePlan(r=21, n=1), LAYERS)
-    with pytest.raises(ValueError, match='cannot merge 21 of 40 keys in one layer; at most 20'):
-        decoder(*inputs(2), score_fn=None)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('settings', [dict(r=0, q=3, n=1), dict(r=0, q=5, n=2), dict(r=10, q=6, n=2)], ids=str)
-def test_merged_queries(decoder: PETR3DDecoder, settings: dict) -> None:
-    """Layer by layer: the most similar projected queries become their mean, and go on as one."""
-    plan, data = ToMePlan(**settings), inputs(2)
-    decoder.key_pruner = make_pruner(plan, LAYERS)
-    decoded = decoder(*data, score_fn=None, all_layers=False)
-    assert decoded.queries.shape[2] == QUERIES - plan.q
-    content, keys, query_pos = data
-    query, size, key_size, belongs = content, None, None, torch.eye(QUERIES).expand(2, -1, -1)
-    for index, layer in enumerate(decoder.layers):
-        query, record = layer(query, keys, query_pos)
-        removed, merged = plan.removals(LAYERS, keys.key.shape[1])[index], plan.query_removals(LAYERS)[index]
-        if removed:
-            matching, before = bipartite_matching(record.key.mean(1), removed), key_size
-            key_size = merge_tokens(keys.key[..., :1], matching, before)[1]
-            keys = keys.map(lambda tokens, m=matching, s=before: merge_tokens(tokens, m, s)[0])
-        if merged:
-            matching = bipartite_matching(record.query.mean(1), merged)
-            query_pos, belongs = (merge_tokens(tokens, matching, size)[0] for tokens in (query_pos, belongs))
-            query, size = merge_tokens(query, matching, size)
-    torch.testing.assert_close(decoded.queries[-1], torch.nan_to_num(decoder.post_norm(query)))
-    # a reference point of a merged query is the mean of those of its members
-    points = torch.rand(2, QUERIES, 3)
-    torch.testing.assert_close(decoded.reduce(points), belongs @ points)
-    members = belongs > 0
-    assert (members.sum(1) == 1).all() and members.sum() == 2 * QUERIES
