@@ -38,7 +38,6 @@ class Commands:
         example: str = '',
         note: str = '',
         after_interrupt: str = GOES_ON,
-        aliases: Sequence[str] = (),
     ) -> argparse.ArgumentParser:
         """Adds a command.
 
@@ -49,7 +48,6 @@ class Commands:
             example: Arguments of an example.
             note: A sentence that is printed above the example.
             after_interrupt: What is printed after Ctrl-C, see `run_main`.
-            aliases: Other names of the command.
 
         Returns:
             The command's parser, for its arguments.
@@ -57,7 +55,6 @@ class Commands:
         example = f'example:\n  {self.parser.prog} {command} {example}'.rstrip()
         parser = self._parsers.add_parser(
             command,
-            aliases=aliases,
             help=help,
             description=help[0].upper() + help[1:] + '.',
             epilog=f'{note}\n\n{example}' if note else example,

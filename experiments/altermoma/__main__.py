@@ -42,7 +42,6 @@ def commands() -> Commands:
         'statistics',
         statistics,
         "how the two parts of AlterMOMA's score relate, over settings of the reactivation",
-        aliases=['scores'],
     )
     _add_common(parser)
     _add_common(made.add('cost', cost, 'passes, time and memory of scoring, by criterion', '--threads 2'))

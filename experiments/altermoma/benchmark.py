@@ -193,7 +193,7 @@ def in_parts(group: ChannelGroup) -> bool:
 def slimmed(
     config: Config, model: nn.Module, groups: Sequence[ChannelGroup], costs: LayerCosts, share: float, round_to: int
 ) -> Parts:
-    """The parts without `share` of their FLOPs; channels are chosen at random."""
+    """The parts without `share` of their FLOPs, channels chosen at random."""
     generator = torch.Generator().manual_seed(0)
     scores = {group.name: torch.rand(group.size, generator=generator) for group in groups}
     flops = Costs(costs.per_element, costs.shapes, costs.fixed)
@@ -204,8 +204,8 @@ def slimmed(
     return Parts(slim)
 
 
-def summarized(costs: Mapping[str, LayerCosts], times: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Median times and ratios by variant; see `measure`."""
+def summarized(costs: Mapping[str, Costs], times: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians and ratios."""
     made: dict[str, Any] = {}
     for name, each in costs.items():
         spent = gflops_by_part(each, PARTS)
