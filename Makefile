@@ -17,7 +17,7 @@ env:
 	@$(PYTHON) scripts/make_env.py
 
 demo: env
-	@$(BIN)/python tools/demo.py $(ARGS)
+	@$(BIN)/python -m mmprune3d demo $(ARGS)
 
 # One thread per process: the models are tiny, and results do not depend on the machine.
 test: env

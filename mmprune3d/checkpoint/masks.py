@@ -1,4 +1,4 @@
-"""Files with pruning masks: those that ``tools/prune.py`` writes, and checkpoints of masked models."""
+"""Files with pruning masks: those that ``mmprune3d prune`` writes, and checkpoints of masked models."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     packed = found.get(STATE, {}).get('masks') if isinstance(found, dict) else None
     if not packed:
         raise ValueError(
-            f'{path} has no masks: it was written neither by tools/prune.py nor by a training with MaskHook'
+            f'{path} has no masks: it was written neither by mmprune3d prune nor by a training with MaskHook'
         )
     return unpack(packed)
