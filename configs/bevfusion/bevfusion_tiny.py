@@ -1,5 +1,5 @@
 # A small BEVFusion for synthetic data: all parts of the full one, small widths, maps of 64 x 64 cells of 1.6 m.
-# It starts from its two streams, each trained alone before (tools/fuse_checkpoints.py).
+# It starts from its two streams, each trained alone before (mmprune3d checkpoint fuse).
 _base_ = ['../_base_/datasets/nuscenes_fusion.py', 'mmdet3d::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmprune3d'], allow_failed_imports=False)
 

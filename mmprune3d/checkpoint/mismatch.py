@@ -66,7 +66,7 @@ def remedy(mismatch: Mismatch) -> str:
         return (
             f'the checkpoint has {saved[0]} queries, the model {model[0]}: set num_query={saved[0]} '
             f"(num_queries in mmdet's own heads), or load a checkpoint with {model[0]} queries"
-            ' (tools/compact.py makes one of a training with GPQHook)'
+            ' (mmprune3d compact makes one of a training with GPQHook)'
         )
     classes = _CLASSES.search(mismatch.key)
     if mismatch.rows_only and classes:
