@@ -21,6 +21,8 @@ example:
 """
 KEY_METHODS = ('tggbc', 'tome')
 KEY_PLAN = ('r=0.5', 'n=2')
+LOG = Path('logs', 'inspect.log')
+"""File in the folder for the results that gets what other packages print."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +52,13 @@ def keys(args: argparse.Namespace) -> None:
     """Looks at the keys that a plan leaves."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.key_use import run_keys
+    from mmprune3d.screen import chatter_to
 
-    plan = read_plan(args.words)
+    plan, where = read_plan(args.words), (args.config, args.checkpoint)
     writable(args.out)
-    where = (args.config, args.checkpoint, plan, args.out, args.cfg_options)
-    print(common.aligned(run_keys(*where, args.samples, args.pictures)))
+    with chatter_to(args.out / LOG):
+        text = run_keys(*where, plan, args.out, args.cfg_options, args.samples, args.pictures)
+    print(common.aligned(text))
     print(f'wrote {args.out}')
 
 
@@ -106,11 +110,15 @@ def queries(args: argparse.Namespace) -> None:
     """Looks at the learned queries of one or several detectors."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.gpq import Candidate, run_analysis
+    from mmprune3d.screen import chatter_to
 
     writable(args.out)
     first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)
     candidates = [first, *map(Candidate.parse, args.compare)]
-    print(run_analysis(candidates, args.out, args.history, args.samples, args.score_threshold, args.cfg_options))
+    counted = (args.history, args.samples, args.score_threshold)
+    with chatter_to(args.out / LOG):
+        text = run_analysis(candidates, args.out, *counted, args.cfg_options)
+    print(text)
 
 
 QUERIES = common.Command(
@@ -147,10 +155,13 @@ def halting(args: argparse.Namespace) -> None:
         args.parser.error(f'cannot read --log {" ".join(args.log)}; valid is NAME=FILE')
     from mmprune3d.files import writable
     from mmprune3d.inspect.halting import run_halting
+    from mmprune3d.screen import chatter_to
 
     logs = {name: Path(file) for name, _, file in (log.partition('=') for log in args.log)}
     drawn = (args.draw, writable(args.out), args.cfg_options, args.samples, args.score_threshold, logs)
-    print(run_halting(args.config, args.checkpoint, *drawn))
+    with chatter_to(args.out / LOG):
+        text = run_halting(args.config, args.checkpoint, *drawn)
+    print(text)
 
 
 HALTING = common.Command(
@@ -180,10 +191,12 @@ def layers(args: argparse.Namespace) -> None:
     """Lists the layers of a detector."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.layers import run_layers
+    from mmprune3d.screen import chatter_to
 
     writable(args.out)
     channels = not args.no_channels
-    text = run_layers(args.config, args.checkpoint, args.out, args.cfg_options, args.rows, channels)
+    with chatter_to(args.out / LOG):
+        text = run_layers(args.config, args.checkpoint, args.out, args.cfg_options, args.rows, channels)
     print(common.aligned(text))
     print(f'wrote {args.out}')
 
