@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,12 @@ def run(args: argparse.Namespace) -> int:
     return common.print_help(args)
 
 
+def shown(text: str) -> str:
+    """A report for the screen: with aligned tables, and without its pictures."""
+    lines = [line for line in text.split('\n') if not line.startswith('![')]
+    return re.sub(r'\n{3,}', '\n\n', common.aligned('\n'.join(lines)))
+
+
 def _add_samples(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument('--samples', metavar='N', type=int, help=f'test samples, evenly spaced (default: {text})')
 
@@ -58,7 +65,7 @@ def keys(args: argparse.Namespace) -> None:
     writable(args.out)
     with chatter_to(args.out / LOG):
         text = run_keys(*where, plan, args.out, args.cfg_options, args.samples, args.pictures)
-    print(common.aligned(text))
+    print(shown(text))
     print(f'wrote {args.out}')
 
 
@@ -197,7 +204,7 @@ def layers(args: argparse.Namespace) -> None:
     channels = not args.no_channels
     with chatter_to(args.out / LOG):
         text = run_layers(args.config, args.checkpoint, args.out, args.cfg_options, args.rows, channels)
-    print(common.aligned(text))
+    print(shown(text))
     print(f'wrote {args.out}')
 
 

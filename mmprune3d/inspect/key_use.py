@@ -85,7 +85,8 @@ class KeyUse:
 
     def markdown(self, title: str, pictures: Sequence[str] = ()) -> str:
         """The report as Markdown."""
-        lines = [f'# Keys of {title}', '', f'{self.plan}. Means over {len(self.keys)} samples.', '']
+        settings = ', '.join(f'{name}={value}' for name, value in self.plan.to_dict().items() if name != 'method')
+        lines = [f'# Keys of {title}', '', f'{self.plan.title}: {settings}. Means over {len(self.keys)} samples.', '']
         lines += [*self._layers(), '', *self._cameras(), '']
         if self.table is not None:
             lines += markdown(self.table, self.left, len(self.keys), self.voters)
