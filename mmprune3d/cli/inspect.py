@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ example:
 """
 KEY_METHODS = ('tggbc', 'tome')
 KEY_PLAN = ('r=0.5', 'n=2')
+LOG = Path('logs', 'inspect.log')
+"""File in the folder for the results that gets what other packages print."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the help: one of the commands below it is needed."""
     return common.print_help(args)
+
+
+def shown(text: str) -> str:
+    """A report for the screen: with aligned tables, and without its pictures."""
+    lines = [line for line in text.split('\n') if not line.startswith('![')]
+    return re.sub(r'\n{3,}', '\n\n', common.aligned('\n'.join(lines)))
 
 
 def _add_samples(parser: argparse.ArgumentParser, text: str) -> None:
@@ -50,11 +59,13 @@ def keys(args: argparse.Namespace) -> None:
     """Looks at the keys that a plan leaves."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.key_use import run_keys
+    from mmprune3d.screen import chatter_to
 
-    plan = read_plan(args.words)
+    plan, where = read_plan(args.words), (args.config, args.checkpoint)
     writable(args.out)
-    where = (args.config, args.checkpoint, plan, args.out, args.cfg_options)
-    print(common.aligned(run_keys(*where, args.samples, args.pictures)))
+    with chatter_to(args.out / LOG):
+        text = run_keys(*where, plan, args.out, args.cfg_options, args.samples, args.pictures)
+    print(shown(text))
     print(f'wrote {args.out}')
 
 
@@ -107,11 +118,15 @@ def queries(args: argparse.Namespace) -> None:
     """Looks at the learned queries of one or several detectors."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.gpq import Candidate, run_analysis
+    from mmprune3d.screen import chatter_to
 
     writable(args.out)
     first = Candidate(args.name or args.config.stem, args.config, args.checkpoint)
     candidates = [first, *map(Candidate.parse, args.compare)]
-    print(run_analysis(candidates, args.out, args.history, args.samples, args.score_threshold, args.cfg_options))
+    counted = (args.history, args.samples, args.score_threshold)
+    with chatter_to(args.out / LOG):
+        text = run_analysis(candidates, args.out, *counted, args.cfg_options)
+    print(text)
 
 
 QUERIES = common.Command(
@@ -148,10 +163,13 @@ def halting(args: argparse.Namespace) -> None:
         args.parser.error(f'cannot read --log {" ".join(args.log)}; valid is NAME=FILE')
     from mmprune3d.files import writable
     from mmprune3d.inspect.halting import run_halting
+    from mmprune3d.screen import chatter_to
 
     logs = {name: Path(file) for name, _, file in (log.partition('=') for log in args.log)}
     drawn = (args.draw, writable(args.out), args.cfg_options, args.samples, args.score_threshold, logs)
-    print(run_halting(args.config, args.checkpoint, *drawn))
+    with chatter_to(args.out / LOG):
+        text = run_halting(args.config, args.checkpoint, *drawn)
+    print(text)
 
 
 HALTING = common.Command(
@@ -181,11 +199,13 @@ def layers(args: argparse.Namespace) -> None:
     """Lists the layers of a detector."""
     from mmprune3d.files import writable
     from mmprune3d.inspect.layers import run_layers
+    from mmprune3d.screen import chatter_to
 
     writable(args.out)
     channels = not args.no_channels
-    text = run_layers(args.config, args.checkpoint, args.out, args.cfg_options, args.rows, channels)
-    print(common.aligned(text))
+    with chatter_to(args.out / LOG):
+        text = run_layers(args.config, args.checkpoint, args.out, args.cfg_options, args.rows, channels)
+    print(shown(text))
     print(f'wrote {args.out}')
 
 

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from mmprune3d import files
 from mmprune3d.adapters.learned_queries import LearnedQueries, find_queries
@@ -20,6 +19,7 @@ from mmprune3d.measure import report as reports
 from mmprune3d.measure.accuracy import evenly_spaced
 from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from mmprune3d.measure.samples import batch_size_of
+from mmprune3d.screen import bar
 from mmprune3d.visualization.queries import draw_frequencies, draw_points, draw_trajectories
 
 from .query_history import QueryHistory
@@ -74,7 +74,7 @@ def count_selections(runner: Runner, queries: LearnedQueries, samples: int | Non
     loader = DataLoader(part, batch_size_of(whole), num_workers=whole.num_workers, collate_fn=whole.collate_fn)
     counter = SelectionCounter(queries, threshold)
     with counter.listening():
-        for batch in tqdm(loader, desc='samples', unit='batch', leave=False):
+        for batch in bar(loader, desc='queries', unit='batches', leave=False):
             runner.model.test_step(batch)
     if counter.selection.samples != len(part):
         raise ValueError(f'the head saw {counter.selection.samples} samples of {len(part)}; valid is once for each')

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from mmengine.runner import Runner
 from torch import Tensor
-from tqdm import tqdm
 
 from mmprune3d import adapters
 from mmprune3d.checkpoint.addresses import local_file
@@ -22,6 +21,7 @@ from mmprune3d.measure.runners import loaded_runner, prepare, read_config
 from mmprune3d.measure.samples import data_info
 from mmprune3d.measure.tested import TestedSet
 from mmprune3d.pruning.key_plan import KeyPlan
+from mmprune3d.screen import bar
 from mmprune3d.visualization.cameras import camera_names
 from mmprune3d.visualization.keys import cells_of
 from mmprune3d.visualization.upgrade import draw_upgrade
@@ -85,7 +85,8 @@ class KeyUse:
 
     def markdown(self, title: str, pictures: Sequence[str] = ()) -> str:
         """The report as Markdown."""
-        lines = [f'# Keys of {title}', '', f'{self.plan}. Means over {len(self.keys)} samples.', '']
+        settings = ', '.join(f'{name}={value}' for name, value in self.plan.to_dict().items() if name != 'method')
+        lines = [f'# Keys of {title}', '', f'{self.plan.title}: {settings}. Means over {len(self.keys)} samples.', '']
         lines += [*self._layers(), '', *self._cameras(), '']
         if self.table is not None:
             lines += markdown(self.table, self.left, len(self.keys), self.voters)
@@ -178,7 +179,7 @@ class KeyInspection:
     def batches(self, title: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """A batch of one sample and its info, for every sample."""
         loader = self.runner.test_dataloader
-        for index in tqdm(range(len(loader.dataset)), desc=title, unit='sample', leave=False, disable=None):
+        for index in bar(range(len(loader.dataset)), desc=title, unit='samples', leave=False):
             yield loader.collate_fn([loader.dataset[index]]), data_info(loader.dataset, index)
 
     def pruned(self, batch: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:

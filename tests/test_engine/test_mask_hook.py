@@ -238,7 +238,7 @@ def with_masks(masks: dict[str, Tensor]) -> Any:
 @pytest.mark.parametrize(
     'hooks, message',
     [
-        (lambda _: dict(type='MaskHook'), 'MaskHook: no masks. Give the file that mmprune3d prune wrote'),
+        (lambda _: dict(type='MaskHook'), 'MaskHook: no masks. Give the file that "mmprune3d prune" wrote'),
         (
             with_masks({'head.weight': torch.ones(2, 6) > 0}),
             'masks of 1 parameters that the model lacks: head.weight; it has',

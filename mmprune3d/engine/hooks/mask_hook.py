@@ -83,7 +83,7 @@ class MaskHook(Hook):
             self.set_masks(runner, self.masks, self.record)
         elif not getattr(runner.train_loop, 'makes_masks', False):
             raise ValueError(
-                'MaskHook: no masks. Give the file that mmprune3d prune wrote, '
+                'MaskHook: no masks. Give the file that "mmprune3d prune" wrote, '
                 "dict(type='MaskHook', masks='masks.pth'), load a checkpoint that has them, or make them with "
                 "train_cfg=dict(type='PruningLoop', ...)"
             )

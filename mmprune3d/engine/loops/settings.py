@@ -67,7 +67,7 @@ class PruningSettings:
         if self.plan.mode != 'unstructured':
             raise ValueError(
                 f'mode={self.plan.mode!r} removes channels, for which the model is built anew before a training: '
-                'prune with mmprune3d prune and train the slim config; masks of single weights need sparsity=...'
+                'prune with "mmprune3d prune" and train the slim config; masks of single weights need sparsity=...'
             )
         iterative = self.plan.criterion == 'magnitude'
         if not iterative and (self.epochs_per_round or self.rewind != 'none'):
