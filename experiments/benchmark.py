@@ -103,3 +103,27 @@ def run(
     print(markdown(results))
     print(listed(conditions))
     return results
+
+
+def stage_times(
+    calls: Mapping[str, Callable[[], dict[str, float]]], repeats: int, title: str
+) -> dict[str, list[dict[str, float]]]:
+    """Times of several calls that take turns, so that a busy machine slows all of them.
+
+    Args:
+        calls: Name -> function that runs once and returns milliseconds by stage, see `StageTimer.measure`.
+        repeats: Rounds that count; one more warms up.
+        title: Shown beside the progress bar.
+
+    Returns:
+        Name -> milliseconds by stage, for each round.
+    """
+    from tqdm import tqdm
+
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    for number in tqdm(range(repeats + 1), desc=title, unit='round', leave=False):
+        for name, call in calls.items():
+            taken = call()
+            if number:
+                times[name].append(taken)
+    return times

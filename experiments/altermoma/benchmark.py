@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from experiments.benchmark import stage_times
 from experiments.models import CONFIGS, build
 from experiments.tables import markdown_table
 from mmprune3d.checkpoint.slim import slim_state_dict, structure_of
@@ -169,12 +170,11 @@ def measure(
             count_costs(slim.detector, lambda slim=slim: slim(inputs, metas, lidar)),
         )
     timers = {name: StageTimer({part: getattr(v[0], part) for part in PARTS}) for name, v in variants.items()}
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    for round_ in tqdm(range(repeats + 1), desc=row, unit='round'):
-        for name, (parts, _) in variants.items():
-            taken = timers[name].measure(lambda parts=parts: parts(inputs, metas, lidar))
-            if round_:
-                times[name].append(taken)
+    calls = {
+        name: partial(timers[name].measure, partial(parts, inputs, metas, lidar))
+        for name, (parts, _) in variants.items()
+    }
+    times = stage_times(calls, repeats, row)
     return {'row': row, 'variants': summarized({name: v[1] for name, v in variants.items()}, times)}
 
 

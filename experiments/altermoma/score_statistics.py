@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from experiments.models import load, training_batches
@@ -44,12 +45,7 @@ def plans_of(sparsity: float, eval_batches: int = 4) -> dict[str, AlterMOMAPlan]
 
 def spearman(first: Tensor, second: Tensor) -> float:
     """Rank correlation of two vectors; equal values share the mean of their ranks."""
-    return float(torch.corrcoef(torch.stack([_ranks(first), _ranks(second)]))[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[which]
+    return float(spearmanr(first.numpy(), second.numpy()).statistic)
 
 
 def statistics_of(

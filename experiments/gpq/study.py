@@ -26,7 +26,7 @@ SCRATCH_EPOCHS, TUNED_EPOCHS = 5, 1
 PRUNED = 0.7
 """Share of the fine-tuning in which queries are removed."""
 PRUNED_FROM_SCRATCH = 0.5
-"""The same for GPQ-t."""
+"""Share of the training in which queries are removed, for GPQ-t."""
 ONE_SHOT_INTERVAL = 48
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,6 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from experiments.benchmark import stage_times
 from experiments.study import WEIGHTS, Result, tester
 from experiments.tables import by_seed, listed, markdown_table, write_table
 from mmprune3d import adapters, files
@@ -90,22 +92,14 @@ def decoder_times(out: Path, trained: Iterable[Result], repeats: int) -> dict[st
             runner = tester_of(out, result['name'], result['seed'])
             runner.load_or_resume()
             models[str(result['queries'])] = runner.model.eval()
-    calls: dict[str, Callable[[], object]] = {}
     batch = next(iter(runner.test_dataloader))
-    timers = {}
-    for name, model in models.items():
-        timers[name] = StageTimer({'decoder': adapters.stages(model)['decoder']})
-        calls[name] = lambda model=model: model.test_step(copy.deepcopy(batch))
+    timers = {name: StageTimer({'decoder': adapters.stages(model)['decoder']}) for name, model in models.items()}
+    calls = {name: partial(timers[name].measure, partial(test_step, model, batch)) for name, model in models.items()}
     for name, (_, plan) in AT_RUN_TIME.items() if str(MANY) in models else ():
-        timers[name] = timers[str(MANY)]
-        calls[name] = lambda plan=plan: pruned_step(models[str(MANY)], plan, copy.deepcopy(batch))
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+        step = partial(pruned_step, models[str(MANY)], plan, batch)
+        calls[name] = partial(timers[str(MANY)].measure, step)
     with torch.no_grad():
-        for round_ in range(repeats + 1):
-            for name, call in calls.items():
-                measured = timers[name].measure(call)
-                if round_:  # the first one warms up
-                    times[name].append(measured)
+        times = stage_times(calls, repeats, 'timing')
     return {name: medians(values)['decoder'] for name, values in times.items()}
 
 
@@ -116,11 +110,16 @@ def objects_per_sample(runner: Runner) -> float:
     return mean(counts)
 
 
+def test_step(model: nn.Module, batch: dict[str, Any]) -> None:
+    """One test step; the batch is copied, as the model may change it."""
+    model.test_step(copy.deepcopy(batch))
+
+
 def pruned_step(model: nn.Module, plan: KeyPlan, batch: dict[str, Any]) -> None:
     """One test step with a plan attached."""
     adapters.attach(model, plan)
     try:
-        model.test_step(batch)
+        test_step(model, batch)
     finally:
         adapters.detach(model)
 

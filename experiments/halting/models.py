@@ -54,7 +54,7 @@ tokens, and a real frame on the nuScenes grid, which comes without boxes."""
 
 @dataclass(frozen=True)
 class Detectors:
-    """The same detector three times, and the sample for it.
+    """Three forms of a detector with the same weights, and a sample for them.
 
     Attributes:
         fast: Not halting.

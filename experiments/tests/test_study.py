@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from experiments import study as studies
+from experiments.benchmark import stage_times
 from experiments.study import Result, Row, Study
 from experiments.tables import by_seed, listed, markdown_table, write_table
 from mmprune3d import files
@@ -73,3 +74,15 @@ def test_tables(tmp_path: Path) -> None:
     assert write_table(tmp_path, lines, {'a': results[:1], 'b': results[1:]}, env={}) == '\n'.join(lines)
     assert files.read_json(tmp_path / 'table.json') == {'results': results, 'env': {}}
     assert (tmp_path / 'table.md').read_text() == '\n'.join(lines) + '\n'
+
+
+def test_timed_calls_take_turns_and_the_first_round_warms_up() -> None:
+    order = []
+
+    def call(name: str) -> dict[str, float]:
+        order.append(name)
+        return {'decoder': float(len(order))}
+
+    times = stage_times({name: lambda name=name: call(name) for name in 'ab'}, 2, 'title')
+    assert ''.join(order) == 'ababab'
+    assert times == {'a': [{'decoder': 3.0}, {'decoder': 5.0}], 'b': [{'decoder': 4.0}, {'decoder': 6.0}]}

@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         return torch.stack([self._heads(output) for output in outputs])[-1]
 
     def stock_fused(self) -> Tensor:
-        """The same with fused attention, and with the heads of the last layer only: the baseline at its best."""
+        """The stock decoder with fused attention and the heads of the last layer only: the baseline at its best."""
         return self.fused(None)
 
     def tome(self) -> Tensor:

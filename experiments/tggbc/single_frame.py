@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmprune3d import adapters
 from mmprune3d.config_types import is_a
 from mmprune3d.pruning.tggbc import TgGBCPlan
+from mmprune3d.visualization.upgrade import join_nearest
 
 CAR = 'car'
 RANDOM = ('MultiViewGlobalRotScaleTrans', 'MultiViewRandomFlip3D', 'MultiViewPhotoMetricDistortion')
@@ -56,12 +57,9 @@ def found_cars(prediction: Any, boxes: Tensor, score: float = 0.3, within: float
     found = prediction.pred_instances_3d
     keep = (found.scores_3d >= score) & (found.labels_3d == 0)
     centers = found.bboxes_3d.tensor[keep.cpu(), :2]
-    distance, count = torch.cdist(boxes[:, :2].float(), centers.float()), 0
-    while distance.numel() and distance.min() <= within:
-        row, column = divmod(int(distance.argmin()), distance.shape[1])
-        distance[row], distance[:, column] = torch.inf, torch.inf
-        count += 1
-    return count
+    distances = torch.cdist(boxes[:, :2].float(), centers.float())
+    distances[distances > within] = torch.inf
+    return int(join_nearest(distances.cpu().numpy())[0].sum())
 
 
 class SingleFrame:
