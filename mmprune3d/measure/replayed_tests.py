@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from unittest.mock import patch
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmprune3d import adapters
@@ -187,7 +188,7 @@ class CachedTest:
     ) -> None:
         check_baseline(runner)
         self.runner = runner
-        self.model: nn.Module = runner.model
+        self.model: Any = runner.model
         if not callable(getattr(self.model, 'extract_feat', None)):
             raise ValueError(f'{type(self.model).__name__} has no `extract_feat`: its features cannot be kept')
         whole = runner.test_dataloader
@@ -273,9 +274,7 @@ class CachedTest:
         chosen = set(evenly_spaced(len(self.replay), min(samples, len(self.replay))))
         with self._replaying():
             yield (
-                lambda batch=batch: self.model.test_step(batch)
-                for position, batch in enumerate(self.replay)
-                if position in chosen
+                partial(self.model.test_step, batch) for position, batch in enumerate(self.replay) if position in chosen
             )
 
     def close(self) -> None:
