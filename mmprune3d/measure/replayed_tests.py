@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -263,9 +264,7 @@ class CachedTest:
         chosen = set(evenly_spaced(len(self.replay), min(samples, len(self.replay))))
         with self._replaying():
             yield (
-                lambda batch=batch: self.model.test_step(batch)
-                for position, batch in enumerate(self.replay)
-                if position in chosen
+                partial(self.model.test_step, batch) for position, batch in enumerate(self.replay) if position in chosen
             )
 
     def close(self) -> None:

@@ -51,4 +51,5 @@ def plan_from_dict(data: Mapping[str, Any]) -> Plan:
     Raises:
         ValueError: If the method or a setting is unknown or not valid.
     """
-    return plan_type(checks.mapping('plan', data, "dict(method='tggbc', r=12000)").get('method')).from_dict(data)
+    values = checks.mapping('plan', data, "dict(method='tggbc', r=12000)")
+    return plan_type(values.get('method', '')).from_dict(values)

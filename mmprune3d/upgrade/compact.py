@@ -115,7 +115,7 @@ def compact(
     model = build_model(config)
     queries = make_prunable(model)
     load_state_dict(model, weights, strict=True)
-    embedding = queries.embedding
+    embedding: Any = queries.embedding
     if embedding.num_kept == len(embedding.removal_rank):
         raise ValueError(f'the checkpoint has all of its {embedding.num_kept} queries: there is nothing to compact')
     index = None

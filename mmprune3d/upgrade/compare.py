@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,8 +105,9 @@ class SideBySide:
     @torch.no_grad()
     def run(self, model: nn.Module, batch: dict[str, Any]) -> list[Any]:
         """Predictions of the model that was taken last."""
+        detector: Any = model
         with self.tested.precision():
-            return model.test_step(copy.deepcopy(batch))
+            return detector.test_step(copy.deepcopy(batch))
 
     def accuracy(self) -> dict[str, dict[str, float]]:
         """Metrics of both models over the test set; none where accuracy cannot be measured."""
@@ -127,9 +129,10 @@ class SideBySide:
             self.predict(name, self.batches[0])
         for batch in tqdm(self.batches * self.repeats, desc='timing', unit='batch'):
             for name in self.models:
-                model, data = self.take(name), copy.deepcopy(batch)
+                detector: Any = self.take(name)
+                step = partial(detector.test_step, copy.deepcopy(batch))
                 with torch.no_grad(), self.tested.precision():
-                    spent = timers[name].measure(lambda model=model, data=data: model.test_step(data))
+                    spent = timers[name].measure(step)
                 times[name].append(self.grouped(spent))
         return {name: medians(values) for name, values in times.items()}
 
@@ -139,7 +142,7 @@ class SideBySide:
         for name in self.models:
             model = self.take(name)
             cost = self.cost_of(name, model, batch)
-            results[name] = {**cost, 'peak_mib': peak_memory(lambda model=model: self.run(model, batch))}
+            results[name] = {**cost, 'peak_mib': peak_memory(partial(self.run, model, batch))}
         return results
 
     def cost_of(self, name: str, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:

@@ -249,7 +249,7 @@ class PlanWithFineTuning(Step):
             return False
         raw = draw(Runner.build_dataloader(config.train_dataloader, seed=seed), batches, seed)
         with seeded(seed):
-            recalibrate(model, CachedBatches(raw, model.data_preprocessor, seed))
+            recalibrate(model, CachedBatches(raw, model.get_submodule('data_preprocessor'), seed))
         return True
 
     def to_dict(self) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class HaltingComparison(SideBySide):
     def cost_of(self, name: str, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """GFLOPs and parameters of a model on the first batch; sparsity over the timed batches."""
         records = [record for timed in self.batches for record in self.records(name, timed)]
-        each = [record.sparsity() for record in records] or [torch.zeros(model.backbone.num_layers)]
+        backbone: Any = model.get_submodule('backbone')
+        each = [record.sparsity() for record in records] or [torch.zeros(backbone.num_layers)]
         return {**super().cost_of(name, model, batch), 'sparsity': torch.stack(each).mean(0).tolist()}
 
     @staticmethod

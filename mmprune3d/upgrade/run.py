@@ -168,9 +168,11 @@ class Upgraded:
             out: Folder of the upgrade.
             attached: Steps that prune the model at run time.
         """
-        config, data = upgraded_config(self.config, None, self.imports), None
-        if attached:
-            data = read_checkpoint(self.weights)
+        config = upgraded_config(self.config, None, self.imports)
+        if not attached:  # then the checkpoint is there already
+            write_upgraded(out, config, None, *self.files)
+            return
+        data = read_checkpoint(self.weights)
         for step in attached:
             config, data = upgraded_config(config, step.plan), with_plan(data, step.plan)
         write_upgraded(out, config, data, *self.files)

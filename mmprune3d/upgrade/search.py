@@ -33,6 +33,11 @@ WARNING = (
 )
 
 
+def key_plans() -> dict[str, type[KeyPlan]]:
+    """Method -> class of its plans, for the methods that prune keys: for them a plan can be searched."""
+    return {name: plan for name, plan in PLANS.items() if issubclass(plan, KeyPlan)}
+
+
 @dataclass(frozen=True)
 class SearchRequest:
     """What a search for a plan looks for.
@@ -69,7 +74,7 @@ class SearchRequest:
         Raises:
             ValueError: If a setting is unknown, or is r or n.
         """
-        plan_type = PLANS[checks.choice('method', method, tuple(PLANS))]
+        plan_type = key_plans()[checks.choice('method', method, tuple(key_plans()))]
         rest = text.split(',')[1:]
         taken = [item for item in rest if item.partition('=')[0].strip() in ('r', 'n')]
         if taken:
@@ -96,7 +101,7 @@ def parse_plan(
         return SearchRequest.parse(method, text, calibrate=calibrate, **limit)
     if max_drop is not None or calibrate is not None:
         raise ValueError(f'--max-drop and --calibrate are for --{method} {AUTO}; {text!r} fixes the plan')
-    return PLANS[checks.choice('method', method, tuple(PLANS))].parse(text)
+    return key_plans()[checks.choice('method', method, tuple(key_plans()))].parse(text)
 
 
 def require_limited(runner: Runner) -> None:

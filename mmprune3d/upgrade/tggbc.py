@@ -47,8 +47,12 @@ class KeyPruning(Step):
     search: PlanSearch | None = None
 
     @classmethod
-    def of(cls, plan: Plan | SearchRequest) -> Self:
-        """A step with a plan, or with a search for one."""
+    def of(cls, plan: Any) -> Self:
+        """A step with a plan, or with a search for one.
+
+        Args:
+            plan: A `KeyPlan` or a `SearchRequest`.
+        """
         return cls(plan.template, plan) if isinstance(plan, SearchRequest) else cls(plan)
 
     @classmethod
@@ -72,7 +76,7 @@ class KeyPruning(Step):
             return self
         restrict(scene.upgraded, scene.samples)
         search = find_plan(scene.upgraded, self.request, scene.out, scene.measured, fingerprint(scene.weights))
-        return replace(self, plan=search.plan, request=None, search=search)
+        return replace(self, plan=search.plan or self.plan, request=None, search=search)
 
     def attach(self, model: nn.Module) -> None:
         """See `adapters.attach`."""

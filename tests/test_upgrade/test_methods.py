@@ -6,19 +6,18 @@ import json
 import runpy
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmprune3d import adapters
-from mmprune3d.engine import hooks
 from mmprune3d.pruning import plans
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
 from mmprune3d.pruning.gpq import GPQPlan
@@ -65,9 +64,10 @@ def test_every_method_has_a_plan_a_step_and_where_it_prunes_at_run_time_a_hook()
     for name, method in methods.known().items():
         assert method.plan_type is plans.PLANS[name] and method.plan_type.method == name
         assert issubclass(method.step_type, Step) and bool(method.hook) == method.step_type.at_run_time
-        assert not method.hook or getattr(hooks, method.hook).plan_type is method.plan_type
         assert bool(method.training) == ('epochs' in method.step_type.options)
-        assert method.plan_type.parse(method.plan_type.example).method == name
+        plan = method.plan_type.parse(method.plan_type.example)
+        assert plan.method == name
+        assert not method.hook or HOOKS.build(dict(type=method.hook, **asdict(plan))).plan == plan
 
 
 @pytest.mark.parametrize('name', NAMES)
