@@ -55,7 +55,7 @@ def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> tqdm:
     """
     if sys.stderr is None or sys.stderr.isatty():
         return tqdm(iterable, **settings)
-    form = '{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}, {remaining} left]'
+    form = '{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}, {remaining} left{postfix}]'
     return tqdm(
         iterable,
         **{**settings, 'leave': True},

@@ -18,6 +18,7 @@ examples:
 """
 AFTER_INTERRUPT = 'generated scenes are kept if they were complete; the same command goes on'
 METHOD = 'tggbc'
+LOG = 'logs/output.log'
 PLAN = ('r=740', 'n=1', 'k=50')
 VAL_SCENES, SAMPLES, IMAGE_SIZE = 8, 24, (352, 128)
 CONFIG = Path('configs', 'petr', 'petr_tiny.py')
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.datasets.synthetic.generate import generate
     from mmprune3d.files import writable
     from mmprune3d.pruning.tggbc import TgGBCPlan
+    from mmprune3d.screen import chatter_to
     from mmprune3d.upgrade.run import run_upgrade
 
     words = args.words[1:] if args.words[:1] == [METHOD] else args.words
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
         'test_evaluator.data_root': data_root,
         'test_evaluator.ann_file': f'{data_root}nuscenes_infos_val.pkl',
     }
-    run_upgrade(config, checkpoint, plan, args.out, overrides, timed=16, repeats=3, pictures=3)
+    with chatter_to(args.out / LOG):
+        run_upgrade(config, checkpoint, plan, args.out, overrides, timed=16, repeats=3, pictures=3)
 
 
 def find_model(checkpoint: str | None) -> tuple[Path, str | Path]:

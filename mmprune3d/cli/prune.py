@@ -23,6 +23,7 @@ examples:
   mmprune3d prune CONFIG CHECKPOINT flops=0.5 round_to=8 --out work_dirs/slim
 """
 METHOD = 'altermoma'
+LOG = 'logs/output.log'
 TARGETS = ('sparsity', 'channels', 'flops', 'params')
 
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """Scores the weights, writes masks or a slim detector, prints the table."""
     from mmprune3d.engine.criteria import keep_table
     from mmprune3d.files import writable
+    from mmprune3d.screen import chatter_to
     from mmprune3d.upgrade.channel_settings import with_target
     from mmprune3d.upgrade.channels import prune_channels
     from mmprune3d.upgrade.masks import prune_checkpoint
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     configured = {} if has_target(settings) else configured_settings(args.config)
     channels = with_target(configured, settings).get('mode') == 'channels'
     prune = prune_channels if channels else prune_checkpoint
-    report = prune(args.config, args.checkpoint, args.out, settings, args.cfg_options)
+    with chatter_to(args.out / LOG):
+        report = prune(args.config, args.checkpoint, args.out, settings, args.cfg_options)
     draw_keep_rates(report, args.out / 'keep_rates.png')
     print(report.get('table') or keep_table(report))
     print(f'wrote {args.out}')

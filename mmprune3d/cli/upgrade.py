@@ -22,6 +22,8 @@ examples:
 AFTER_INTERRUPT = GOES_ON
 OUT = 'work_dirs/upgrade'
 AUTO = 'auto'
+LOG = 'logs/output.log'
+"""What other packages print, in the folder of the upgrade."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,13 +116,14 @@ def run_methods(texts: Mapping[str, str], args: argparse.Namespace) -> None:
         ValueError: If methods or settings are not valid; nothing has been read or written then.
     """
     from mmprune3d.files import alone
+    from mmprune3d.screen import chatter_to
     from mmprune3d.upgrade import methods
     from mmprune3d.upgrade.run import run_upgrade
     from mmprune3d.upgrade.steps import Options
 
     options = Options(args.epochs, args.lr_factor, args.max_drop, args.calibrate)
     steps = methods.parse(texts, options)
-    with alone(Path(args.out)):
+    with alone(Path(args.out)), chatter_to(Path(args.out) / LOG):
         run_upgrade(
             args.config,
             args.checkpoint,

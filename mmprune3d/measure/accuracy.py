@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 
 from mmprune3d.evaluation import NaNPredictionError
+from mmprune3d.screen import bar
 
 from .baseline import UnchangedHook, check_hooks
 from .score_warnings import collected, score_warnings
@@ -33,7 +34,7 @@ class ProgressBarHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Opens the progress bar."""
-        self._bar = tqdm(total=len(runner.test_dataloader), desc=self.title, unit='batch', leave=self.leave)
+        self._bar = bar(total=len(runner.test_dataloader), desc=self.title, unit='batch', leave=self.leave)
 
     def after_test_iter(self, runner: Runner, *_: object, **__: object) -> None:
         """Moves the progress bar by one batch."""

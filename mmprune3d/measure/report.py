@@ -12,6 +12,7 @@ import torch
 
 from mmprune3d import files
 from mmprune3d.compat import installed_version
+from mmprune3d.screen import say
 
 from .score_warnings import markdown as warning_lines
 
@@ -112,12 +113,12 @@ def write(report: Mapping[str, Any], folder: Path, text: str) -> None:
 def finish(report: Mapping[str, Any], folder: Path, text: str) -> None:
     """Writes the report (see `write`), prints it, and says where the upgraded model is."""
     write(report, folder, text)
-    print(text)
-    print(f'Upgraded model: {folder / "upgraded.py"} {folder / "upgraded.pth"}', flush=True)
+    say(text)
+    say(f'Upgraded model: {folder / "upgraded.py"} {folder / "upgraded.pth"}')
 
 
 def tell_pictures(drawn: Iterable[Path]) -> None:
     """Prints where the pictures are, if there are any."""
     names = ', '.join(map(str, drawn))
     if names:
-        print(f'Pictures: {names}')
+        say(f'Pictures: {names}')

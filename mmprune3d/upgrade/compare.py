@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from mmengine.runner import Runner
 from torch import nn
-from tqdm import tqdm
 
 from mmprune3d import adapters
 from mmprune3d.adapters.learned_queries import num_queries
@@ -22,6 +21,7 @@ from mmprune3d.measure.flops import count_operations
 from mmprune3d.measure.memory import peak_memory
 from mmprune3d.measure.tested import BASELINE, TestedSet
 from mmprune3d.measure.timing import StageTimer, medians
+from mmprune3d.screen import bar
 from mmprune3d.visualization.bev_boxes import draw_bev_boxes
 from mmprune3d.visualization.upgrade import annotated_boxes, confident_boxes, draw_upgrade
 from mmprune3d.visualization.upgrade_2d import draw_upgrade_2d
@@ -127,7 +127,7 @@ class SideBySide:
         for name in self.models:
             timers[name] = StageTimer(self.stages(self.take(name)))
             self.predict(name, self.batches[0])
-        for batch in tqdm(self.batches * self.repeats, desc='timing', unit='batch'):
+        for batch in bar(self.batches * self.repeats, desc='timing', unit='batch'):
             for name in self.models:
                 detector: Any = self.take(name)
                 step = partial(detector.test_step, copy.deepcopy(batch))

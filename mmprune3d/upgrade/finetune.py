@@ -27,6 +27,7 @@ from mmprune3d.measure.annotations import missing_named
 from mmprune3d.measure.runners import with_own_visualizer
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.settings import Plan
+from mmprune3d.screen import bar
 
 from .configs import with_plan
 from .schedules import SHORTEST, scaled, stretched, stretched_hooks
@@ -169,6 +170,28 @@ class WarmUpCheckHook(Hook):
                 )
 
 
+class TrainingBarHook(Hook):
+    """A progress bar over the iterations of a fine-tuning, with the loss; what mmengine logs goes on as before."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Opens the bar, at the iteration where an interrupted training goes on."""
+        self._bar = bar(total=runner.max_iters, initial=runner.iter, desc='fine-tuning', unit='iteration')
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Moves the bar by one iteration."""
+        if outputs and 'loss' in outputs:
+            self._bar.set_postfix(loss=f'{float(outputs["loss"]):.3g}', refresh=False)
+        self._bar.update()
+
+    def after_train(self, runner: Runner) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+
 @dataclass(frozen=True)
 class PlanWithFineTuning(Step):
     """A pruning plan, and how the detector is fine-tuned.
@@ -214,6 +237,7 @@ class PlanWithFineTuning(Step):
         runner = runner_type.from_cfg(copy.deepcopy(config))
         if self.epochs is not None:
             runner.register_hook(WarmUpCheckHook())
+        runner.register_hook(TrainingBarHook())
         with missing_named('training', 'Give an ann_file with annotations in train_dataloader.dataset'):
             runner.train()
 

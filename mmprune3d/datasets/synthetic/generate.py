@@ -99,13 +99,13 @@ def _put(staging: Path, out: Path) -> None:
 
 def _record_all(config: GeneratorConfig, root: Path, progress: bool) -> Tables:
     """Records all scenes and joins their records in the order of the jobs."""
-    from tqdm import tqdm
+    from mmprune3d.screen import bar
 
     jobs, done = config.jobs(), {}
-    with tqdm(total=len(jobs), unit='scene', disable=not progress) as bar:
+    with bar(total=len(jobs), desc='scenes', unit='scene', disable=not progress) as shown:
         for index, tables in _run(config, jobs, root):
             done[index] = tables
-            bar.update()
+            shown.update()
     sensors = rig_records(config.image_size, config.sensors)
     joined: Tables = {name: [] for name in TABLE_NAMES} | shared_tables(sensors)
     for index in range(len(jobs)):
