@@ -73,7 +73,8 @@ class KeyPruner(ABC):
         record: Whether to keep the original ids of the surviving keys; off by default, it costs a gather per layer.
 
     Attributes:
-        recorded: With ``record=True``, which keys the layers of the last forward pass attend to, else None.
+        record: The argument; a change holds from the next forward pass on.
+        recorded: The keys that the layers of the last forward pass attend to; empty without `record`.
         has_pruned: Whether anything was removed since the pruner was made.
 
     Raises:
@@ -85,7 +86,8 @@ class KeyPruner(ABC):
         self.plan = plan
         self.num_layers = num_layers
         self.has_pruned = False
-        self.recorded: KeyRecord | None = KeyRecord() if record else None
+        self.record = record
+        self.recorded = KeyRecord()
 
     @abstractmethod
     def __call__(self, layer: int, query: Tensor, keys: Keys, record: AttentionRecord, score_fn: ScoreFunction) -> Kept:
@@ -101,18 +103,17 @@ class KeyPruner(ABC):
 
     @property
     def kept(self) -> list[Tensor]:
-        """The ids of `recorded`, one [B, N_k] per layer; empty without ``record=True``."""
-        return [] if self.recorded is None else self.recorded.kept
+        """The ids of `recorded`, one [B, N_k] per layer."""
+        return self.recorded.kept
 
     def begin_record(self, keys: Keys) -> None:
         """Forgets the last forward pass: the first layer attends to all `keys`."""
-        if self.recorded is not None:
-            batch, num = keys.key.shape[:2]
-            self.recorded = KeyRecord([torch.arange(num, device=keys.key.device).expand(batch, -1)])
+        batch, num = keys.key.shape[:2]
+        self.recorded = KeyRecord([torch.arange(num, device=keys.key.device).expand(batch, -1)] if self.record else [])
 
     def record_same(self) -> None:
         """Notes, if ids are kept, that nothing was removed after a layer."""
-        if self.recorded is not None:
+        if self.record:
             self.recorded.same()
 
 

@@ -92,7 +92,7 @@ class TgGBCKeyPruner(KeyPruner):
             index, surplus = most_important(importance, self._left[0], keys.attention_mask), None
         else:
             index, surplus = most_important_each(importance, self._left, keys.attention_mask)
-        if self.recorded is not None:
+        if self.record:
             ids = compose(self.kept[-1], index)
             self.recorded.other(ids if surplus is None else ids.masked_fill(surplus, -1))
         keys = keys.select(index)

@@ -68,7 +68,7 @@ class ToMeKeyPruner(KeyPruner):
         before = self._size
         merged = keys.map(lambda tokens: merge_tokens(tokens, matching, before)[0])
         self._size = merge_tokens(keys.key[..., :1], matching, before)[1]
-        if self.recorded is not None:
+        if self.record:
             sources, destinations = self.kept[-1][:, ::2], self.kept[-1][:, 1::2]
             self.recorded.other(torch.cat((compose(sources, matching.stay), destinations), dim=1))
         return merged

@@ -98,7 +98,7 @@ class HaltingPlan(Plan):
             )
         # as wide, next to the tokens, as in the paper's size: on narrow ones a wider U-Net costs what halting saves
         widths = tuple(max(8, embed_dims // part) for part in (8, 4, 2))
-        modules = (dict(type='HaltingUNet', widths=widths), dict(type='HaltingMLP'))
+        modules: tuple[dict[str, Any], ...] = (dict(type='HaltingUNet', widths=widths), dict(type='HaltingMLP'))
         return [
             dict(
                 block=block,

@@ -111,7 +111,10 @@ def test_the_record_says_which_layers_got_other_keys(
         assert [ids.shape[1] for ids in pruner.recorded.kept] == [40, 37, 37, 32]
     decoder.key_pruner = pruner = make_pruner(make(r=[3, 0, 5]), LAYERS)
     decoder(*inputs(2), score_fn=score_by(branches))
-    assert pruner.recorded is None and pruner.kept == []
+    assert pruner.kept == pruner.recorded.changed == []
+    pruner.record = True
+    decoder(*inputs(2), score_fn=score_by(branches))
+    assert pruner.recorded.changed == [1, 3]
 
 
 @torch.no_grad()
