@@ -196,7 +196,7 @@ def test_a_method_of_another_package_appears_everywhere(
     common.add_commands(parser, {'upgrade': command})
     with pytest.raises(SystemExit):
         parser.parse_args(['upgrade', '--help'])
-    assert 'halting, silent and settings' in capsys.readouterr().out.replace('\n', ' ')
+    assert 'halting, silent and settings' in ' '.join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         parser.parse_args(['upgrade', '--describe'])
     assert 'silent     multiplies the output of a layer by a factor\n' in capsys.readouterr().out
