@@ -29,22 +29,22 @@ LOG = 'logs/output.log'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See --help."""
     common.add_model(parser)
-    common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune; several methods where they go together', needed=True)
+    common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune', needed=True)
     add_options(parser)
-    plain, examples = parser.format_help, parser.epilog or EPILOG.strip('\n')
+    plain, words = parser.format_help, next(one for one in parser._actions if one.dest == 'words')
 
     def format_help() -> str:
         # only now: the methods of other packages may take seconds to import
-        parser.epilog = f'methods (--describe METHOD shows the settings of one):\n{listing()}\n\n{examples}'
+        words.help = f'{", ".join(names())} and settings; several methods where they go together'
         return plain()
 
-    parser.format_help = format_help
+    parser.format_help = format_help  # type: ignore[method-assign]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``mmprune3d upgrade`` and ``tools/upgrade.py`` have in common."""
     add = parser.add_argument
-    add('--describe', metavar='METHOD', action=Describe, help='show what a method does and its settings, and exit')
+    add('--describe', metavar='METHOD', nargs='?', action=Describe, help='what all methods do, or one and its settings')
     add('--epochs', metavar='N', type=int, help='epochs of fine-tuning (default: as many as the config trains)')
     add('--lr-factor', metavar='F', type=float, help="fine-tuning: multiple of the config's learning rate (0.5)")
     add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01, which is one point)')
@@ -57,24 +57,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
 
 
-def listing() -> str:
-    """The methods with one line each."""
-    from mmprune3d.upgrade.describe import listing
+def names() -> list[str]:
+    """The names of all methods."""
+    from mmprune3d.upgrade.methods import known
 
-    return listing()
+    return list(known())
 
 
 class Describe(argparse.Action):
-    """Prints what a method does, and ends."""
+    """Prints what all methods do, or one method and its settings, and ends."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Raises SystemExit, with status 2 if there is no such method."""
-        from mmprune3d.upgrade.describe import describe
+        from mmprune3d.upgrade.describe import describe, listing
 
         try:
-            text = describe(values)
+            text = listing() if values is None else describe(values)
         except ValueError as error:
             parser.error(str(error))
         print(text)
@@ -87,14 +87,12 @@ def texts_of(words: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: If a word is neither a method nor a setting, or a method occurs twice.
     """
-    from mmprune3d.upgrade.methods import known
-
-    found = common.methods(words, list(known()))
+    found = common.methods(words, names())
     for method, settings in found.items():
         for word in settings:
             if '=' not in word and word.split(',')[0] != AUTO:
                 raise ValueError(
-                    f'{word!r} is neither a method ({", ".join(known())}) nor a setting of {method} (key=value)'
+                    f'{word!r} is neither a method ({", ".join(names())}) nor a setting of {method} (key=value)'
                 )
         settings.sort(key=lambda word: word.split(',')[0] != AUTO)  # "k=100 auto" is "auto k=100"
     return {method: ','.join(settings) for method, settings in found.items()}

@@ -44,7 +44,7 @@ def settings_of(plan: type[Plan]) -> list[Setting]:
 
 
 def _first_sentence(text: str) -> str:
-    return re.split(r'(?<!Eq)(?<=[.;]) (?=[A-Z0-9\'])', text)[0].rstrip('.;')
+    return re.split(r'(?<!Eq\.)(?<=[.;]) (?=[A-Z0-9\'])', text)[0].rstrip('.;')
 
 
 def _shown(default: Any) -> str:
@@ -80,8 +80,8 @@ def describe(name: str) -> str:
 
 
 def listing() -> str:
-    """All methods with one line each, for ``--help``."""
-    return '\n'.join(f'  {method.name:10} {method.summary}' for method in known().values())
+    """All methods with one line each, for the screen."""
+    return '\n'.join(f'{method.name:10} {method.summary}' for method in known().values())
 
 
 def table(methods: Iterable[Method] | None = None) -> str:

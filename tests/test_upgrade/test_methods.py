@@ -73,7 +73,7 @@ def test_every_method_has_a_plan_a_step_and_where_it_prunes_at_run_time_a_hook()
 @pytest.mark.parametrize('name', NAMES)
 def test_the_settings_of_every_plan_are_described(name: str) -> None:
     settings = describe.settings_of(plans.PLANS[name])
-    assert all(10 < len(setting.text) < 160 and '\n' not in setting.text for setting in settings)
+    assert all(10 < len(setting.text) < 200 and '\n' not in setting.text for setting in settings)
     text = describe.describe(name)
     assert f'mmprune3d upgrade CONFIG CHECKPOINT {name} ' in text and max(map(len, text.splitlines())) <= 100
     assert all(f'  {setting.name}' in text for setting in settings)
@@ -197,7 +197,10 @@ def test_a_method_of_another_package_appears_everywhere(
     common.add_commands(parser, {'upgrade': command})
     with pytest.raises(SystemExit):
         parser.parse_args(['upgrade', '--help'])
-    assert '  silent     multiplies the output of a layer by a factor\n' in capsys.readouterr().out
+    assert 'halting, silent and settings' in ' '.join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        parser.parse_args(['upgrade', '--describe'])
+    assert 'silent     multiplies the output of a layer by a factor\n' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         parser.parse_args(['upgrade', '--describe', 'silent'])
     assert '  factor (0.0)             What its output is multiplied by\n' in capsys.readouterr().out
