@@ -51,7 +51,23 @@ class Command:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with a usage line that has the positional and the required arguments only; options are listed below it."""
+    """Help that fits a screen.
+
+    The usage line has the positional and the required arguments only, options are listed below it, each on one line
+    where that is possible. ``--help`` itself is not listed.
+
+    Args:
+        prog: Name of the command.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """``KEY=VALUE ...`` instead of ``KEY=VALUE [KEY=VALUE ...]``."""
+        if action.nargs != '+':
+            return super()._format_args(action, default_metavar)
+        return f'{self._metavar_formatter(action, default_metavar)(1)[0]} ...'
 
     def add_usage(
         self, usage: str | None, actions: Iterable[argparse.Action], groups: Iterable[Any], prefix: str | None = None
@@ -65,7 +81,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         super().add_usage(usage, actions, groups, prefix)
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Measures the names of subcommands with their indentation, which argparse (3.11) forgets."""
+        """Adds an argument to the list; names of subcommands count with their indentation, which argparse forgets."""
+        if '--help' in action.option_strings:
+            return
         super().add_argument(action)
         if isinstance(action, argparse._SubParsersAction):
             self._action_max_length += self._indent_increment

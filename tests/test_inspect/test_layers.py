@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmprune3d.checkpoint.masks import packed_state
 from mmprune3d.checkpoint.slim import slim_checkpoint
 from mmprune3d.cli import main
-from mmprune3d.inspect.layers import inspect_layers, markdown
+from mmprune3d.inspect.layers import inspect_layers, markdown, raw_outputs
 from mmprune3d.pruning.channels import ChannelGroup, Member
 from tests.conftest import CONFIG
 
@@ -106,6 +106,36 @@ def test_what_cannot_be_found_out_is_a_note(net: Net) -> None:
     assert 'Net has no fusion map' in report.notes[0] and 'no such mode (NotImplementedError)' in report.notes[2]
     text = markdown(report, 'net')
     assert '| **all** | 6 |' in text and all(note in text for note in report.notes)
+
+
+class Detector(nn.Module):
+    """As MVXTwoStageDetector, whose ``_forward`` takes nothing: predictions only, and boxes that marks would break."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 1)
+        self.add_module(head, nn.Conv2d(8, 2, 1))
+        self.head_name = head
+
+    def _forward(self) -> None:
+        pass
+
+    def forward(self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor') -> Any:
+        if mode == 'tensor':
+            return self._forward(inputs, data_samples)
+        scores = self.get_submodule(self.head_name)(self.body(inputs))
+        assert scores.isfinite().all()
+        return scores.argmax()
+
+
+def test_detectors_without_raw_outputs_are_run_as_far_as_their_head() -> None:
+    detector, forward = Detector('bbox_head').eval(), raw_outputs({'inputs': torch.rand(1, 3, 4, 4)})
+    (scores,) = forward(detector)
+    assert scores.shape == (1, 2, 4, 4) and not detector.bbox_head._forward_hooks
+    report = inspect_layers(detector, lambda: detector(torch.rand(1, 3, 4, 4), mode='predict'), forward)
+    assert [group.name for group in report.groups] == ['body'] and len(report.notes) == 1
+    with pytest.raises(ValueError, match="Detector has neither mode='tensor' nor a head"):
+        forward(Detector('tail'))
 
 
 def test_the_screen_shows_the_costliest(net: Net) -> None:
