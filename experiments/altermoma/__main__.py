@@ -54,7 +54,7 @@ def commands() -> Commands:
     )
     benchmarks.add_options(parser, devices=('cpu',), dtypes=('float32',))
     parser.add_argument(
-        '--round-to', type=int, metavar='N', help='kept channels are a multiple of N (default: 32; row tiny: 8)'
+        '--round-to', type=int, metavar='N', help='kept channels are a multiple of N (default: 32; row tiny: 1)'
     )
     return made
 

@@ -210,7 +210,9 @@ class KeyStudy:
             yield from (f'## {part.title}', '', *self._table(part), '', f'![{part.title}]({name}.png)', '')
         table = self.record.data.get('attention_kept')
         if table is not None:
-            yield from key_attention.markdown(torch.tensor(table), KEPT_SHARE, LISTENED)
+            yield from key_attention.markdown(
+                torch.tensor(table), KEPT_SHARE, min(LISTENED, self.record.data['evaluated'])
+            )
 
     def _table(self, part: Part) -> Iterator[str]:
         names = [name for name in self.baseline if name not in ('plan', 'keys', 'seconds')]

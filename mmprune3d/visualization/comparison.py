@@ -16,11 +16,11 @@ TRUTH: Color = (78, 78, 84)
 
 
 class Boxes(NamedTuple):
-    """Confident boxes of a prediction, or annotated ones.
+    """Boxes of a prediction with high scores, or annotated boxes.
 
     Attributes:
-        corners: [N, 8, 3], see `box_corners`.
-        labels: [N].
+        corners: Corners [N, 8, 3], as from `box_corners`.
+        labels: Classes [N].
     """
 
     corners: np.ndarray
@@ -28,22 +28,22 @@ class Boxes(NamedTuple):
 
     @property
     def centers(self) -> np.ndarray:
-        """[N, 2] on the ground."""
+        """Centres of the boxes on the ground, [N, 2]."""
         return self.corners[:, :4, :2].mean(1)
 
     def where(self, keep: np.ndarray) -> Boxes:
-        """Those of a mask [N]."""
+        """Selects the boxes of a mask [N]."""
         return Boxes(self.corners[keep], self.labels[keep])
 
 
 class Comparison(NamedTuple):
-    """Boxes of both models, and which of them have a partner.
+    """Boxes of both models, and whether each has a partner in the other model.
 
     Attributes:
-        before: Of the baseline.
-        after: Of the pruned model.
-        found_again: [N], whether a box of `before` has a partner in `after`.
-        known: [M], whether a box of `after` has a partner in `before`.
+        before: Boxes of the baseline.
+        after: Boxes of the pruned model.
+        found_again: Whether a box of `before` has a partner in `after` [N].
+        known: Whether a box of `after` has a partner in `before` [M].
     """
 
     before: Boxes
