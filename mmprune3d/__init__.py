@@ -8,22 +8,25 @@ checkpoints load safely and strictly, trainings resume, and every class is regis
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from .registration import register, register_with_mmengine
 from .version import __version__
 
 _LAZY = {name: name for name in ('adapters', 'engine', 'evaluation', 'models')} | {'transforms': 'datasets.transforms'}
+_FUNCTIONS = {'prune': 'upgrade.prune', 'unprune': 'upgrade.prune'}
 
-__all__ = ['__version__', 'adapters', 'engine', 'evaluation', 'models', 'register', 'transforms']
+__all__ = ['__version__', 'adapters', 'engine', 'evaluation', 'models', 'prune', 'register', 'transforms', 'unprune']
 
 register_with_mmengine()
 
 
-def __getattr__(name: str) -> ModuleType:
-    """The subpackages that are named in ``__all__``, imported when they are asked for."""
+def __getattr__(name: str) -> Any:
+    """The subpackages and functions that are named in ``__all__``, imported when they are asked for."""
     if name in _LAZY:
         return importlib.import_module(f'mmprune3d.{_LAZY[name]}')
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f'mmprune3d.{_FUNCTIONS[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

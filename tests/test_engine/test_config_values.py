@@ -32,7 +32,7 @@ from mmprune3d.upgrade.channel_settings import ChannelSettings
 from mmprune3d.upgrade.channels import prune_channels
 from mmprune3d.upgrade.finetune import PlanWithFineTuning
 from mmprune3d.upgrade.masks import prune_checkpoint
-from mmprune3d.upgrade.search import PLANS, SearchRequest, parse_plan
+from mmprune3d.upgrade.search import SearchRequest, key_plans, parse_plan
 from tests.config_values import (
     NO_COUNTS,
     NO_SHARES,
@@ -202,7 +202,7 @@ def test_a_schedule_grows_from_nothing_to_everything(warmup, heating, by_epoch, 
 
 @examples(80)
 @given(
-    method=st.sampled_from(list(PLANS)) | st.text(max_size=3),
+    method=st.sampled_from(list(key_plans())) | st.text(max_size=3),
     text=st.text('auton,=kqrt 0123.+', max_size=12) | st.sampled_from(['auto', 'auto,k=3', 'auto,q=2', ' auto , t=1']),
     max_drop=st.none() | st.sampled_from([0, 0.5, 1, -1, True, 'x', float('nan')]),
     calibrate=st.none() | st.sampled_from([0, 1, 5, -1, 2.0, True]),

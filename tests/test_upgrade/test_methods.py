@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
+import mmprune3d
 from mmprune3d import adapters
 from mmprune3d.pruning import plans
 from mmprune3d.pruning.altermoma import AlterMOMAPlan
@@ -151,6 +152,7 @@ def test_pruning_a_model_in_memory() -> None:
     for plan in (TgGBCPlan(r=5), ToMePlan(r=5).to_dict()):
         assert prune(model, plan) is model and adapters.is_attached(model)
         assert unprune(model, plan) is model and not adapters.is_attached(model)
+    assert mmprune3d.prune is prune and mmprune3d.unprune is unprune
     with pytest.raises(ValueError, match=r'GPQ cannot .* needs training .* mmprune3d upgrade CONFIG CHECKPOINT gpq t'):
         prune(model, GPQPlan(target=5))
     with pytest.raises(ValueError, match='nothing that can be pruned'):
