@@ -93,7 +93,7 @@ class HaltingPlan(Plan):
         """
         if self.in_channels > embed_dims:
             raise ValueError(
-                f'{self.title}: in_channels={self.in_channels} of tokens with {embed_dims} features; valid are 1 to '
+                f'{self.title}: in_channels={self.in_channels}, but tokens have {embed_dims} features; valid are 1 to '
                 f'{embed_dims}'
             )
         # as wide, next to the tokens, as in the paper's size: on narrow ones a wider U-Net costs what halting saves

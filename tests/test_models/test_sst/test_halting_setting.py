@@ -77,7 +77,7 @@ def test_a_detector_of_two_lines_trains_and_its_checkpoint_loads(tmp_path: Path)
     [
         (dict(), r'sparsity, the mean share of halted tokens, is missing \(example: sparsity=0.82\)'),
         (dict(sparsity=1.0), 'sparsity=1.0 must be a number from 0 to below 1'),
-        (dict(sparsity=0.5), 'in_channels=32 of tokens with 16 features'),
+        (dict(sparsity=0.5), 'in_channels=32, but tokens have 16 features'),
         (dict(sparsty=0.5), 'halting: unknown setting sparsty; valid are sparsity, threshold, slack, in_channels'),
         (dict(block=0, module=dict(type='HaltingMLP')), 'unknown setting block, module; valid are sparsity'),
         (dict(sparsity=0.5, loss='uniform'), 'the loss is a setting of the detector: write .*sparsity_loss=dict'),
