@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from experiments.altermoma.benchmark import ROWS, markdown, measure, probing_config, summarized
 from experiments.models import CONFIGS, build
-from mmprune3d.pruning.channel_selection import Costs
+from mmprune3d.measure.layer_costs import LayerCosts
 
 
 def test_the_slim_model_has_the_flops_that_were_asked_for() -> None:
@@ -39,8 +39,8 @@ def test_coupled_channels_are_looked_for_in_a_model_of_the_same_widths(row: str)
 def test_ratios_are_of_medians() -> None:
     shapes = {'img_backbone.conv.weight': (1, 1), 'fusion_layer.0.weight': (1, 1)}
     costs = {
-        'dense': Costs(dict.fromkeys(shapes, 4e9), shapes),
-        'half': Costs(dict.fromkeys(shapes, 2e9), shapes),
+        'dense': LayerCosts(dict.fromkeys(shapes, 4e9), shapes),
+        'half': LayerCosts(dict.fromkeys(shapes, 2e9), shapes),
     }
     times = {
         'dense': [{'camera': ms, 'bev': 10.0} for ms in (30.0, 31.0, 90.0)],

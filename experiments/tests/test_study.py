@@ -48,7 +48,7 @@ def test_a_row_is_trained_once_and_only_its_result_stays(base: Config, tmp_path:
     assert {path.name for path in (tmp_path / 'out' / 'wide-seed3').iterdir()} == {'final.pth', 'result.json'}
     with pytest.raises(ValueError, match="no training 'narrow'; valid are wide, wide-2"):
         study.run_training(base, tmp_path / 'start.pth', 'narrow', 0, tmp_path / 'out')
-    with pytest.raises(ValueError, match=r'begun otherwise \(model.type was .A., is .B.\)'):
+    with pytest.raises(ValueError, match=r'has results of a run with other settings \(model.type was .A., is .B.\)'):
         study.run_training(Config(dict(model=dict(type='B'))), *run[1:])
 
 

@@ -121,7 +121,7 @@ def mean_attention_kept(model: nn.Module, calls: Iterable[Callable[[], object]],
         share: Share of the keys that stays.
 
     Returns:
-        [L - 1, L - 1], or None if the detector is not our PETR, which alone tells its attention.
+        [L - 1, L - 1], or None if there are no calls, or the detector is not our PETR, which alone tells its attention.
     """
     tables = []
     with listening(model) as fresh:
@@ -131,7 +131,7 @@ def mean_attention_kept(model: nn.Module, calls: Iterable[Callable[[], object]],
                 return None
             call()
             tables.append(attention_kept(listener, share))
-    return torch.stack(tables).mean(0)
+    return torch.stack(tables).mean(0) if tables else None
 
 
 def markdown(table: Tensor, share: float, samples: int, voters: int = VOTERS) -> Iterator[str]:

@@ -184,7 +184,7 @@ class TrainingBarHook(Hook):
     ) -> None:
         """Moves the bar by one iteration."""
         if outputs and 'loss' in outputs:
-            self._bar.set_postfix(loss=f'{float(outputs["loss"]):.3g}', refresh=False)
+            self._bar.set_postfix(loss=f'{float(outputs["loss"].detach()):.3g}', refresh=False)
         self._bar.update()
 
     def after_train(self, runner: Runner) -> None:

@@ -116,7 +116,7 @@ def test_masks_without_weights_are_described(tmp_path: Path):
 
 def test_nothing_in_the_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture):
     torch.save(net(), tmp_path / 'program.pth')
-    with pytest.raises(SystemExit, match='a whole object of the class'):
+    with pytest.raises(SystemExit, match='a pickled object of the class'):
         main(['checkpoint', 'info', str(tmp_path / 'program.pth')])
 
 

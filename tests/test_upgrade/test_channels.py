@@ -159,7 +159,7 @@ def test_a_coupling_that_was_not_seen_is_an_error(small: tuple[Config, Path], mo
         return {name: value.clone() for name, value in weights.items()}
 
     monkeypatch.setattr(channel_pruning, 'mask_state_dict', wrong)
-    with pytest.raises(ValueError, match=r'the slim model differs from the masked one by \d.*coupling of channels'):
+    with pytest.raises(ValueError, match=r'the slim model differs from the masked one by \d.*coupled group of channels was not found'):
         slim(*small, settings(params=0.5))
 
 
@@ -243,6 +243,6 @@ def test_the_command_line(
     printed = capsys.readouterr().out
     assert '| part | group | channels |' in printed and 'GFLOPs per sample' in printed
     written = {path.name for path in (tmp_path / 'out').iterdir()}
-    assert written == {'slim.py', 'slim.pth', 'structure.json', 'report.json', 'report.md', 'keep_rates.png'}
+    assert written == {'slim.py', 'slim.pth', 'structure.json', 'report.json', 'report.md', 'keep_rates.png', 'logs'}
     with pytest.raises(SystemExit, match='error: sparsity and flops: give one target'):
         main([*command, 'sparsity=0.5'])
