@@ -260,3 +260,11 @@ def test_every_make_target_is_explained():
 def test_scripts_of_the_makefile_exist():
     for script in re.findall(r'(?:tools|scripts)/[\w/]+\.py', (ROOT / 'Makefile').read_text()):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_table_of_methods_is_that_of_the_registry():
+    from mmprune3d.upgrade.describe import table
+
+    page = (ROOT / 'docs' / 'user_guides' / 'upgrade.md').read_text()
+    found = re.search(r'<!-- methods: [^>]*-->\n(.*?)\n<!-- /methods -->', page, re.DOTALL)
+    assert found is not None and found[1] == table().strip()

@@ -1,4 +1,4 @@
 _base_ = ['../bevfusion/bevfusion_lidar-cam_swint_voxel0075.py']
 load_from = 'ckpts/bevfusion_lidar-cam.pth'
-runner_type = 'AlterMOMARunner'
+runner_type = 'PruningRunner'
 pruning = dict(criterion='altermoma', sparsity=0.85, recalibrate=16)

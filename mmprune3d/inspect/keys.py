@@ -121,7 +121,8 @@ def mean_attention_kept(model: nn.Module, calls: Iterable[Callable[[], object]],
         share: Share of the keys that stays.
 
     Returns:
-        [L - 1, L - 1], or None if there are no calls, or the detector is not our PETR, which alone tells its attention.
+        [L - 1, L - 1], or None if there are no calls, or the detector is not our PETR, which alone tells its
+        attention.
     """
     tables = []
     with listening(model) as fresh:

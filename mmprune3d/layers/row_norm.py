@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,20 @@ def allow_few_rows(module: nn.Module) -> nn.Module:
     return module
 
 
+def _reduce(norm: nn.BatchNorm1d) -> tuple[Any, ...]:
+    """Lets copies, pickles and whole saved models name a class by its base: it is itself made at run time."""
+    return _empty, (type(norm).__bases__[1],), norm.__dict__
+
+
+def _empty(base: type[nn.BatchNorm1d]) -> nn.BatchNorm1d:
+    """A norm without its state, for unpickling."""
+    kind = _with_few_rows(base)
+    return kind.__new__(kind)
+
+
 @cache
 def _with_few_rows(base: type[nn.BatchNorm1d]) -> type[nn.BatchNorm1d]:
     if base is nn.BatchNorm1d:
         return RowBatchNorm1d
-    return type(base.__name__, (FewRows, base), {'__module__': __name__, '__doc__': base.__doc__})
+    members = {'__module__': __name__, '__doc__': base.__doc__, '__reduce__': _reduce}
+    return type(base.__name__, (FewRows, base), members)

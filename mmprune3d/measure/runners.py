@@ -50,7 +50,7 @@ def require_one_process() -> None:
         raise ValueError(
             f'this tool works in one process, and a launcher started {count} of it: run it without torchrun. '
             'tools/train.py and tools/test.py take several, with --launcher pytorch; GPQHook, HaltingHook and '
-            'AlterMOMARunner prune in such a training'
+            'PruningRunner prune in such a training'
         )
 
 

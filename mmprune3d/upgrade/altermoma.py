@@ -22,7 +22,7 @@ from mmprune3d.config_types import without
 from mmprune3d.engine.criteria import keep_table
 from mmprune3d.engine.hooks import MaskHook
 from mmprune3d.engine.loops.altermoma_loop import REPORT as LOOP_REPORT
-from mmprune3d.engine.runners import AlterMOMARunner
+from mmprune3d.engine.runners import PruningRunner
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.flops import count_operations
 from mmprune3d.measure.layer_costs import LayerCosts, count_costs, gflops_by_part
@@ -90,7 +90,7 @@ class FusionPruning(PlanWithFineTuning):
     def _weights(self, config: Config, checkpoint: Path, out: Path) -> Made:
         masked = copy.deepcopy(config)
         masked.pruning = self.settings(config)
-        self.train(self.tuned(masked, checkpoint, out), AlterMOMARunner)
+        self.train(self.tuned(masked, checkpoint, out), PruningRunner)
         keep = json.loads((out / 'finetune' / LOOP_REPORT).read_text())
         upgraded = upgraded_config(config, None)
         for name in ('runner_type', 'pruning'):

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from mmprune3d import adapters
-from mmprune3d.adapters.learned_queries import learned_queries, num_queries
+from mmprune3d.adapters.learned_queries import find_queries
 from mmprune3d.config_types import only
 from mmprune3d.engine.hooks import GPQHook
 from mmprune3d.pruning.gpq import GPQPlan
@@ -41,8 +41,7 @@ class QueryPruning(PlanWithFineTuning):
     def check_model(self, model: nn.Module, config: Config) -> None:
         """Raises ValueError if no adapter knows the queries or the decoder."""
         adapters.stages(model)
-        if num_queries(model) is None:
-            learned_queries(model)  # says what adapters look for
+        find_queries(model)
 
     def config(self, config: Config, checkpoint: Path, out: Path) -> Config:
         """`config`, set up to fine-tune in ``out/finetune`` while queries are removed.

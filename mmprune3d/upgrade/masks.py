@@ -49,7 +49,7 @@ def prune_checkpoint(
     cfg.merge_from_dict(dict(overrides or {}))
     asked = [name for name in OF_TRAININGS if name in settings]
     if asked:
-        raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='AlterMOMARunner'")
+        raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='PruningRunner'")
     configured = checks.mapping('pruning', cfg.get('pruning') or {}, 'dict(sparsity=0.8)')
     known = {name: value for name, value in configured.items() if name not in OF_TRAININGS}
     chosen = PruningSettings.from_dict({**known, **settings})

@@ -25,7 +25,7 @@ def draw_keep_rates(report: Mapping[str, Any], path: Path) -> None:
 
     Args:
         report: ``total``, ``groups`` (name -> row) and ``layers`` (name -> row with ``group``), where a row has
-            ``kept``, ``total`` and ``rate``, such as ``keep_rates.json`` of AlterMOMALoop.
+            ``kept``, ``total`` and ``rate``, such as ``keep_rates.json`` of PruningLoop.
         path: PNG file to write.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,14 @@ def test_a_process_without_rows_does_not_stop_the_others(tmp_path: Path) -> None
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['BN1d', 'naiveSyncBN1d'])
+def test_copies_and_pickles_keep_class_and_state(kind: str) -> None:
+    norm = allow_few_rows(made(kind))
+    norm(torch.randn(8, 3))
+    for twin in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert type(twin) is type(norm) and twin.training and twin is not norm
+        assert all(map(torch.equal, twin.state_dict().values(), norm.state_dict().values()))
+        assert list(twin.state_dict()) == list(norm.state_dict())
+        assert torch.equal(twin(torch.ones(1, 3)), norm(torch.ones(1, 3)))

@@ -14,7 +14,9 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from experiments.altermoma import study as fusion_study
@@ -543,3 +545,14 @@ def test_the_command_line_wants_something_to_prune(folder: Path) -> None:
     command = [sys.executable, tool, CONFIG, folder / 'petr.pth']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr.strip().endswith('error: say what to prune: tggbc, tome, gpq, altermoma, halting')
+
+
+def test_checking_a_detector_for_query_pruning_leaves_it_as_it_is(
+    overrides: dict[str, Any], petr_checkpoint: Path
+) -> None:
+    config = read_config(CONFIG, petr_checkpoint, overrides)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(config.model)
+    before = [type(module) for module in model.modules()], list(model.state_dict())
+    QueryPruning(GPQPlan(target=20, epochs=1)).check_model(model, config)
+    assert ([type(module) for module in model.modules()], list(model.state_dict())) == before
