@@ -17,6 +17,8 @@ LINE_SECONDS = 20.0
 """Seconds between two lines of a progress bar where the output is not a terminal."""
 LOUD = re.compile(r' - (?:\x1b\[[\d;]*m)*(?:WARNING|ERROR|CRITICAL)(?:\x1b\[[\d;]*m)* - ')
 """Where a line of mmengine's logger says that it is more than information."""
+UP = '\x1b[A'
+"""How a terminal is told to go one line up; tqdm does where one bar stands below another."""
 _shown: list[Chatter] = []
 
 
@@ -53,17 +55,42 @@ def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> tqdm:
         iterable: What is gone through; None if the caller updates the bar.
         settings: As tqdm takes them, such as `total`, `desc`, `unit`, `leave`.
     """
-    if sys.stderr is None or sys.stderr.isatty():
-        return tqdm(iterable, **settings)
-    form = '{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}, {remaining} left{postfix}]'
+    stream = sys.stderr.screen if isinstance(sys.stderr, WithoutBars) else sys.stderr
+    if stream is None or stream.isatty():
+        return tqdm(iterable, **settings, file=stream)
+    form = '{desc}: {n_fmt} of {total_fmt} [{elapsed}, {remaining} left{postfix}]'
     return tqdm(
         iterable,
         **{**settings, 'leave': True},
-        file=Lines(sys.stderr),
+        file=Lines(stream),
         mininterval=LINE_SECONDS,
         maxinterval=LINE_SECONDS,
         bar_format=form,
     )
+
+
+class WithoutBars:
+    """Stands in for standard error: what is written goes to the screen, but for progress bars of other packages.
+
+    Args:
+        screen: The standard error.
+    """
+
+    def __init__(self, screen: TextIO) -> None:
+        self.screen = screen
+        self._line_is_open = False
+
+    def write(self, text: str) -> int:
+        """Writes `text`, unless it is drawn over a line or only moves the cursor, as tqdm does."""
+        moves = not text.replace(UP, '').strip('\n') and not self._line_is_open
+        if text.startswith('\r') or moves:
+            return len(text)
+        self._line_is_open = not text.endswith('\n')
+        return self.screen.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        # encoding, flush, isatty, fileno and whatever else someone may ask of a standard error
+        return getattr(self.screen, name)
 
 
 class Chatter:
@@ -115,8 +142,9 @@ def say(*words: object) -> None:
 def chatter_to(path: Path) -> Iterator[None]:
     """Inside, what other packages print, log or warn of goes to the file `path`, which is appended to.
 
-    The screen still gets what `say` and `bar` write, what mmengine's loggers write from the level WARNING, and Python
-    warnings whose place is in this package. Blocks may be nested: the inner one changes nothing.
+    The screen still gets what `say` and `bar` write, what mmengine's loggers write from the level WARNING, Python
+    warnings whose place is in this package, and standard error without the progress bars of other packages, which go
+    nowhere. Blocks may be nested: the inner one changes nothing.
 
     Args:
         path: Log file; its folder is made.
@@ -130,7 +158,7 @@ def chatter_to(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8', errors='replace', buffering=1) as log:
         chatter = Chatter(sys.stdout, log)
-        before, show = sys.stdout, warnings.showwarning
+        before, errors, show = sys.stdout, sys.stderr, warnings.showwarning
 
         def warn(message: Any, category: type, filename: str, line: int, *rest: Any, **named: Any) -> None:
             log.write(warnings.formatwarning(message, category, filename, line))
@@ -139,10 +167,12 @@ def chatter_to(path: Path) -> Iterator[None]:
 
         _shown.append(chatter)
         sys.stdout, warnings.showwarning = chatter, warn  # type: ignore[assignment]
+        if errors is not None:
+            sys.stderr = WithoutBars(errors)  # type: ignore[assignment]
         try:
             yield
         finally:
-            sys.stdout, warnings.showwarning = before, show
+            sys.stdout, sys.stderr, warnings.showwarning = before, errors, show
             chatter.flush()
             chatter.log = None
             _shown.remove(chatter)

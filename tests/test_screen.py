@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.logging import MMLogger
+from tqdm import tqdm
 
 from mmprune3d import screen
 
@@ -17,8 +18,8 @@ def test_a_bar_in_a_file_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screen, 'LINE_SECONDS', 0.0)
     assert list(screen.bar(range(3), desc='samples', unit='batch')) == [0, 1, 2]
     lines = stream.getvalue().splitlines()
-    assert '\r' not in stream.getvalue() and lines[0].startswith('samples: 0 of 3 batch')
-    assert lines[-1].startswith('samples: 3 of 3 batch') and len(lines) == len(set(lines))
+    assert '\r' not in stream.getvalue() and lines[0].startswith('samples: 0 of 3 [')
+    assert lines[-1].startswith('samples: 3 of 3 [') and len(lines) == len(set(lines))
 
 
 @pytest.mark.parametrize('leave', [True, False])
@@ -67,6 +68,29 @@ def test_chatter_is_in_the_log_and_what_matters_on_the_screen(
     assert 'after' not in text and not (tmp_path / 'other.log').exists()
 
 
+def test_bars_of_others_are_not_shown_and_errors_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', stream)
+    with screen.chatter_to(tmp_path / 'log'):
+        for _ in screen.bar(range(2), desc='baseline'):
+            for _ in tqdm(range(3), desc='loading', leave=False, mininterval=0):
+                pass
+            list(tqdm(range(3), desc='loading', mininterval=0))
+        print('one line\r\n\nanother', file=sys.stderr)
+    assert sys.stderr is stream
+    bars, errors = stream.getvalue().split('one line')
+    assert (
+        'loading' not in bars
+        and '\x1b' not in bars
+        and [line[:14] for line in bars.splitlines()]
+        == [
+            'baseline: 0 of',
+            'baseline: 2 of',
+        ]
+    )
+    assert errors == '\r\n\nanother\n'
+
+
 def test_warnings_of_this_package_are_shown_and_of_others_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,9 +106,9 @@ def test_warnings_of_this_package_are_shown_and_of_others_logged(
 
 
 def test_an_error_gives_the_screen_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sys.stdout, warnings.showwarning
+    before = sys.stdout, sys.stderr, warnings.showwarning
     with pytest.raises(ZeroDivisionError), screen.chatter_to(tmp_path / 'log'):
         raise ZeroDivisionError
-    assert (sys.stdout, warnings.showwarning) == before
+    assert (sys.stdout, sys.stderr, warnings.showwarning) == before
     screen.say('heard')
     assert capsys.readouterr().out == 'heard\n'
