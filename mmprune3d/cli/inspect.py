@@ -27,7 +27,7 @@ LOG = Path('logs', 'inspect.log')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d inspect`` to its parser."""
     common.add_commands(parser, {'keys': KEYS, 'queries': QUERIES, 'halting': HALTING, 'layers': LAYERS})
 
 
