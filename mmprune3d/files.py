@@ -156,7 +156,7 @@ def write_image(path: str | Path, image: Any, jpeg_quality: int = 95) -> None:
 
     Raises:
         ValueError: If OpenCV cannot write files with this suffix.
-        OSError: As for `replacing`.
+        OSError: If the file cannot be written; see `replacing`.
     """
     import cv2
 

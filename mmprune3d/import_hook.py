@@ -34,7 +34,7 @@ class AfterImport(MetaPathFinder):
         self.running: list[str] = []
 
     def install(self) -> None:
-        """Begins to wait."""
+        """Registers the finder, which waits for the import of the module."""
         sys.meta_path.insert(0, self)
 
     def cancel(self) -> None:

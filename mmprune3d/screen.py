@@ -53,7 +53,7 @@ def bar(iterable: Iterable[Any] | None = None, **settings: Any) -> tqdm:
 
     Args:
         iterable: What is gone through; None if the caller updates the bar.
-        settings: As tqdm takes them, such as `total`, `desc`, `unit`, `leave`.
+        settings: Arguments of tqdm, such as `total`, `desc`, `unit`, `leave`.
     """
     stream = sys.stderr.screen if isinstance(sys.stderr, WithoutBars) else sys.stderr
     if stream is None or stream.isatty():
@@ -117,7 +117,7 @@ class Chatter:
         return self.log.write(text)
 
     def flush(self) -> None:
-        """Flushes both."""
+        """Flushes both streams."""
         self.screen.flush()
         if self.log is not None:
             self.log.flush()

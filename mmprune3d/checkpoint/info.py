@@ -107,7 +107,7 @@ def pruning_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """What mmprune3d stored in a checkpoint.
 
     Args:
-        data: As `read.read_checkpoint` gives it.
+        data: The checkpoint, in the form that `read.read_checkpoint` returns.
 
     Returns:
         Entries that exist of: ``plans`` (method -> plan), ``channels`` (groups, and channels that are kept of how

@@ -16,7 +16,7 @@ A_FILE = 'a file or an address'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d checkpoint`` to its parser."""
     common.add_commands(parser, {'convert': CONVERT, 'fuse': FUSE, 'publish': PUBLISH, 'info': INFO})
 
 

@@ -182,7 +182,7 @@ def methods(words: Sequence[str], known: Sequence[str]) -> dict[str, list[str]]:
     """``METHOD key=value ... [METHOD key=value ...]`` taken apart.
 
     Args:
-        words: Of the command line.
+        words: The words of the command line.
         known: Names of the methods.
 
     Returns:

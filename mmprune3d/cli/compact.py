@@ -18,7 +18,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d compact`` to its parser."""
     common.add_model(parser, 'a checkpoint of the training, of any moment: a file or an address')
     common.add_out(parser, None, 'folder for the files (default: that of the checkpoint)')
     parser.add_argument(

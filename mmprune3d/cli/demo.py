@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d demo`` to its parser."""
     common.add_words(parser, 'KEY=VALUE', f'what tgGBC removes of the 1056 keys (default: {" ".join(PLAN)})')
     parser.add_argument('--checkpoint', metavar='PATH', help='weights (default: configs/petr/petr_tiny.pth)')
     parser.add_argument(

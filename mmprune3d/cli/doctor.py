@@ -14,7 +14,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Adds nothing: ``mmprune3d doctor`` has no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:

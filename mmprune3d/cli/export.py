@@ -20,7 +20,7 @@ METHODS = ('tggbc',)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d export`` to its parser."""
     common.add_commands(parser, {'onnx': ONNX})
 
 

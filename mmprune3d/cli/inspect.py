@@ -20,14 +20,16 @@ The weights and the config stay as they are.
 example:
   mmprune3d inspect layers CONFIG CHECKPOINT
 """
-KEY_METHODS = ('tggbc', 'tome')
+KEY_METHOD = 'tggbc'
+"""The method whose keys are shown if none is named."""
 KEY_PLAN = ('r=0.5', 'n=2')
+DEFAULT = ' '.join([KEY_METHOD, *KEY_PLAN])
 LOG = Path('logs', 'inspect.log')
 """File in the folder for the results that gets what other packages print."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d inspect`` to its parser."""
     common.add_commands(parser, {'keys': KEYS, 'queries': QUERIES, 'halting': HALTING, 'layers': LAYERS})
 
 
@@ -48,7 +50,11 @@ def _add_samples(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
-    common.add_words(parser, 'METHOD KEY=VALUE', f'tggbc or tome (default: tggbc {" ".join(KEY_PLAN)})')
+    common.add_words(
+        parser,
+        'METHOD KEY=VALUE',
+        f'tggbc, tome or another that prunes keys (default: {DEFAULT})',
+    )
     _add_samples(parser, '16')
     parser.add_argument('--pictures', metavar='N', type=int, default=3, help='samples to draw (default: 3)')
     common.add_out(parser, 'work_dirs/keys')
@@ -75,14 +81,16 @@ def read_plan(words: Sequence[str]) -> KeyPlan:
     Raises:
         ValueError: If several methods are named, or settings are invalid.
     """
-    from mmprune3d.pruning.tggbc import TgGBCPlan
-    from mmprune3d.pruning.tome import ToMePlan
+    from mmprune3d.pruning.key_plan import KeyPlan
+    from mmprune3d.upgrade.methods import known
 
-    found = common.methods(words, KEY_METHODS) or {KEY_METHODS[0]: list(KEY_PLAN)}
+    plans = {name: method.plan_type for name, method in known().items()}
+    plans = {name: plan for name, plan in plans.items() if issubclass(plan, KeyPlan)}
+    found = common.methods(words, list(plans)) or {KEY_METHOD: list(KEY_PLAN)}
     if len(found) > 1:
         raise ValueError(f'{" and ".join(found)}: give one method')
     ((method, settings),) = found.items()
-    return {'tggbc': TgGBCPlan, 'tome': ToMePlan}[method].parse(','.join(settings))
+    return plans[method].parse(','.join(settings))
 
 
 KEYS = common.Command(

@@ -28,7 +28,7 @@ TARGETS = ('sparsity', 'channels', 'flops', 'params')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d prune`` to its parser."""
     common.add_model(parser, 'its checkpoint, a file or an address; if weights are masked already, more are removed')
     common.add_words(parser, 'KEY=VALUE', f'what to remove, after the word {METHOD} or without it')
     common.add_out(parser, 'work_dirs/pruned')

@@ -16,7 +16,7 @@ SENSORS = ('camera', 'lidar', 'radar')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d synth`` to its parser."""
     common.add_commands(parser, {'make': MAKE, 'show': SHOW})
 
 

@@ -27,7 +27,7 @@ LOG = 'logs/output.log'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See --help."""
+    """Adds the arguments of ``mmprune3d upgrade`` to its parser."""
     common.add_model(parser)
     common.add_words(parser, 'METHOD KEY=VALUE', 'what to prune', needed=True)
     add_options(parser)

@@ -127,7 +127,7 @@ class SampleKeys:
 
     Attributes:
         kept: Per layer, [keys] ids of the keys that it attends to.
-        names: Of the cameras.
+        names: Names of the cameras.
         canvas: (height, width) of the images with padding.
     """
 

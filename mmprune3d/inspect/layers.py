@@ -41,10 +41,10 @@ class Layer:
     """One layer with a weight matrix or a convolution kernel.
 
     Attributes:
-        name: Of the module.
+        name: Name of the module.
         kind: Name of its class.
         part: Group of the fusion map (camera, lidar, fusion), or the first level of the model where there is no map.
-        shape: Of its weight.
+        shape: Shape of its weight.
         params: Elements of its own parameters, bias included.
         gflops: GFLOPs (1e9; a multiply-add counts as two) of one sample; None if they cannot be counted.
         weights: 'yes' if single weights can be pruned, else why not.
@@ -102,8 +102,8 @@ class LayerReport:
         groups: Coupled channels, in the order of execution.
         other: Part -> parameters of no listed layer.
         products: Part -> GFLOPs of no listed layer: attention, and matrix products that are not modules.
-        params: Of the whole model.
-        gflops: Of one sample, attention included; None if nothing could be counted.
+        params: Number of parameters of the whole model.
+        gflops: GFLOPs of one sample, attention included; None if nothing could be counted.
         kept: Part -> share of its masked weights that are kept, or of its channels in a slim model; empty if nothing
             was pruned.
         not_counted: Operators that ran and are in no figure.
@@ -123,7 +123,7 @@ class LayerReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """The report as plain types, for a JSON file."""
         return asdict(self)
 
     def parts(self) -> dict[str, dict[str, float | None]]:
@@ -198,7 +198,7 @@ class _Gathered:
     notes: list[str]
 
     def report(self) -> LayerReport:
-        """Everything."""
+        """Collects layers, coupled groups and other parameters into the report."""
         layers = list(self.layers())
         other: dict[str, int] = {}
         listed = {layer.name for layer in layers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_plans_of_keys():
     assert read_plan([]) == TgGBCPlan(r=0.5, n=2)
     with pytest.raises(ValueError, match='tggbc and tome: give one method'):
         read_plan(['tggbc', 'r=3', 'tome', 'r=3'])
+    with pytest.raises(ValueError, match=r"'gpq' is not a method; valid are tggbc, tome$"):
+        read_plan(['gpq', 'target=3'])
+
+
+def test_keys_are_inspected_for_every_registered_method_that_prunes_keys(monkeypatch: pytest.MonkeyPatch):
+    from mmprune3d.upgrade import methods
+
+    class OtherPlan(ToMePlan):
+        method = 'other'
+
+    other = replace(methods.get('tome'), name='other', plan=OtherPlan)
+    monkeypatch.setattr(methods, 'METHODS', {**methods.known(), 'other': other})
+    assert read_plan(['other', 'r=3']) == OtherPlan(r=3)
 
 
 def test_tables_are_aligned_on_the_screen():

@@ -93,7 +93,7 @@ class HaltingHook(Hook):
         self._sums = self._training
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Begins to listen."""
+        """Starts to collect the halting records of the test."""
         self._listen()
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -69,7 +69,7 @@ class KeyPruningHook(Hook):
             )
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Attaches the plan."""
+        """Attaches the plan to the model before it is validated."""
         adapters.attach(unwrap(runner.model), self.plan)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
