@@ -85,7 +85,7 @@ def markdown(report: Mapping[str, Any], rows: Callable[..., Iterable[str]] = fig
     lines = [f'# {report["title"]}', '', '| | baseline | upgraded | change |', '|---|---:|---:|---:|']
     lines.extend(rows(report['baseline'], report['upgraded']))
     env = ', '.join(f'{name} {value}' for name, value in report['env'].items())
-    plans = [f'Plan: `{json.dumps(report[name])}`.' for name in ('gpq', 'plan') if report.get(name)]
+    plans = [f'Plan: `{json.dumps(plan)}`.' for plan in report.get('plans', ())]
     unknown = sorted({name for side in ('baseline', 'upgraded') for name in report[side].get('not_counted', ())})
     if unknown:
         lines += ['', f'Not in the GFLOPs, like element-wise work: {", ".join(unknown)}.']

@@ -72,6 +72,7 @@ def run_upgrade(
     comparison, costs = write_and_compare(begun, made, decided, decided != steps, timed, repeats)
     title = f'{config_file.stem}: {", ".join(step.title() for step in decided)}'
     report = {**comparison.report(title, costs), 'plan': None, **made.evidence}
+    report['plans'] = [step.to_dict() for step in decided]  # `evidence` of two steps may have one name
     for step in decided:
         report |= step.evidence()
     texts = [reports.markdown(report, comparison.rows), *made.texts, *(step.text() for step in decided)]

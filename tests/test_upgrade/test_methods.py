@@ -172,6 +172,7 @@ def test_a_method_of_another_package_upgrades_a_detector(small: tuple[Path, Path
     assert report['plan'] == dict(method='silent', layer='fusion_layer', factor=0.0)
     assert report['title'] == 'config: silent' and set(report['baseline']['ms']) >= {'fusion_layer', 'total'}
     text = (tmp_path / 'out' / 'report.md').read_text()
+    assert report['plans'] == [report['plan']] and f'Plan: `{json.dumps(report["plan"])}`.' in text
     assert '| mean |' in text and '| parameters (millions) |' in text
     weights = torch.load(tmp_path / 'out' / 'upgraded.pth', weights_only=True)
     assert plans.plan_from_dict(weights['meta']['mmprune3d']['silent']) == SilentPlan('fusion_layer')

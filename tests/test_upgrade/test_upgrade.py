@@ -490,6 +490,7 @@ def test_queries_and_keys_go_in_one_command(queries_and_keys: Path) -> None:
     assert report['baseline']['keys'] == [KEYS] * 6
     assert report['gpq']['target'] == 298 and report['gpq']['finetune_epochs'] == 1
     assert report['plan']['method'] == 'tggbc' and report['title'] == 'petr_tiny: gpq, tggbc'
+    assert [plan['method'] for plan in report['plans']] == ['gpq', 'tggbc'] and report['plans'][0] == report['gpq']
     assert '| queries | 300 | 298 | -0.7 % |' in (queries_and_keys / 'report.md').read_text()
 
     config = Config.fromfile(queries_and_keys / 'upgraded.py')
