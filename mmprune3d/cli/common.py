@@ -163,7 +163,7 @@ def settings(words: Iterable[str]) -> dict[str, Any]:
     """Settings from ``key=value`` words. Lists are written ``[a,b]`` and tuples ``(a,b)``, as for ``--cfg-options``.
 
     Raises:
-        ValueError: If a word is not ``key=value``, or a key occurs twice.
+        ValueError: If a word is not ``key=value``, a list or tuple is not closed, or a key occurs twice.
     """
     from mmengine.config import DictAction
 
@@ -174,7 +174,10 @@ def settings(words: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f'cannot read {word!r}: settings are key=value, without spaces')
         if name in found:
             raise ValueError(f'{name} is given twice')
-        found[name] = DictAction._parse_iterable(value)
+        try:
+            found[name] = DictAction._parse_iterable(value)
+        except (AssertionError, IndexError) as error:
+            raise ValueError(f'cannot read {word!r}: brackets are not closed; lists are [a,b], tuples (a,b)') from error
     return found
 
 

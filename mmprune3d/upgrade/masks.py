@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmprune3d import files
+from mmprune3d import config_files, files
 from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.checkpoint.read import load_weights
@@ -45,8 +44,7 @@ def prune_checkpoint(
         ValueError: If a setting is unknown or belongs to a training, or the detector cannot be scored.
     """
     files.writable(out)
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(dict(overrides or {}))
+    cfg = config_files.read(config, overrides)
     asked = [name for name in OF_TRAININGS if name in settings]
     if asked:
         raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='PruningRunner'")
