@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ examples:
 AFTER_INTERRUPT = GOES_ON
 OUT = 'work_dirs/upgrade'
 AUTO = 'auto'
+METHODS = ('tggbc', 'tome', 'gpq', 'altermoma', 'halting')
+GROUP = 'mmprune3d.methods'
+"""Group of entry points of other packages; this and the methods of mmprune3d are said without an import."""
 LOG = 'logs/output.log'
 """What other packages print, in the folder of the upgrade."""
 
@@ -34,11 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plain, words = parser.format_help, next(one for one in parser._actions if one.dest == 'words')
 
     def format_help() -> str:
-        # only now: the methods of other packages may take seconds to import
-        words.help = f'{", ".join(names())} and settings; several methods where they go together'
+        # only now: it looks through the installed packages
+        words.help = f'{", ".join(installed())} and settings; several methods where they go together'
         return plain()
 
     parser.format_help = format_help  # type: ignore[method-assign]
+
+
+def installed() -> list[str]:
+    """The names of all methods, as `names`, without an import of any: other packages name theirs in entry points."""
+    return [*METHODS, *(entry.name for entry in metadata.entry_points(group=GROUP))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
