@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmprune3d import config_files, files
+from mmprune3d.adapters.dynamic_voxels import make_cpu_ready
 from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.checkpoint.read import load_weights
@@ -53,9 +54,15 @@ def prune_checkpoint(
     chosen = PruningSettings.from_dict({**known, **settings})
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
-    earlier = _masks_of(load_weights(model, checkpoint))
+    make_cpu_ready(model)
     fusion, plan = chosen.fusion_map(model), chosen.plan
     count, raw = batches_needed(plan), []
+    if count and cfg.get('train_dataloader') is None:
+        raise ValueError(
+            f'the config has no train_dataloader: there is no data for criterion={plan.criterion!r}; '
+            "criterion='magnitude' and 'random' need none"
+        )
+    earlier = _masks_of(load_weights(model, checkpoint))
     if count:
         raw = draw(Runner.build_dataloader(cfg.train_dataloader, seed=plan.seed), count, plan.seed)
     scores = score_model(model, plan, CachedBatches(raw, model.data_preprocessor, plan.seed), fusion)
