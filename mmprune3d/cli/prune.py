@@ -24,6 +24,8 @@ examples:
 """
 METHOD = 'altermoma'
 LOG = 'logs/output.log'
+WRITTEN = ('masks.pth', 'slim.py', 'slim.pth')
+"""Results that a later call may begin with: it needs another folder."""
 TARGETS = ('sparsity', 'channels', 'flops', 'params')
 
 
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.visualization.keep_rates import draw_keep_rates
 
     settings = with_target({}, read_settings(args.words))
+    for name in WRITTEN:
+        common.check_target(args.out / name, args.config, args.checkpoint)
     writable(args.out)
     configured = {} if has_target(settings) else configured_settings(args.config, args.cfg_options)
     channels = with_target(configured, settings).get('mode') == 'channels'

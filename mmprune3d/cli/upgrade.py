@@ -11,6 +11,7 @@ from typing import Any
 from mmprune3d.command import GOES_ON
 
 from . import common
+from .common import whole
 
 HELP = 'make a detector faster, and report how accuracy, time and memory change'
 EPILOG = """
@@ -58,10 +59,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--lr-factor', metavar='F', type=float, help="fine-tuning: multiple of the config's learning rate (0.5)")
     add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01, which is one point)')
     add('--calibrate', metavar='N', type=int, help=f'{AUTO}: test samples to search on, evenly spaced (all)')
-    add('--samples', metavar='N', type=int, help='test samples to evaluate: evenly spaced, or whole scenes (all)')
-    add('--timed', metavar='N', type=int, default=8, help='test batches to time (%(default)s)')
-    add('--repeats', metavar='N', type=int, default=3, help='how often each is timed (%(default)s)')
-    add('--pictures', metavar='N', type=int, default=3, help='samples to draw (%(default)s)')
+    add(
+        '--samples',
+        metavar='N',
+        type=whole(1),
+        help='test samples to evaluate: evenly spaced, or whole scenes (all)',
+    )
+    add('--timed', metavar='N', type=whole(1), default=8, help='test batches to time (%(default)s)')
+    add('--repeats', metavar='N', type=whole(1), default=3, help='how often each is timed (%(default)s)')
+    add('--pictures', metavar='N', type=whole(0), default=3, help='samples to draw (%(default)s)')
     common.add_out(parser, OUT, 'folder for the report and the upgraded model')
     common.add_overrides(parser)
 
