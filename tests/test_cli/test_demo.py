@@ -83,6 +83,6 @@ def test_what_cannot_be_used_is_said_before_scenes_are_generated(tmp_path: Path,
         main(['demo', '--checkpoint', 'none.pth', '--data', 'data'])
     Path('mine').mkdir()
     Path('mine', 'photo.jpg').touch()
-    with pytest.raises(SystemExit, match=r'^error: mine exists, but is no generated data set .*choose another --data$'):
+    with pytest.raises(SystemExit, match=r'^error: mine exists and is no generated data set .*choose another --data$'):
         main(['demo', '--data', 'mine'])
     assert [*Path('mine').iterdir()] == [Path('mine', 'photo.jpg')] and not Path('data').exists()
