@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
 from typing import NoReturn
@@ -12,6 +15,9 @@ from typing import NoReturn
 PACKAGE = Path(__file__).resolve().parent
 TRACEBACK = 'MMPRUNE3D_TRACEBACK'
 """Environment variable; if it is set and not 0, every error keeps its traceback."""
+REGISTRY = ('mmengine', 'registry')
+"""The folder of the functions that build what a config describes."""
+WRONG_ARGUMENT = re.compile(r'got an unexpected keyword argument|missing \d+ required')
 GOES_ON = 'what was finished is kept; the same command goes on from there'
 """Message after Ctrl-C, unless the tool has its own."""
 NOTHING_KEPT = 'no partial results are left; the same command starts again from the beginning'
@@ -23,9 +29,10 @@ INTERRUPTED = 130
 def run_main(main: Callable[[], object], after_interrupt: str = GOES_ON, packages: Sequence[Path] = (PACKAGE,)) -> None:
     """Runs a tool, and ends the process in a way that says what to do.
 
-    ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError raised by this package, and a
-    name that a registry does not have become ``error: ...`` on stderr and exit status 1. Ctrl-C becomes
-    ``interrupted: ...`` and exit status 130. All other errors are faults of the program and keep their traceback.
+    ValueError, OSError (no such file, no space, no permission), ImportError, RuntimeError raised by this package, and
+    what a registry of mmengine cannot build from a config become ``error: ...`` on stderr and exit status 1. Ctrl-C
+    becomes ``interrupted: ...`` and exit status 130. All other errors are faults of the program and keep their
+    traceback.
 
     Args:
         main: The tool, without arguments.
@@ -68,8 +75,10 @@ def is_expected(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> 
         return True
     if isinstance(error, RuntimeError) and not isinstance(error, (NotImplementedError, RecursionError)):
         return _is_ours(error, packages)
-    # a type that no registry knows
-    return isinstance(error, KeyError) and _origin(error).parts[-3:-1] == ('mmengine', 'registry')
+    if isinstance(error, TypeError) and _unknown_argument(error) is not None:
+        return True
+    # a type that no registry knows, or something else than a dict where a part of a model is described
+    return isinstance(error, (KeyError, TypeError)) and _origin(error).parts[-3:-1] == REGISTRY
 
 
 def describe(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> str:
@@ -79,12 +88,30 @@ def describe(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> str
     """
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename}: {error.strerror}' if error.filename is not None else error.strerror
+    if isinstance(error, TypeError) and (argument := _unknown_argument(error)) is not None:
+        return argument
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, KeyError) and 'not in the mmengine::' in message:
         message += ". If it is one of mmdet3d's: the config has no default_scope, write default_scope = 'mmdet3d'"
     if isinstance(error, (KeyError, ImportError)) or _is_ours(error, packages):
         return message or type(error).__name__
     return f'{type(error).__name__}: {message} ({TRACEBACK}=1 before the command shows where)'
+
+
+def _unknown_argument(error: TypeError) -> str | None:
+    """What a registry could not give to a class: an argument of a config that it does not have, or lacks one."""
+    if not WRONG_ARGUMENT.search(str(error)):
+        return None
+    builds = [
+        frame for frame, _ in walk_tb(error.__traceback__) if Path(frame.f_code.co_filename).parts[-3:-1] == REGISTRY
+    ]
+    kind = builds[-1].f_locals.get('obj_cls') if builds else None
+    if kind is None:
+        return None
+    with suppress(TypeError, ValueError):  # no signature can be found
+        valid = [one.name for one in inspect.signature(kind).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        return f'{error}: the config gives arguments that do not fit; valid are {", ".join(valid) or "none"}'
+    return f'{error}: the config gives arguments that do not fit'
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,3 +152,29 @@ def test_reader_that_leaves():
     text = "from mmprune3d.command import run_main\nrun_main(lambda: [print('x' * 99) for _ in range(9999)])"
     done = subprocess.run(f'"{sys.executable}" -c "{text}" | head -1', shell=True, capture_output=True, text=True)
     assert done.stdout == 'x' * 99 + '\n' and 'Traceback' not in done.stderr and 'Broken' not in done.stderr
+
+
+class _Detector:
+    def __init__(self, backbone: object, head: object = None) -> None:
+        self.backbone = backbone
+
+
+@pytest.mark.parametrize(
+    ('described', 'said'),
+    [
+        (dict(type='_Detector', backbon=1), r'unexpected keyword argument .backbon.: .* valid are backbone, head\n'),
+        (dict(type='_Detector'), r'missing 1 required positional argument: .backbone.: .* valid are backbone, head\n'),
+        (dict(type=3), r'type must be a str or valid type'),
+        (3, r'cfg should be a dict'),
+    ],
+)
+def test_what_a_registry_cannot_build(capsys, described, said):
+    registry = Registry('wrong')
+    registry.register_module(module=_Detector)
+    status, text = ending(lambda: registry.build(described), capsys)
+    assert status == 1 and re.search(f'^error: .*{said}', text)
+
+
+def test_other_type_errors_keep_their_traceback():
+    with pytest.raises(TypeError):
+        command.run_main(lambda: _Detector(backbon=1))

@@ -19,6 +19,7 @@ from mmprune3d.adapters.fusion import FusionMap, fusion_map, modalities, paramet
 from mmprune3d.engine.batches import CachedBatches
 from mmprune3d.engine.criteria import Scores, batches_needed, make_masks, modality_gradients
 from mmprune3d.engine.recalibration import recalibrate
+from mmprune3d.layers.preserved import evaluating
 from mmprune3d.pruning.altermoma import AlterMOMAPlan, alter_moma_scores
 from mmprune3d.pruning.masks import apply_masks_
 
@@ -34,17 +35,12 @@ def feature_maps(model: nn.Module, fusion: FusionMap, batch: Any) -> dict[str, n
     """Modality, or `FUSED` -> mean magnitude [x, y] over the channels of its map, for the first sample of a batch.
 
     Args:
-        model: The detector; it predicts in evaluation mode and is put back into its mode.
+        model: The detector; it predicts in evaluation mode and is then what it was, mode by mode.
         fusion: Its streams.
         batch: A preprocessed batch.
     """
-    mode = model.training
-    model.eval()
-    try:
-        with recorded(model, {**fusion.interfaces, FUSED: 'fusion_layer'}) as seen:
-            model(**copy.deepcopy(batch), mode='predict')
-    finally:
-        model.train(mode)
+    with evaluating(model), recorded(model, {**fusion.interfaces, FUSED: 'fusion_layer'}) as seen:
+        model(**copy.deepcopy(batch), mode='predict')
     return {name: outputs[-1].abs().mean(1)[0].float().cpu().numpy() for name, outputs in seen.items() if outputs}
 
 

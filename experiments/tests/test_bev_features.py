@@ -7,8 +7,32 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from experiments.altermoma.bev_features import draw_bev_features
+from experiments.altermoma.features import feature_maps
+from mmprune3d.adapters.fusion import FusionMap
+
+
+class _Streams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.camera = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.5))
+        self.fusion_layer = nn.Identity()
+
+    def forward(self, inputs: Tensor, mode: str) -> Tensor:
+        return self.fusion_layer(self.camera(inputs))
+
+
+def test_feature_maps_leave_the_detector_as_it_was() -> None:
+    model = _Streams()
+    model.camera[0].eval()  # a frozen part of a detector in training
+    fusion = FusionMap({'camera': ('camera',), 'fusion': ('fusion_layer',)}, {'camera': 'camera'})
+    maps = feature_maps(model, fusion, {'inputs': torch.ones(1, 2, 3, 4)})
+    assert set(maps) == {'camera', 'fused'} and maps['camera'].shape == (3, 4)
+    assert np.allclose(maps['camera'], 1, atol=1e-4)  # dropout is off
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
 
 
 def test_maps_lie_with_x_up_and_y_to_the_left(tmp_path: Path) -> None:

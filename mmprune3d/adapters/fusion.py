@@ -99,9 +99,11 @@ MAP_SETTINGS = ('groups', 'interfaces', 'cross_modal', 'mean_fusion', 'head')
 """Settings of a config that are arguments of `fusion_map`."""
 
 _HOW_TO = (
-    "set the groups in the config: groups=dict(camera=['img_backbone'], lidar=['pts_encoder'], "
-    "fusion=['fuser', 'head']), with module names of your detector, and interfaces=dict(camera='extract_img_feat', "
-    "lidar='pts_encoder'), the methods or modules whose outputs are fused"
+    'Valid are camera-LiDAR fusion detectors: BEVFusion3D (also BEVFusion of mmdet3d) and MVX-Net. For any other '
+    'detector, say in its config which modules belong to which sensor: pruning = dict(groups=dict('
+    "camera=['img_backbone'], lidar=['pts_encoder'], fusion=['fuser', 'head']), interfaces=dict("
+    "camera='extract_img_feat', lidar='pts_encoder')), with module names of your detector; interfaces are the methods "
+    'or modules whose outputs are fused'
 )
 
 
@@ -171,8 +173,14 @@ def _known(model: nn.Module) -> FusionMap:
     for kind in type(model).__mro__:
         if kind.__name__ in MAPS:
             return MAPS[kind.__name__]
-    known = ', '.join(MAPS)
-    raise ValueError(f'{type(model).__name__} has no fusion map (known are {known} and their subclasses): {_HOW_TO}')
+    raise ValueError(
+        f'{_title(model)} has no fusion map: it is not known which part belongs to which sensor. {_HOW_TO}'
+    )
+
+
+def _title(model: nn.Module) -> str:
+    children = ', '.join(name for name, _ in model.named_children())
+    return f'{type(model).__name__} (with {children or "no modules"})'
 
 
 def _check(model: nn.Module, fusion: FusionMap) -> None:
@@ -180,7 +188,7 @@ def _check(model: nn.Module, fusion: FusionMap) -> None:
     title = type(model).__name__
     for path in fusion.needs:
         if not has(model, path):
-            raise ValueError(f'{title} has no {path}, which the fusion map of its class needs: {_HOW_TO}')
+            raise ValueError(f'{_title(model)} has no {path}: it fuses no sensors, as MVX-Net does. {_HOW_TO}')
     for group, prefixes in fusion.groups.items():
         for prefix in prefixes if not fusion.optional else ():
             if not has(model, prefix):

@@ -22,6 +22,9 @@ from .layer_hooks import activation_of
 MOST = 'mmprune3d_most_results'
 """Attribute of a head: the number of results that it gave per sample before queries were removed."""
 
+_ATTENTION_ARGUMENTS = ('query', 'key', 'value', 'key_padding_mask', 'need_weights', 'attn_mask')
+"""Arguments of ``nn.MultiheadAttention.forward`` by position."""
+
 
 class LearnedQueries(ABC):
     """The learned queries of one detector. Making this object changes nothing in the detector.
@@ -168,6 +171,27 @@ class LearnedQueries(ABC):
         """The number of results per sample that the head asks for now, or None if it does not say."""
         holder, name = self.results
         return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+    def watch_masks(self) -> list[Any]:
+        """Lets training stop with a clear message where an attention mask was made for the queries that were removed.
+
+        Returns:
+            Handles; ``remove()`` of each ends it.
+        """
+        attentions = [module for module in self.owner.modules() if isinstance(module, nn.MultiheadAttention)]
+        return [one.register_forward_pre_hook(self._check_mask, with_kwargs=True) for one in attentions]
+
+    def _check_mask(self, attention: nn.MultiheadAttention, args: tuple, named: dict[str, Any]) -> None:
+        """Raises ValueError if the mask of an attention has another number of queries than its input."""
+        given = {**dict(zip(_ATTENTION_ARGUMENTS, args)), **named}
+        mask, query = given.get('attn_mask'), given['query']
+        length = query.shape[1 if attention.batch_first and query.ndim == 3 else 0]
+        if attention.training and mask is not None and mask.shape[-2] != length:
+            raise ValueError(
+                f'an attention mask of {type(self.owner).__name__} has the shape {list(mask.shape)}, but its attention '
+                f'has {length} queries: GPQ has left {self.num_kept} of {len(self.rows)} learned queries. The '
+                f'mask must be made for those that are left, len({type(self.owner).__name__}.{self.name}.weight)'
+            )
 
     def config_changes(self, num_queries: int) -> dict[str, Any]:
         """The settings that a config must change for the detector to be built with `num_queries` queries.

@@ -64,7 +64,7 @@ examples:
 def _add_fuse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('camera', metavar='CAMERA_CHECKPOINT', help=f'checkpoint of the camera detector: {A_FILE}')
     parser.add_argument('lidar', metavar='LIDAR_CHECKPOINT', help=f'checkpoint of the LiDAR detector: {A_FILE}')
-    parser.add_argument('out', metavar='OUT', type=Path, help='the file to write')
+    parser.add_argument('out', metavar='OUT', type=Path, help='the file to write; must not exist')
 
 
 def fuse(args: argparse.Namespace) -> None:
@@ -73,6 +73,7 @@ def fuse(args: argparse.Namespace) -> None:
     from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.files import save_checkpoint, writable
 
+    common.check_target(args.out, args.camera, args.lidar, new=True)
     writable(args.out.parent)
     fused = fuse_checkpoints(read_checkpoint(args.camera), read_checkpoint(args.lidar))
     save_checkpoint(fused, args.out)
@@ -95,7 +96,7 @@ example:
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='SRC', help=f'a checkpoint that a training wrote: {A_FILE}')
-    parser.add_argument('target', metavar='DST', type=Path, help='the file to write')
+    parser.add_argument('target', metavar='DST', type=Path, help='the file to write; must not exist')
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -103,6 +104,7 @@ def publish(args: argparse.Namespace) -> None:
     from mmprune3d.checkpoint.publish import publish as write_published
     from mmprune3d.files import writable
 
+    common.check_target(args.target, args.source, new=True)
     writable(args.target.parent)
     write_published(args.source, args.target)
     print(f'{args.target}: {args.target.stat().st_size / 2**20:.1f} MiB')

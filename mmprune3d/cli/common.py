@@ -163,7 +163,7 @@ def settings(words: Iterable[str]) -> dict[str, Any]:
     """Settings from ``key=value`` words. Lists are written ``[a,b]`` and tuples ``(a,b)``, as for ``--cfg-options``.
 
     Raises:
-        ValueError: If a word is not ``key=value``, or a key occurs twice.
+        ValueError: If a word is not ``key=value``, a list or tuple is not closed, or a key occurs twice.
     """
     from mmengine.config import DictAction
 
@@ -174,7 +174,10 @@ def settings(words: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f'cannot read {word!r}: settings are key=value, without spaces')
         if name in found:
             raise ValueError(f'{name} is given twice')
-        found[name] = DictAction._parse_iterable(value)
+        try:
+            found[name] = DictAction._parse_iterable(value)
+        except (AssertionError, IndexError) as error:
+            raise ValueError(f'cannot read {word!r}: brackets are not closed; lists are [a,b], tuples (a,b)') from error
     return found
 
 
@@ -225,6 +228,40 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argpa
     if rest:
         args.words = [*args.words, *rest]
     return args
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The ``type`` of an option that is a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f'{text!r} must be a whole number, {least} or more')
+        return number
+
+    return read
+
+
+def check_target(target: Path, *inputs: str | Path, new: bool = False) -> None:
+    """Refuses to write a file where something would be lost, before the work.
+
+    Args:
+        target: The file to write.
+        inputs: Files that are read; addresses are not compared.
+        new: Whether there must be no such file yet.
+
+    Raises:
+        ValueError: If it is a folder or one of the inputs, or exists although it must be new.
+    """
+    if target.is_dir():
+        raise ValueError(f'{target} is a folder: give the name of the file to write')
+    if any(target.resolve() == Path(one).resolve() for one in inputs):
+        raise ValueError(f'{target} is what is read, and would be replaced: choose another name')
+    if new and target.exists():
+        raise ValueError(f'{target} exists; choose another name')
 
 
 def aligned(text: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import common
+from .common import whole
 
 HELP = 'generate validation scenes and upgrade a small PETR with tgGBC on them'
 EPILOG = """
@@ -19,6 +20,7 @@ examples:
 AFTER_INTERRUPT = 'generated scenes are kept if they were complete; the same command goes on'
 METHOD = 'tggbc'
 LOG = 'logs/output.log'
+INFOS = 'nuscenes_infos_val.pkl'
 PLAN = ('r=740', 'n=1', 'k=50')
 VAL_SCENES, SAMPLES, IMAGE_SIZE = 8, 24, (352, 128)
 CONFIG = Path('configs', 'petr', 'petr_tiny.py')
@@ -38,12 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_out(parser, 'work_dirs/demo', 'folder for the report')
     parser.add_argument(
-        '--scenes', metavar='N', type=int, default=VAL_SCENES, help='scenes to generate (default: %(default)s)'
+        '--scenes',
+        metavar='N',
+        type=whole(1),
+        default=VAL_SCENES,
+        help='scenes to generate (default: %(default)s)',
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Generates what is missing, then runs the upgrade."""
+    from mmprune3d.checkpoint.read import read_checkpoint
     from mmprune3d.datasets.synthetic.config import GeneratorConfig
     from mmprune3d.datasets.synthetic.generate import generate
     from mmprune3d.files import writable
@@ -55,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
     plan = TgGBCPlan.parse(','.join(words or PLAN))
     writable(args.out)
     config, checkpoint = find_model(args.checkpoint)
+    read_checkpoint(checkpoint)  # before minutes of generating
+    if args.data.exists() and not (args.data / INFOS).is_file():
+        raise ValueError(f'{args.data} exists and is no generated data set (no {INFOS} in it): choose another --data')
     if not args.data.exists():
         print(f'Generating {args.scenes} validation scenes of {SAMPLES} samples in {args.data}')
         # mmdet3d's converter wants a training split too; one sample of it is enough
@@ -65,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         'data_root': data_root,
         'test_dataloader.dataset.data_root': data_root,
         'test_evaluator.data_root': data_root,
-        'test_evaluator.ann_file': f'{data_root}nuscenes_infos_val.pkl',
+        'test_evaluator.ann_file': f'{data_root}{INFOS}',
     }
     with chatter_to(args.out / LOG):
         run_upgrade(config, checkpoint, plan, args.out, overrides, timed=16, repeats=3, pictures=3)

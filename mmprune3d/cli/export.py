@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import common
+from .common import whole
 
 if TYPE_CHECKING:
     from mmprune3d.pruning.tggbc import TgGBCPlan
@@ -34,9 +35,15 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
     common.add_words(parser, 'METHOD KEY=VALUE', "tggbc r=R n=N k=K (default: as the config's hook prunes, if any)")
     common.add_out(parser, 'head.onnx', 'the file to write')
     add = parser.add_argument
-    add('--image-size', nargs=2, type=int, metavar=('H', 'W'), help='pixels (default: as in the test pipeline)')
-    add('--cameras', metavar='N', type=int, help='images per sample (default: as in the test pipeline)')
-    add('--batch', metavar='N', type=int, default=1, help='samples per run (default: 1)')
+    add(
+        '--image-size',
+        nargs=2,
+        type=whole(1),
+        metavar=('H', 'W'),
+        help='pixels (default: as in the test pipeline)',
+    )
+    add('--cameras', metavar='N', type=whole(1), help='images per sample (default: as in the test pipeline)')
+    add('--batch', metavar='N', type=whole(1), default=1, help='samples per run (default: 1)')
     add('--split-topk', action='store_true', help='split every TopK above 3840, the largest that TensorRT takes')
     add('--no-check', action='store_true', help='do not compare ONNX Runtime with PyTorch before writing')
     common.add_overrides(parser)
@@ -49,6 +56,7 @@ def onnx(args: argparse.Namespace) -> None:
     from mmprune3d.files import writable
 
     plan = read_plan(args.words)
+    common.check_target(args.out, args.config, args.checkpoint)
     writable(args.out.parent)
     run_export(
         args.config,

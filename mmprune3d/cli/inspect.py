@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import common
+from .common import whole
 
 if TYPE_CHECKING:
     from mmprune3d.pruning.key_plan import KeyPlan
@@ -45,7 +46,7 @@ def shown(text: str) -> str:
 
 
 def _add_samples(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument('--samples', metavar='N', type=int, help=f'test samples, evenly spaced (default: {text})')
+    parser.add_argument('--samples', metavar='N', type=whole(1), help=f'test samples, evenly spaced (default: {text})')
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
         f'tggbc, tome or another that prunes keys (default: {DEFAULT})',
     )
     _add_samples(parser, '16')
-    parser.add_argument('--pictures', metavar='N', type=int, default=3, help='samples to draw (default: 3)')
+    parser.add_argument('--pictures', metavar='N', type=whole(0), default=3, help='samples to draw (default: 3)')
     common.add_out(parser, 'work_dirs/keys')
     common.add_overrides(parser)
 
@@ -156,7 +157,14 @@ def _add_halting(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     add = parser.add_argument
     _add_samples(parser, 'those of --draw')
-    add('--draw', metavar='INDEX', type=int, nargs='+', default=[], help='test samples to draw, by their number')
+    add(
+        '--draw',
+        metavar='INDEX',
+        type=whole(0),
+        nargs='+',
+        default=[],
+        help='test samples to draw, by their number',
+    )
     _add_score(parser, 'lowest score of drawn boxes')
     add('--log', nargs='+', default=[], metavar='NAME=FILE', help='scalars.json of trainings with HaltingHook')
     common.add_out(parser, 'work_dirs/halting')
@@ -197,7 +205,13 @@ examples:
 def _add_layers(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     add = parser.add_argument
-    add('--rows', metavar='N', type=int, default=20, help='layers on the screen, the costliest (default: 20; 0: all)')
+    add(
+        '--rows',
+        metavar='N',
+        type=whole(0),
+        default=20,
+        help='costliest layers on the screen (default: 20; 0: all)',
+    )
     add('--no-channels', action='store_true', help='do not look for coupled channels, which takes a run per layer')
     common.add_out(parser, 'work_dirs/layers')
     common.add_overrides(parser)

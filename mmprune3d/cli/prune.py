@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ examples:
 """
 METHOD = 'altermoma'
 LOG = 'logs/output.log'
+WRITTEN = ('masks.pth', 'slim.py', 'slim.pth')
+"""Results that a later call may begin with: it needs another folder."""
 TARGETS = ('sparsity', 'channels', 'flops', 'params')
 
 
@@ -46,8 +48,10 @@ def run(args: argparse.Namespace) -> None:
     from mmprune3d.visualization.keep_rates import draw_keep_rates
 
     settings = with_target({}, read_settings(args.words))
+    for name in WRITTEN:
+        common.check_target(args.out / name, args.config, args.checkpoint)
     writable(args.out)
-    configured = {} if has_target(settings) else configured_settings(args.config)
+    configured = {} if has_target(settings) else configured_settings(args.config, args.cfg_options)
     channels = with_target(configured, settings).get('mode') == 'channels'
     prune = prune_channels if channels else prune_checkpoint
     with chatter_to(args.out / LOG):
@@ -82,14 +86,18 @@ def has_target(settings: dict[str, Any]) -> bool:
     return any(name in settings for name in TARGETS)
 
 
-def configured_settings(config: Path) -> dict[str, Any]:
+def configured_settings(config: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The ``pruning`` of a config, or an empty dict.
+
+    Args:
+        config: A config file.
+        overrides: Settings on top of it, by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such config.
+        ValueError: If it cannot be read, or its ``pruning`` is not a dict.
     """
-    from mmengine.config import Config
+    from mmprune3d import config_files
+    from mmprune3d.pruning import checks
 
-    if not config.is_file():
-        raise FileNotFoundError(f'{config} does not exist')
-    return dict(Config.fromfile(config).get('pruning') or {})
+    return checks.mapping('pruning', config_files.read(config, overrides).get('pruning') or {}, 'dict(sparsity=0.8)')

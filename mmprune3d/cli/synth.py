@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import common
+from .common import whole
 
 HELP = 'generate driving scenes in the nuScenes format, or draw a data set'
 EPILOG = """
@@ -88,10 +89,23 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('data_root', metavar='FOLDER', type=Path, help='folder of the data set; it holds the tables (v1.0-trainval)')
     add('--out', metavar='PATH', type=Path, required=True, help='picture to write, .jpg or .png')
-    add('--samples', metavar='N', type=int, default=4, help='samples, spread over the data set (default: 4)')
-    add('--draw', metavar='INDEX', type=int, nargs='+', default=(), help='these samples instead, by their number')
+    add('--samples', metavar='N', type=whole(1), default=4, help='samples, spread over the data set (default: 4)')
+    add(
+        '--draw',
+        metavar='INDEX',
+        type=whole(0),
+        nargs='+',
+        default=(),
+        help='these samples instead, by their number',
+    )
     add('--version', default='v1.0-trainval', help='folder with the tables (default: v1.0-trainval)')
-    add('--camera-width', metavar='N', type=int, default=None, help='pixels of each camera image (default: 560)')
+    add(
+        '--camera-width',
+        metavar='N',
+        type=whole(1),
+        default=None,
+        help='pixels of each camera image (default: 560)',
+    )
 
 
 def show(args: argparse.Namespace) -> None:
@@ -99,6 +113,7 @@ def show(args: argparse.Namespace) -> None:
     from mmprune3d.files import writable
     from mmprune3d.visualization.contact_sheet import CAMERA_WIDTH, save_contact_sheet
 
+    common.check_target(args.out)
     writable(args.out.parent)
     width = CAMERA_WIDTH if args.camera_width is None else args.camera_width
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mmprune3d.command import GOES_ON
 
 from . import common
+from .common import whole
 
 HELP = 'make a detector faster, and report how accuracy, time and memory change'
 EPILOG = """
@@ -22,6 +24,9 @@ examples:
 AFTER_INTERRUPT = GOES_ON
 OUT = 'work_dirs/upgrade'
 AUTO = 'auto'
+METHODS = ('tggbc', 'tome', 'gpq', 'altermoma', 'halting')
+GROUP = 'mmprune3d.methods'
+"""Group of entry points of other packages; this and the methods of mmprune3d are said without an import."""
 LOG = 'logs/output.log'
 """What other packages print, in the folder of the upgrade."""
 
@@ -34,11 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plain, words = parser.format_help, next(one for one in parser._actions if one.dest == 'words')
 
     def format_help() -> str:
-        # only now: the methods of other packages may take seconds to import
-        words.help = f'{", ".join(names())} and settings; several methods where they go together'
+        # only now: it looks through the installed packages
+        words.help = f'{", ".join(installed())} and settings; several methods where they go together'
         return plain()
 
     parser.format_help = format_help  # type: ignore[method-assign]
+
+
+def installed() -> list[str]:
+    """The names of all methods, as `names`, without an import of any: other packages name theirs in entry points."""
+    return [*METHODS, *(entry.name for entry in metadata.entry_points(group=GROUP))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +59,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add('--lr-factor', metavar='F', type=float, help="fine-tuning: multiple of the config's learning rate (0.5)")
     add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01, which is one point)')
     add('--calibrate', metavar='N', type=int, help=f'{AUTO}: test samples to search on, evenly spaced (all)')
-    add('--samples', metavar='N', type=int, help='test samples to evaluate: evenly spaced, or whole scenes (all)')
-    add('--timed', metavar='N', type=int, default=8, help='test batches to time (%(default)s)')
-    add('--repeats', metavar='N', type=int, default=3, help='how often each is timed (%(default)s)')
-    add('--pictures', metavar='N', type=int, default=3, help='samples to draw (%(default)s)')
+    add(
+        '--samples',
+        metavar='N',
+        type=whole(1),
+        help='test samples to evaluate: evenly spaced, or whole scenes (all)',
+    )
+    add('--timed', metavar='N', type=whole(1), default=8, help='test batches to time (%(default)s)')
+    add('--repeats', metavar='N', type=whole(1), default=3, help='how often each is timed (%(default)s)')
+    add('--pictures', metavar='N', type=whole(0), default=3, help='samples to draw (%(default)s)')
     common.add_out(parser, OUT, 'folder for the report and the upgraded model')
     common.add_overrides(parser)
 

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune3d.adapters.fusion import FusionMap, frozen, fusion_map, prunable
 from mmprune3d.checkpoint.addresses import local_file
@@ -22,11 +22,11 @@ from mmprune3d.checkpoint.masks import STATE
 from mmprune3d.checkpoint.read import load_weights
 from mmprune3d.checkpoint.slim import META
 from mmprune3d.coupling.groups import FoundGroups, find_channel_groups
-from mmprune3d.coupling.probe import tensors_in
 from mmprune3d.layers.slim import is_depthwise, weight_layout
 from mmprune3d.measure import report as reports
 from mmprune3d.measure.flops import Counted, count_operations
 from mmprune3d.measure.layer_costs import count_costs
+from mmprune3d.measure.raw_outputs import raw_outputs
 from mmprune3d.measure.runners import read_config
 from mmprune3d.pruning.channel_selection import Costs
 from mmprune3d.pruning.channels import ChannelGroup
@@ -457,53 +457,3 @@ def run_layers(
     env = {'env': reports.environment(1, dtype)}
     reports.write({'config': config_file.name, **report.to_dict(), **env}, out, markdown(report, config_file.stem))
     return markdown(report, config_file.stem, rows or None)
-
-
-class _HeadDoneError(Exception):
-    """Ends a forward pass behind the detection head.
-
-    Args:
-        output: What the head returned.
-    """
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-
-def raw_outputs(data: Mapping[str, Any]) -> Callable[[nn.Module], list[Tensor]]:
-    """A function that runs a detector on preprocessed data, without decoding and losses.
-
-    Detectors of mmdet3d that lack ``mode='tensor'`` (MVXTwoStageDetector) are run in ``mode='predict'`` as far as the
-    first module whose name contains ``head``.
-
-    Args:
-        data: What the data preprocessor returned.
-    """
-
-    def forward(model: nn.Module) -> list[Tensor]:
-        try:
-            found = list(tensors_in(model(**copy.deepcopy(dict(data)), mode='tensor')))
-        except (TypeError, NotImplementedError):
-            found = []
-        return found or _head_outputs(model, data)
-
-    return forward
-
-
-def _head_outputs(model: nn.Module, data: Mapping[str, Any]) -> list[Tensor]:
-    """The outputs of a detector's head, whose decoding does not run: it fails where features are marked."""
-
-    def stop(module: nn.Module, args: tuple, output: Any) -> None:
-        raise _HeadDoneError(output)
-
-    heads = [child for name, child in model.named_children() if 'head' in name]
-    handles = [head.register_forward_hook(stop) for head in heads]
-    try:
-        model(**copy.deepcopy(dict(data)), mode='predict')
-    except _HeadDoneError as done:
-        return list(tensors_in(done.output))
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise ValueError(f"{type(model).__name__} has neither mode='tensor' nor a head that runs in mode='predict'")

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
+from mmprune3d import config_files
 from mmprune3d.checkpoint.read import read_checkpoint
 from mmprune3d.config_types import class_of, dotted, without
 
@@ -25,14 +26,12 @@ def read_config(config_file: Path, checkpoint: str | Path, overrides: dict[str, 
 
     Raises:
         FileNotFoundError: If it or the checkpoint does not exist.
-        ValueError: If the checkpoint cannot be read, or there are several processes.
+        ValueError: If config or checkpoint cannot be read, the config describes no model, or there are several
+            processes.
     """
     require_one_process()
-    if not config_file.is_file():
-        raise FileNotFoundError(f'{config_file} does not exist')
+    config = config_files.read(config_file, overrides)
     read_checkpoint(checkpoint)
-    config = Config.fromfile(config_file)
-    config.merge_from_dict(overrides)
     for name, value in (('launcher', 'none'), ('resume', False)):
         if config.get(name):
             config[name] = value

@@ -160,5 +160,5 @@ def settings(where: str, value: Any, valid: Sequence[str], example: str, ignored
     known = {*valid, *ignored}
     unknown = sorted(key if isinstance(key, str) else shown(key) for key in value if key not in known)
     if unknown:
-        raise ValueError(f'{where}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid)}')
+        raise ValueError(f'{where}: unknown setting {", ".join(unknown)}; valid are {", ".join(valid) or "none"}')
     return value

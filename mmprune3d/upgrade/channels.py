@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmprune3d.adapters.dynamic_voxels import make_cpu_ready
 from mmprune3d.adapters.fusion import FusionMap
 from mmprune3d.checkpoint.masks import STATE, packed_state
 from mmprune3d.checkpoint.metadata import with_metadata
@@ -25,6 +26,7 @@ from mmprune3d.engine.channel_scoring import choose_channels, score_channels, tr
 from mmprune3d.engine.criteria import Scores, batches_needed
 from mmprune3d.engine.recalibration import recalibrate
 from mmprune3d.measure.layer_costs import count_costs
+from mmprune3d.measure.raw_outputs import raw_outputs
 from mmprune3d.measure.runners import read_config
 from mmprune3d.measure.same_outputs import output_difference
 from mmprune3d.pruning import checks
@@ -55,8 +57,8 @@ def slim(config: Config, checkpoint: Path, settings: ChannelSettings) -> Slimmed
         raise ValueError('the config has no train_dataloader: there is no data to score channels with')
     init_default_scope(config.get('default_scope') or 'mmdet3d')
     plan, model = settings.plan, _build(config)
-    loaded = load_weights(model, checkpoint)
-    fusion, run = settings.fusion_map(model), _Recorded(config, model, settings)
+    fusion = settings.fusion_map(model)
+    loaded, run = load_weights(model, checkpoint), _Recorded(config, model, settings)
     found = find_channel_groups(model, run.call, _modules(model, plan.protected))
     groups, frozen = trained_groups(model, found.groups)
     costs = flops_of(model, partial(run.call, model))
@@ -126,7 +128,7 @@ class _Recorded:
 
     def call(self, model: nn.Module) -> Any:
         """Raw outputs, without losses and decoding."""
-        return model(**self._sample[0], mode='tensor')
+        return raw_outputs(self._sample[0])(model)
 
 
 def first_sample(raw: Any) -> Any:
@@ -174,7 +176,9 @@ def channel_rates(selection: Selection, groups: list[ChannelGroup], fusion: Fusi
 
 
 def _build(config: Config) -> nn.Module:
-    return MODELS.build(copy.deepcopy(config.model)).to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    model = MODELS.build(copy.deepcopy(config.model)).to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    make_cpu_ready(model)
+    return model
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

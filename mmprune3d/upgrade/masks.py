@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmprune3d import files
+from mmprune3d import config_files, files
+from mmprune3d.adapters.dynamic_voxels import make_cpu_ready
 from mmprune3d.adapters.fusion import parameter_groups
 from mmprune3d.checkpoint.masks import STATE, save_masks
 from mmprune3d.checkpoint.read import load_weights
@@ -45,8 +45,7 @@ def prune_checkpoint(
         ValueError: If a setting is unknown or belongs to a training, or the detector cannot be scored.
     """
     files.writable(out)
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(dict(overrides or {}))
+    cfg = config_files.read(config, overrides)
     asked = [name for name in OF_TRAININGS if name in settings]
     if asked:
         raise ValueError(f"{', '.join(asked)}: that needs a training, with runner_type='PruningRunner'")
@@ -55,9 +54,15 @@ def prune_checkpoint(
     chosen = PruningSettings.from_dict({**known, **settings})
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = MODELS.build(cfg.model).to('cuda' if torch.cuda.is_available() else 'cpu')
-    earlier = _masks_of(load_weights(model, checkpoint))
+    make_cpu_ready(model)
     fusion, plan = chosen.fusion_map(model), chosen.plan
     count, raw = batches_needed(plan), []
+    if count and cfg.get('train_dataloader') is None:
+        raise ValueError(
+            f'the config has no train_dataloader: there is no data for criterion={plan.criterion!r}; '
+            "criterion='magnitude' and 'random' need none"
+        )
+    earlier = _masks_of(load_weights(model, checkpoint))
     if count:
         raw = draw(Runner.build_dataloader(cfg.train_dataloader, seed=plan.seed), count, plan.seed)
     scores = score_model(model, plan, CachedBatches(raw, model.data_preprocessor, plan.seed), fusion)

@@ -117,7 +117,9 @@ def _load_plugins() -> None:
     import_module(f'{__package__}.builtin')
     for entry in metadata.entry_points(group=GROUP):
         try:
-            register(entry.load())
+            method = register(entry.load())
+            if method.name != entry.name:
+                warnings.warn(f'the entry point {entry.name} names the method {method.name}: they must have one name')
         except Exception as error:  # one broken package must not take all commands away
             warnings.warn(f'the methods of {entry.value} are missing: {type(error).__name__}: {error}')
 

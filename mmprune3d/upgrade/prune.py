@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.plans import plan_from_dict
 from mmprune3d.pruning.settings import Plan
 
@@ -30,11 +31,9 @@ def prune(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
 
     Raises:
         ValueError: If the method makes another model or needs training, with the command that does so; if no adapter
-            knows the model; or if the plan does not fit.
+            knows the model; if the plan does not fit; or if `model` is no model or `plan` no plan.
     """
-    plan = plan_from_dict(plan) if isinstance(plan, Mapping) else plan
-    step = _at_run_time(plan)
-    step.attach(model)
+    _at_run_time(_plan(plan)).attach(_module(model))
     return model
 
 
@@ -47,9 +46,33 @@ def unprune(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
 
     Returns:
         `model`.
+
+    Raises:
+        ValueError: If the method is not one that `prune` takes, no adapter knows the model, or `model` is no model or
+            `plan` no plan.
     """
-    _at_run_time(plan_from_dict(plan) if isinstance(plan, Mapping) else plan).detach(model)
+    _at_run_time(_plan(plan)).detach(_module(model))
     return model
+
+
+def _module(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f'{checks.shown(model)} is a {type(model).__name__}, not a detector: valid is a model, such as '
+            'init_model(config, checkpoint) returns'
+        )
+    return model
+
+
+def _plan(plan: Plan | Mapping[str, Any]) -> Plan:
+    if isinstance(plan, Mapping):
+        return plan_from_dict(plan)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f'{checks.shown(plan)} is not a plan: valid is one plan, such as TgGBCPlan(r=12000), or its settings, such '
+            "as dict(method='tggbc', r=12000)"
+        )
+    return plan
 
 
 def _at_run_time(plan: Plan) -> Any:

@@ -159,7 +159,7 @@ def test_mvxnet_whose_fusion_is_inside_of_the_voxel_encoder():
             assert alive == {'camera', 'lidar', 'fusion'} - {modality}
             assert features.any() == (modality == 'camera') and maps[0].any() == (modality == 'lidar')
             assert len(features) == 2 * num_voxels == len(points[0])
-    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer, which.*groups=dict'):
+    with pytest.raises(ValueError, match=r'has no pts_voxel_encoder.fusion_layer: it fuses no sensors.*groups=dict'):
         fusion.fusion_map(DynamicMVXFasterRCNN(fusion_layer=False))
 
 
@@ -276,7 +276,7 @@ def test_raw_data_of_a_masked_modality_can_be_hidden_from_the_others():
 @pytest.mark.parametrize(
     'given, message',
     [
-        ({}, r'SmallFusion has no fusion map \(known are BEVFusion3D.*groups=dict.*interfaces=dict'),
+        ({}, r'SmallFusion \(with .*\) has no fusion map.*Valid are .*BEVFusion3D.*groups=dict.*interfaces=dict'),
         (
             dict(groups=dict(GROUPS, lidar=['voxels'])),
             "group 'lidar': SmallFusion has no module 'voxels'; its children",

@@ -307,3 +307,33 @@ def test_costs_of_an_unknown_assigner():
     model.pts_bbox_head.assigner = object()
     with pytest.raises(ValueError, match='valid here are lowest, highest and random'):
         QueryScorer(make_prunable(model), GPQPlan(target=3, criterion='cost'))
+
+
+class _MaskedHead(DETR3DHead):
+    """A head with self-attention under a mask that is made once, as some do for denoising queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.register_buffer('mask', torch.zeros(12, 12, dtype=torch.bool))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        query = self.query_embedding.weight[None, :, :8] + features[:, None]
+        query = self.attention(query, query, query, attn_mask=self.mask)[0]
+        return {'all_cls_scores': torch.stack([branch(query) for branch in self.cls_branches])}
+
+
+def test_a_mask_of_removed_queries_is_named():
+    model = DETR3D()
+    model.pts_bbox_head = _MaskedHead().train()
+    queries, features = make_prunable(model), torch.rand(2, 8)
+    handles = queries.watch_masks()
+    model.pts_bbox_head(features)
+    queries.embedding.remove(GONE)
+    with pytest.raises(ValueError, match=r'mask of _MaskedHead has the shape \[12, 12\].*GPQ has left 9 of 12'):
+        model.pts_bbox_head(features)
+    model.pts_bbox_head.mask = torch.zeros(9, 9, dtype=torch.bool)
+    assert model.pts_bbox_head(features)['all_cls_scores'].shape[2] == 9
+    for handle in handles:
+        handle.remove()
+    assert not model.pts_bbox_head.attention._forward_pre_hooks

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
@@ -30,8 +31,8 @@ PIPELINE = [
 ]
 
 
-def build() -> nn.Module:
-    """The shipped config; only widths, depths and the size of a voxel are smaller."""
+def small_config() -> Config:
+    """The model of the shipped config; only widths, depths and the size of a voxel are smaller."""
     init_default_scope('mmdet3d')
     model = get_config(CONFIG).model
     model.data_preprocessor.voxel_layer.voxel_size = VOXEL_SIZE
@@ -50,6 +51,12 @@ def build() -> nn.Module:
     model.pts_backbone.update(in_channels=16, layer_nums=[1, 1], out_channels=[8, 8])
     model.pts_neck.update(in_channels=[8, 8], out_channels=[8, 8])
     model.pts_bbox_head.update(in_channels=16, feat_channels=16)
+    return model
+
+
+def build() -> nn.Module:
+    """The model of `small_config`."""
+    model = small_config()
     torch.manual_seed(0)
     return MODELS.build(model)
 

@@ -114,3 +114,37 @@ def test_tables_are_aligned_on_the_screen():
     text = 'A\n\n| a | bb |\n|---|---:|\n| longer | 1 |\n| c | 100 |\n\nB | C'
     assert common.aligned(text) == ('A\n\n  a        bb\n  ------  ---\n  longer    1\n  c       100\n\nB | C')
     assert common.aligned('no table') == 'no table'
+
+
+@pytest.mark.parametrize(
+    ('command', 'option'),
+    [
+        ('upgrade c.py w.pth tggbc r=3', '--samples 0'),
+        ('upgrade c.py w.pth tggbc r=3', '--timed -1'),
+        ('upgrade c.py w.pth tggbc r=3', '--repeats 0'),
+        ('upgrade c.py w.pth tggbc r=3', '--pictures -1'),
+        ('inspect keys c.py w.pth', '--samples 1.5'),
+        ('inspect keys c.py w.pth', '--pictures nan'),
+        ('inspect queries c.py w.pth', '--samples 0'),
+        ('inspect halting c.py w.pth', '--draw -1'),
+        ('inspect layers c.py w.pth', '--rows -1'),
+        ('export onnx c.py w.pth', '--cameras 0'),
+        ('export onnx c.py w.pth', '--batch 0'),
+        ('export onnx c.py w.pth', '--image-size 0'),
+        ('synth show data --out s.jpg', '--samples 0'),
+        ('synth show data --out s.jpg', '--camera-width 0'),
+        ('demo', '--scenes 0'),
+    ],
+)
+def test_numbers_are_checked_before_any_work(command: str, option: str, capsys: pytest.CaptureFixture):
+    name, number = option.split()
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), name, number, *[number] * (name == '--image-size')])
+    assert stopped.value.code == 2
+    least = int(not {'--pictures', '--draw', '--rows'} & {name})
+    assert f"argument {name}: '{number}' must be a whole number, {least} or more" in capsys.readouterr().err
+
+
+def test_brackets_that_are_not_closed():
+    with pytest.raises(ValueError, match=r"cannot read 'a=\[1,2': brackets are not closed"):
+        common.settings(['a=[1,2'])

@@ -58,6 +58,7 @@ def test_scenes_that_are_there_are_used(
     monkeypatch.setattr('mmprune3d.upgrade.run.run_upgrade', lambda *args, **_: calls.append(args))
     monkeypatch.setattr('mmprune3d.datasets.synthetic.generate.generate', None)
     (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / demo.INFOS).touch()
     assert main(['demo', *words, '--data', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]) == 0
     ((config, checkpoint, found, out, overrides),) = calls
     assert (config, checkpoint, out) == (CONFIG, CONFIG.with_suffix('.pth'), tmp_path / 'out')
@@ -73,3 +74,15 @@ def test_missing_scenes_are_generated(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main(['demo', '--scenes', '3']) == 0
     assert made[0].out == Path('data/demo-nuscenes') and made[0].val_scenes == 3 and made[0].image_size == (352, 128)
     assert '3 validation scenes of 24 samples' in capsys.readouterr().out
+
+
+def test_what_cannot_be_used_is_said_before_scenes_are_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr('mmprune3d.datasets.synthetic.generate.generate', None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'^error: none\.pth does not exist$'):
+        main(['demo', '--checkpoint', 'none.pth', '--data', 'data'])
+    Path('mine').mkdir()
+    Path('mine', 'photo.jpg').touch()
+    with pytest.raises(SystemExit, match=r'^error: mine exists and is no generated data set .*choose another --data$'):
+        main(['demo', '--data', 'mine'])
+    assert [*Path('mine').iterdir()] == [Path('mine', 'photo.jpg')] and not Path('data').exists()

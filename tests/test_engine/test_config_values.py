@@ -321,6 +321,6 @@ def test_a_plan_for_validation_that_does_not_fit_stops_before_the_first_batch(pe
 
 
 def test_the_exact_hook_has_no_settings():
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match='ExactOnCPUHook: unknown setting anything; valid are none'):
         HOOKS.build(dict(type='ExactOnCPUHook', anything=1))
     assert GPQPlan(target=1).epochs == 6

@@ -12,7 +12,9 @@ import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmprune3d.engine.hooks import GPQHook, HaltingHook, MaskHook, TgGBCHook, ToMeHook
+from mmprune3d.engine import hooks
+from mmprune3d.engine.hooks import AllowShapeMismatchHook, GPQHook, HaltingHook, MaskHook, TgGBCHook, ToMeHook
+from mmprune3d.engine.loops.altermoma_loop import PruningIterLoop, PruningLoop
 from mmprune3d.pruning.gpq import GPQPlan
 from mmprune3d.pruning.settings import Plan
 from mmprune3d.pruning.tggbc import TgGBCPlan
@@ -77,6 +79,51 @@ def test_messages_list_what_is_valid(kind: type[Hook], plan: type[Plan], own: di
         HOOKS.build({'type': name, required: 3, 'method': 'other'})
     with pytest.raises(TypeError, match='positional arguments'):
         kind(*range(20))
+
+
+@pytest.mark.parametrize(
+    ('name', 'valid'),
+    [
+        ('HaltingHook', 'interval, patience'),
+        ('MaskHook', 'masks'),
+        ('IterationSeedHook', 'seed'),
+        ('AllowShapeMismatchHook', 'prefixes'),
+        ('ExactOnCPUHook', 'none'),
+    ],
+)
+def test_hooks_without_a_plan_list_their_arguments(name: str, valid: str) -> None:
+    with pytest.raises(ValueError, match=f'^{name}: unknown setting nosuch; valid are {valid}$'):
+        HOOKS.build(dict(type=name, nosuch=1))
+    kind = HOOKS.get(name)
+    assert ', '.join(inspect.signature(kind).parameters) == valid.replace('none', '')
+    with pytest.raises(TypeError, match='positional argument'):
+        kind(*range(20))
+
+
+def test_a_missing_argument_is_named() -> None:
+    with pytest.raises(ValueError, match=r'^AllowShapeMismatchHook: prefixes is missing$'):
+        HOOKS.build(dict(type='AllowShapeMismatchHook'))
+    assert AllowShapeMismatchHook(['a']).prefixes == AllowShapeMismatchHook(prefixes=['a']).prefixes == ('a',)
+
+
+def test_every_hook_is_tested_here() -> None:
+    checked = {kind.__name__ for kind, _, _ in KINDS}
+    others = {'HaltingHook', 'MaskHook', 'IterationSeedHook', 'AllowShapeMismatchHook', 'ExactOnCPUHook'}
+    assert {*hooks.__all__} == checked | others
+
+
+@pytest.mark.parametrize(
+    ('kind', 'given', 'message'),
+    [
+        (PruningLoop, dict(max_iters=3), 'PruningLoop: unknown setting max_iters; its length is max_epochs'),
+        (PruningLoop, {}, 'PruningLoop: max_epochs, the length of the training, is missing'),
+        (PruningLoop, dict(max_epochs=3, sparsty=1), 'pruning: unknown setting sparsty; valid are'),
+        (PruningIterLoop, dict(max_epochs=3), 'PruningIterLoop: unknown setting max_epochs; its length is max_iters'),
+    ],
+)
+def test_loops_name_what_they_do_not_know(kind: type, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f'^{message}'):
+        kind(None, None, sparsity=0.5, **given)
 
 
 def test_hooks_say_whether_they_prune_in_a_test() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmprune3d.checkpoint.masks import packed_state
 from mmprune3d.checkpoint.slim import slim_checkpoint
 from mmprune3d.cli import main
-from mmprune3d.inspect.layers import inspect_layers, markdown, raw_outputs
+from mmprune3d.inspect.layers import inspect_layers, markdown
+from mmprune3d.measure.raw_outputs import raw_outputs
 from mmprune3d.pruning.channels import ChannelGroup, Member
 from tests.conftest import CONFIG
 
@@ -103,7 +104,7 @@ def test_what_cannot_be_found_out_is_a_note(net: Net) -> None:
     assert [note.partition(':')[0] for note in report.notes] == [
         'the table has modules instead of sensors', 'GFLOPs were not counted', 'coupled channels were not found',
     ]  # fmt: skip
-    assert 'Net has no fusion map' in report.notes[0] and 'no such mode (NotImplementedError)' in report.notes[2]
+    assert 'has no fusion map' in report.notes[0] and 'no such mode (NotImplementedError)' in report.notes[2]
     text = markdown(report, 'net')
     assert '| **all** | 6 |' in text and all(note in text for note in report.notes)
 

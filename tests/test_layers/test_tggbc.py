@@ -209,6 +209,17 @@ def test_query_pruning_needs_the_last_layer_alone(decoder: PETR3DDecoder, branch
         decoder(*inputs(1), score_fn=score_by(branches))
 
 
+def test_queries_under_a_mask_are_not_pruned(decoder: PETR3DDecoder, branches: nn.ModuleList) -> None:
+    free = torch.zeros(QUERIES, QUERIES, dtype=torch.bool)
+    decoder.key_pruner = TgGBCKeyPruner(TgGBCPlan(r=0, q=3), LAYERS)
+    with pytest.raises(ValueError, match='cannot be pruned between layers where the self-attention has a mask'):
+        decoder(*inputs(1), score_fn=score_by(branches), self_attn_mask=free, all_layers=False)
+    decoder.key_pruner = None
+    decoder(*inputs(1), score_fn=score_by(branches), self_attn_mask=free)
+    with pytest.raises(ValueError, match=r'has the shape \[9, 9\], but there are 10 queries, of which 2 are denoising'):
+        decoder(*inputs(1), score_fn=score_by(branches), self_attn_mask=free[1:, 1:], num_denoising=2)
+
+
 @pytest.mark.parametrize(('q', 'n', 'message'), [(10, 1, '10 of 10'), (21, 2, '10 of 10'), (13, 2, '7 of 4')])
 def test_a_plan_that_leaves_no_query_is_refused(
     decoder: PETR3DDecoder, branches: nn.ModuleList, q: int, n: int, message: str

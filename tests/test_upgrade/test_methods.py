@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,3 +236,23 @@ def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match="'silent' is the method of SilentPlan already"):
         plans.register(Other)
     assert methods.step_for(SilentPlan('x')) == Silencing(SilentPlan('x'))
+
+
+@pytest.mark.parametrize('function', [prune, unprune])
+@pytest.mark.parametrize('plan', [None, 3, 'tggbc', TgGBCPlan, [TgGBCPlan(r=3)]], ids=str)
+def test_what_is_no_plan_is_named(function: Callable, plan: object) -> None:
+    with pytest.raises(ValueError, match=r'is not a plan: valid is one plan, such as TgGBCPlan\(r=12000\)'):
+        function(nn.Linear(2, 2), plan)
+
+
+@pytest.mark.parametrize('function', [prune, unprune])
+@pytest.mark.parametrize('model', [None, 'config.py', dict(type='PETR3D')], ids=str)
+def test_what_is_no_model_is_named(function: Callable, model: object) -> None:
+    with pytest.raises(ValueError, match=rf'is a {type(model).__name__}, not a detector: valid is a model, such as'):
+        function(model, TgGBCPlan(r=3))
+
+
+def test_an_entry_point_has_the_name_of_its_method(installed: Path) -> None:
+    (installed / 'entry_points.txt').write_text('[mmprune3d.methods]\nother = tests.test_upgrade.toy.method:METHOD\n')
+    with pytest.warns(UserWarning, match='the entry point other names the method silent: they must have one name'):
+        assert 'silent' in methods.known()

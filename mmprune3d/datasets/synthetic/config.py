@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .recording import SceneJob
+from .vocabulary import VERSION
 
 MODALITIES = ('camera', 'lidar', 'radar')
 
@@ -51,7 +52,7 @@ class GeneratorConfig:
 
         Raises:
             ValueError: If a value is out of range; the message has the valid range.
-            FileExistsError: If `out` exists and `overwrite` is False.
+            FileExistsError: If `out` exists and `overwrite` is False, or it is no data set.
         """
         from nuscenes.utils import splits
 
@@ -70,7 +71,12 @@ class GeneratorConfig:
             raise ValueError(f'image_size must be at least 16 x 16 pixels, got {self.image_size}')
         self._check_sensors()
         if Path(self.out).exists() and not self.overwrite:
-            raise FileExistsError(f'{self.out} exists; choose another folder or set overwrite=True')
+            raise FileExistsError(f'{self.out} exists; choose another folder or set overwrite=True (--overwrite)')
+        if Path(self.out).exists() and not replaceable(Path(self.out)):
+            raise FileExistsError(
+                f'{self.out} is no data set in the nuScenes format (no {VERSION} in it), and is not replaced: choose '
+                'another folder'
+            )
 
     def _check_sensors(self) -> None:
         for name, chosen, valid in (
@@ -98,3 +104,8 @@ class GeneratorConfig:
         size, offset = tuple(self.image_size), len(splits.train)
         recording = (self.samples_per_scene, size, sensors, self.sweeps, sweep_sensors, self.jpeg_quality)
         return [SceneJob(name, split * offset + k, (self.seed, split, k), *recording) for split, k, name in chosen]
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether a folder holds nothing, or a data set with tables as they are generated: the rest is somebody's work."""
+    return folder.is_dir() and ((folder / VERSION).is_dir() or not any(folder.iterdir()))

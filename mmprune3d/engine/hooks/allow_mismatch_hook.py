@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 from mmprune3d.engine.unwrap import unwrap
 from mmprune3d.pruning import checks
 
+from .plan_arguments import names_arguments
+
 
 @HOOKS.register_module()
 class AllowShapeMismatchHook(Hook):
@@ -30,6 +32,7 @@ class AllowShapeMismatchHook(Hook):
     # Before EMAHook, which loads the same weights into its copy of the model.
     priority = 'VERY_HIGH'
 
+    @names_arguments
     def __init__(self, prefixes: Sequence[str]) -> None:
         what = "a list of beginnings of names, such as ['bbox_head.fc_cls']"
         self.prefixes = checks.texts('AllowShapeMismatchHook: prefixes', prefixes, what)

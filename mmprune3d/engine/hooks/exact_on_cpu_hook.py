@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from mmprune3d.adapters.dynamic_voxels import make_cpu_ready
 from mmprune3d.engine.unwrap import unwrap
 
+from .plan_arguments import names_arguments
+
 
 @HOOKS.register_module()
 class ExactOnCPUHook(Hook):
@@ -23,6 +25,10 @@ class ExactOnCPUHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+
+    @names_arguments
+    def __init__(self) -> None:
+        pass
 
     def before_run(self, runner: Runner) -> None:
         """Changes the classes of the modules, in place."""

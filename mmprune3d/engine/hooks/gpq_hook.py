@@ -73,6 +73,8 @@ class GPQHook(Hook):
         ValueError: For unknown, missing or invalid settings, a model without learned queries that an adapter knows, a
             schedule that does not fit the training, or a resumed checkpoint of another plan.
         RuntimeError: When a removal is due although the head has not run, or training ends without any removal.
+
+    A ValueError also ends a training in which an attention gets a mask that was made for queries that were removed.
     """
 
     # Before EMAHook copies or averages the model; before CheckpointHook.
@@ -94,6 +96,7 @@ class GPQHook(Hook):
         self._resumed: dict[str, Any] | None = None
         self._removed_rows: Tensor | None = None
         self._waits = False
+        self._watched: list[Any] = []
 
     def before_run(self, runner: Runner) -> None:
         """Makes the queries prunable; the outputs of the detector do not change."""
@@ -132,6 +135,7 @@ class GPQHook(Hook):
         if is_main_process():
             _keep_lines_until(self.history, runner.iter)
         self.scorer = QueryScorer(self.queries, self.plan)
+        self._watched = self.queries.watch_masks()
         if self._missing:
             self.scorer.start()
         runner.logger.info(f'GPQ: {embedding.num_kept} queries, {self.plan.target} in the end; {self.schedule}')
@@ -223,6 +227,8 @@ class GPQHook(Hook):
             RuntimeError: If no query was removed.
         """
         self.scorer.stop()
+        for handle in self._watched:
+            handle.remove()
         if not self._missing:
             return
         left = self.queries.embedding.num_kept

@@ -14,6 +14,7 @@ from mmprune3d.pruning import checks
 from mmprune3d.pruning.halting import HaltingRecord
 from mmprune3d.pruning.halting_counts import HaltingSums, fitting_thresholds, inside_boxes
 
+from .plan_arguments import names_arguments
 from .single import check_single
 
 MOSTLY = 0.95
@@ -50,6 +51,7 @@ class HaltingHook(Hook):
         RuntimeError: If an iteration or an epoch passes without a record.
     """
 
+    @names_arguments
     def __init__(self, interval: int = 50, patience: int = 20) -> None:
         self.interval = checks.count('HaltingHook: interval', interval, 1)
         self.patience = checks.count('HaltingHook: patience', patience, 1)

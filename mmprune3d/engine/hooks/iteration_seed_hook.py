@@ -13,6 +13,8 @@ from mmengine.runner import Runner
 
 from mmprune3d.pruning import checks
 
+from .plan_arguments import names_arguments
+
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
@@ -30,6 +32,7 @@ class IterationSeedHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    @names_arguments
     def __init__(self, seed: int = 0) -> None:
         self.seed = checks.seed('IterationSeedHook: seed', seed)
 

@@ -16,6 +16,7 @@ from mmprune3d.engine.unwrap import averaged_models, unwrap
 from mmprune3d.pruning import checks
 from mmprune3d.pruning.masks import apply_masks_, unpack
 
+from .plan_arguments import names_arguments
 from .single import check_single
 
 
@@ -44,6 +45,7 @@ class MaskHook(Hook):
     holds_weights: ClassVar[bool] = True
     """It holds a model to the masks of one checkpoint: comparisons of several models leave it out."""
 
+    @names_arguments
     def __init__(self, masks: str | Path | None = None) -> None:
         what = "the name of a file with masks, such as 'masks.pth', or None"
         self.path = masks if masks is None else checks.text('MaskHook: masks', _as_text(masks), what)

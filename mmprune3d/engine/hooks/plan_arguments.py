@@ -1,4 +1,4 @@
-"""Hooks whose arguments are the settings of a plan, written out in their signatures for ``help()`` and editors."""
+"""Arguments of hooks and loops: those of a config are checked by name, and a message lists the valid ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from mmprune3d.pruning import checks
 from mmprune3d.pruning.settings import Plan, names
 
 
@@ -34,3 +35,23 @@ def takes_settings_of(plan: type[Plan]) -> Callable[[Callable[..., None]], Calla
         return checked
 
     return decorate
+
+
+def names_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorates the ``__init__`` of a hook: an unknown or a missing argument is a ValueError that lists the valid ones.
+
+    Python's own TypeError names only the unknown one.
+    """
+    signature = inspect.signature(init)
+    arguments = list(signature.parameters.values())[1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        where = type(self).__name__
+        checks.settings(where, given, [one.name for one in arguments], f'dict(type={where!r})')
+        for one in arguments[len(args) :]:
+            if one.default is one.empty and one.name not in given:
+                raise ValueError(f'{where}: {one.name} is missing')
+        init(self, *args, **given)
+
+    return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -31,7 +31,6 @@ PRUNED = 'pruned.pth'
 """Checkpoint in the work folder from right after pruning, before fine-tuning."""
 REWIND = 'rewind.pth'
 """Weights in the work folder that IMP goes back to."""
-_OF_LOOPS = ('max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals')
 
 
 class _PrunesFirst:
@@ -43,9 +42,17 @@ class _PrunesFirst:
     """
 
     makes_masks = True
+    _of_loop: ClassVar[tuple[str, ...]]
+    """Settings of mmengine's loop; the first is the length of the training, which must be given."""
+    _length: ClassVar[str]
+    """The length of the training in the other loop, which this one does not have."""
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **settings: Any) -> None:
-        of_loop = {name: settings.pop(name) for name in _OF_LOOPS if name in settings}
+        of_loop = {name: settings.pop(name) for name in self._of_loop if name in settings}
+        if self._length in settings:
+            raise ValueError(f'{type(self).__name__}: unknown setting {self._length}; its length is {self._of_loop[0]}')
+        if self._of_loop[0] not in of_loop:
+            raise ValueError(f'{type(self).__name__}: {self._of_loop[0]}, the length of the training, is missing')
         self.settings = PruningSettings.from_dict(settings)
         super().__init__(runner, dataloader, **of_loop)
         self.mask_hook = _mask_hook(runner)
@@ -180,6 +187,9 @@ class PruningLoop(_PrunesFirst, EpochBasedTrainLoop):
             are given although the loop makes them, or the resumed run was pruned by another plan.
     """
 
+    _of_loop = ('max_epochs', 'val_begin', 'val_interval', 'dynamic_intervals')
+    _length = 'max_iters'
+
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **settings: Any) -> None:
         super().__init__(runner, dataloader, **settings)
         last = self.settings.due(self.settings.rounds)
@@ -202,6 +212,9 @@ class PruningIterLoop(_PrunesFirst, IterBasedTrainLoop):
 
     The loop is also registered as 'AlterMOMAIterLoop'.
     """
+
+    _of_loop = ('max_iters', 'val_begin', 'val_interval', 'dynamic_intervals')
+    _length = 'max_epochs'
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **settings: Any) -> None:
         super().__init__(runner, dataloader, **settings)

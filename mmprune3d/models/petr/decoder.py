@@ -153,8 +153,10 @@ class PETR3DDecoder(BaseModule):
 
         Raises:
             ValueError: If the pruner removes queries while the outputs of all layers are requested, because these would
-                have different lengths.
+                have different lengths, or while there is a mask of the self-attention; or if that mask is of another
+                number of queries.
         """
+        check_self_attn_mask(self_attn_mask, query.shape[1], num_denoising)
         outputs, reductions = [], []
         for index, layer in enumerate(self.layers):
             query, record = layer(query, keys, query_pos, self_attn_mask)
@@ -173,9 +175,24 @@ class PETR3DDecoder(BaseModule):
                 if reduction is not None:
                     if all_layers:
                         raise ValueError('queries can be pruned only with all_layers=False, the last layer alone')
+                    if self_attn_mask is not None:
+                        raise ValueError(
+                            'queries cannot be pruned between layers where the self-attention has a mask, which is one '
+                            'for all samples, while each sample keeps other queries: set q=0'
+                        )
                     reductions.append(reduction)
                     query, query_pos = reduction(query), reduction(query_pos)
         return Decoded(torch.stack(outputs), tuple(reductions))
+
+
+def check_self_attn_mask(mask: Tensor | None, num_queries: int, num_denoising: int) -> None:
+    """Raises ValueError if a mask of the self-attention is not of the queries that there are."""
+    if mask is not None and tuple(mask.shape[-2:]) != (num_queries, num_queries):
+        raise ValueError(
+            f'self_attn_mask has the shape {list(mask.shape)}, but there are {num_queries} queries, of which '
+            f'{num_denoising} are denoising queries. Where GPQ has removed queries, the mask must be made for those '
+            'that are left (len(head.learned_points()))'
+        )
 
 
 @MODELS.register_module()

@@ -60,6 +60,9 @@ def test_failed_run_keeps_the_old_data(tmp_path, monkeypatch):
     out = tmp_path / 'set'
     out.mkdir()
     (out / 'old').write_text('old')
+    with pytest.raises(FileExistsError, match=r'is no data set .* and is not replaced: choose another folder'):
+        generate(GeneratorConfig(out, 1, 0, infos=False, overwrite=True), progress=False)
+    (out / 'v1.0-trainval').mkdir()
 
     def record(job, root):
         raise RuntimeError('out of ideas')
