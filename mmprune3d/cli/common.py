@@ -207,7 +207,7 @@ def methods(words: Sequence[str], known: Sequence[str]) -> dict[str, list[str]]:
         elif '=' in word:
             raise ValueError(f'{word}: name the method before its settings, such as "{known[0]} {word}" (of {valid})')
         else:
-            raise ValueError(f'{word!r} is not a method; valid are {valid}')
+            raise ValueError(f'{word!r} is not a method for this command; valid are {valid}')
     return found
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def format_help() -> str:
         # only now: it looks through the installed packages
-        words.help = f'{", ".join(installed())} and settings; several methods where they go together'
+        words.help = f'{", ".join(installed())} and settings; several if they go together'
         return plain()
 
     parser.format_help = format_help  # type: ignore[method-assign]
@@ -55,20 +55,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what ``mmprune3d upgrade`` and ``tools/upgrade.py`` have in common."""
     add = parser.add_argument
     add('--describe', metavar='METHOD', nargs='?', action=Describe, help='what all methods do, or one and its settings')
-    add('--epochs', metavar='N', type=int, help='epochs of fine-tuning (default: as many as the config trains)')
-    add('--lr-factor', metavar='F', type=float, help="fine-tuning: multiple of the config's learning rate (0.5)")
-    add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01, which is one point)')
-    add('--calibrate', metavar='N', type=int, help=f'{AUTO}: test samples to search on, evenly spaced (all)')
-    add(
-        '--samples',
-        metavar='N',
-        type=whole(1),
-        help='test samples to evaluate: evenly spaced, or whole scenes (all)',
-    )
+    add('--epochs', metavar='N', type=int, help='epochs of fine-tuning (those of the config)')
+    add('--lr-factor', metavar='F', type=float, help="learning rate, times the config's (0.5)")
+    add('--max-drop', metavar='D', type=float, help=f'{AUTO}: largest drop of mAP and NDS (0.01)')
+    add('--calibrate', metavar='N', type=int, help=f'{AUTO}: test samples to search on (all)')
+    add('--samples', metavar='N', type=whole(1), help='test samples to evaluate (all)')
     add('--timed', metavar='N', type=whole(1), default=8, help='test batches to time (%(default)s)')
     add('--repeats', metavar='N', type=whole(1), default=3, help='how often each is timed (%(default)s)')
     add('--pictures', metavar='N', type=whole(0), default=3, help='samples to draw (%(default)s)')
-    common.add_out(parser, OUT, 'folder for the report and the upgraded model')
+    common.add_out(parser, OUT, 'folder')
     common.add_overrides(parser)
 
 

@@ -62,7 +62,7 @@ def test_methods_with_settings_are_taken_apart():
     assert common.methods([], known) == {}
     for wrong, message in (
         (['r=3'], 'name the method before its settings, such as "tggbc r=3"'),
-        (['tome', 'r=3'], "'tome' is not a method; valid are tggbc, gpq"),
+        (['tome', 'r=3'], "'tome' is not a method for this command; valid are tggbc, gpq"),
         (['gpq', 'target=3', 'gpq'], 'gpq is given twice'),
     ):
         with pytest.raises(ValueError, match=message):
@@ -95,7 +95,7 @@ def test_plans_of_keys():
     assert read_plan([]) == TgGBCPlan(r=0.5, n=2)
     with pytest.raises(ValueError, match='tggbc and tome: give one method'):
         read_plan(['tggbc', 'r=3', 'tome', 'r=3'])
-    with pytest.raises(ValueError, match=r"'gpq' is not a method; valid are tggbc, tome$"):
+    with pytest.raises(ValueError, match=r"'gpq' is not a method for this command; valid are tggbc, tome$"):
         read_plan(['gpq', 'target=3'])
 
 

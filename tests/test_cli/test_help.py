@@ -20,7 +20,7 @@ from mmprune3d.version import __version__
 from .commands import all_commands
 
 EVERY = dict(all_commands(groups=True))
-LINES, COLUMNS = 30, 100
+LINES, COLUMNS = 30, 80
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,8 @@ def test_version(capsys: pytest.CaptureFixture):
     assert capsys.readouterr().out == f'mmprune3d {__version__}\n'
 
 
-def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture):
+def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv('COLUMNS', '120')  # a line each
     text = help_of('', capsys)
     for name, command in COMMANDS.items():
         assert re.search(rf'^ +{name} +{re.escape(command.HELP)}$', text, re.MULTILINE)

@@ -340,7 +340,7 @@ class TestCommandLine:
             (['tggbc', 'r=7', 'n=3'], 'n=3 pruning layers in a decoder of 3: valid are 1 to 2'),
             (['tggbc', f'r={KEYS}'], f'of {KEYS} keys leaves none'),
             (['tggbc', 'keys=3'], 'unknown setting keys'),
-            (['tome', 'r=7'], "'tome' is not a method; valid are tggbc"),
+            (['tome', 'r=7'], "'tome' is not a method for this command; valid are tggbc"),
             (['--image-size', '0', '64'], 'all must be positive'),
             (
                 ['--cfg-options', 'test_dataloader.dataset.pipeline=[]'],

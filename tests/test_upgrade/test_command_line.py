@@ -57,7 +57,7 @@ def test_methods_may_follow_options(calls: list, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        ('tgbc r=5', "'tgbc' is not a method; valid are tggbc, tome, gpq, altermoma, halting"),
+        ('tgbc r=5', "'tgbc' is not a method for this command; valid are tggbc, tome, gpq, altermoma, halting"),
         ('r=5', 'name the method before its settings'),
         ('tggbc r=5 gqp target=3', r"'gqp' is neither a method \(tggbc, .*halting\) nor a setting of tggbc"),
         ('tggbc r=5 tggbc n=1', 'tggbc is given twice'),
