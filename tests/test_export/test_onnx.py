@@ -341,7 +341,6 @@ class TestCommandLine:
             (['tggbc', f'r={KEYS}'], f'of {KEYS} keys leaves none'),
             (['tggbc', 'keys=3'], 'unknown setting keys'),
             (['tome', 'r=7'], "'tome' is not a method for this command; valid are tggbc"),
-            (['--image-size', '0', '64'], 'all must be positive'),
             (
                 ['--cfg-options', 'test_dataloader.dataset.pipeline=[]'],
                 'give --image-size HEIGHT WIDTH and --cameras N',
@@ -352,6 +351,15 @@ class TestCommandLine:
         common = [str(folder / 'config.py'), str(folder / 'petr.pth'), '--out', str(folder / 'no')]
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
             main(['export', 'onnx', *common, *arguments])
+        assert not (folder / 'no').exists()
+
+    def test_sizes_must_be_positive(self, folder: Path, capsys: pytest.CaptureFixture) -> None:
+        files = [str(folder / 'config.py'), str(folder / 'petr.pth')]
+        with pytest.raises(SystemExit, match='2'):
+            main(['export', 'onnx', *files, '--image-size', '0', '64'])
+        assert "--image-size: '0' must be a whole number, 1 or more" in capsys.readouterr().err
+        with pytest.raises(ValueError, match='all must be positive'):
+            run_export(*map(Path, files), folder / 'no', image_size=(0, 64))
         assert not (folder / 'no').exists()
 
     def test_missing_files(self, folder: Path) -> None:
