@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -196,12 +197,26 @@ def _gflops(costs: Costs) -> float:
     return costs.after([], {}) / 1e9
 
 
+def _where(error: RuntimeError, model: nn.Module) -> str:
+    """The innermost module of a model in which an error was raised, with its class."""
+    names = {id(module): name for name, module in model.named_modules()}
+    met = [frame.f_locals.get('self') for frame, _ in walk_tb(error.__traceback__)]
+    inside = [module for module in met if names.get(id(module))]
+    return f'{names[id(inside[-1])]} ({type(inside[-1]).__name__})' if inside else type(model).__name__
+
+
 def _check(
     slim_model: nn.Module, model: nn.Module, masked: Mapping[str, Tensor], call: Callable[[nn.Module], Any]
 ) -> float:
     reference = copy.deepcopy(model)
     reference.load_state_dict(masked)
-    difference = output_difference(slim_model, reference, call)
+    try:
+        difference = output_difference(slim_model, reference, call)
+    except RuntimeError as error:
+        raise ValueError(
+            f'the slim model does not run: {_where(error, slim_model)} works with a number of channels that is not '
+            f'that of its weights ({error}). Exclude the layers before it with protected=..., and please report this'
+        ) from error
     if not difference <= TOLERANCE:
         raise ValueError(
             f'the slim model differs from the masked one by {difference:.1e} (relative; {TOLERANCE:.0e} is rounding): '

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmprune3d.checkpoint.masks import load_masks, packed_state
 from mmprune3d.cli import main
@@ -160,6 +161,17 @@ def test_a_coupling_that_was_not_seen_is_an_error(small: tuple[Config, Path], mo
 
     monkeypatch.setattr(channel_pruning, 'mask_state_dict', wrong)
     with pytest.raises(ValueError, match=r'differs from the masked one by \d.*coupled group of channels was not found'):
+        slim(*small, settings(params=0.5))
+
+
+def test_a_slim_model_that_does_not_run_names_the_layer(
+    small: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outputs(model: nn.Module, *_: Any) -> float:
+        return model.get_submodule('fusion_layer')(torch.zeros(1, 1, 2, 2))
+
+    monkeypatch.setattr(channel_pruning, 'output_difference', outputs)
+    with pytest.raises(ValueError, match=r'does not run: fusion_layer\.0 \(Conv2d\) works with a .*protected='):
         slim(*small, settings(params=0.5))
 
 
