@@ -1,0 +1,7 @@
+"""CMT (Cross Modal Transformer, ICCV 2023) for mmdet3d 1.4; loads the official weights, and its keys can be pruned."""
+
+from .box_coder import MultiTaskBBoxCoder
+from .head import CmtHead, CmtImageHead, CmtLidarHead
+from .task_heads import SeparateTaskHead
+
+__all__ = ['CmtHead', 'CmtImageHead', 'CmtLidarHead', 'MultiTaskBBoxCoder', 'SeparateTaskHead']
