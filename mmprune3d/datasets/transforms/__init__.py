@@ -4,9 +4,11 @@ import mmengine  # noqa: F401  (first, so that everything is registered before t
 
 from .cameras import RecordAugmentation
 from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion
+from .modality import ModalMask3D
 from .world import MultiViewGlobalRotScaleTrans, MultiViewRandomFlip3D
 
 __all__ = [
+    'ModalMask3D',
     'MultiViewGlobalRotScaleTrans',
     'MultiViewImageAug',
     'MultiViewPhotoMetricDistortion',

@@ -1,0 +1,151 @@
+"""The whole detector through mmdet3d's data structures, with both sensors and with either alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+import mmprune3d
+import mmprune3d.models
+from mmprune3d import adapters
+from mmprune3d.pruning.tggbc import TgGBCPlan
+from tests.reference import reference_files
+from tests.test_models.test_petr.small import CAMERAS, HEIGHT, WIDTH, sample
+
+CONFIG = Path(mmprune3d.__file__).parents[1] / 'configs' / 'cmt' / 'cmt_lidar-cam_r50_voxel0100_800x320.py'
+RANGE = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
+PILLAR = [0.5, 0.5, 8.0]
+HEADS = ('CmtHead', 'CmtImageHead', 'CmtLidarHead')
+
+
+def small_config(head: str, **changes: object) -> dict[str, Any]:
+    points = {
+        'pts_voxel_encoder': {'type': 'HardSimpleVFE', 'num_features': 4},
+        'pts_middle_encoder': {'type': 'PointPillarsScatter', 'in_channels': 4, 'output_shape': [64, 64]},
+        'pts_backbone': {
+            'type': 'SECOND',
+            'in_channels': 4,
+            'out_channels': [8],
+            'layer_nums': [1],
+            'layer_strides': [8],
+        },
+    }
+    images = {
+        'img_backbone': {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (2, 3)},
+        'img_neck': {'type': 'PETR3DFPN', 'in_channels': [32, 64], 'out_channels': 32, 'num_outs': 2},
+    }
+    return {
+        'type': 'CmtDetector',
+        'data_preprocessor': {
+            'type': 'Det3DDataPreprocessor',
+            'mean': [100.0] * 3,
+            'std': [50.0] * 3,
+            'pad_size_divisor': 32,
+            'voxel': True,
+            'voxel_layer': {
+                'max_num_points': 5,
+                'point_cloud_range': RANGE,
+                'voxel_size': PILLAR,
+                'max_voxels': (500, 500),
+            },
+        },
+        **({} if head == 'CmtImageHead' else points),
+        **({} if head == 'CmtLidarHead' else images),
+        'pts_bbox_head': {
+            'type': head,
+            'tasks': [{'num_class': 1}, {'num_class': 3}],
+            'bbox_coder': {'type': 'MultiTaskBBoxCoder', 'pc_range': RANGE, 'num_classes': 4, 'max_num': 300},
+            'grid_size': [64, 64, 1],
+            'in_channels': 8,
+            'num_query': 12,
+            'hidden_dim': 32,
+            'depth_num': 8,
+            'transformer': {'num_layers': 3, 'num_heads': 4, 'feedforward_channels': 48},
+            'denoising': {'groups': 3},
+            **changes,
+        },
+    }
+
+
+def build(head: str) -> nn.Module:
+    init_default_scope('mmdet3d')
+    torch.manual_seed(0)
+    model = MODELS.build(small_config(head))
+    model.init_weights()
+    return model.eval()
+
+
+def batch() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    points = [torch.rand(200, 4, generator=generator) * 20 - 10 for _ in range(2)]
+    images = [torch.randint(0, 255, (CAMERAS, 3, HEIGHT, WIDTH), generator=generator).byte() for _ in range(2)]
+    samples = [sample(num_boxes=count, seed=count) for count in (4, 2)]
+    return {'inputs': {'points': points, 'img': images}, 'data_samples': samples}
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_predict(head: str) -> None:
+    found = build(head).test_step(batch())
+    assert len(found) == 2
+    for each in found:
+        boxes = each.pred_instances_3d
+        assert len(boxes.scores_3d) == 12 * 4  # max_num is more than there are: all pairs
+        assert boxes.bboxes_3d.tensor.shape == (12 * 4, 9)
+        assert set(boxes.labels_3d.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_loss(head: str) -> None:
+    model = build(head).train()
+    data = model.data_preprocessor(batch(), True)
+    losses = model(**data, mode='loss')
+    assert {'loss_cls', 'loss_bbox', 'd0.loss_cls', 'd1.dn_loss_bbox', 'dn_loss_cls'} <= set(losses)
+    sum(losses.values()).backward()
+    missing = [name for name, parameter in model.pts_bbox_head.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_keys_are_pruned_and_none_is_the_identity(head: str) -> None:
+    model = build(head)
+    before = [each.pred_instances_3d.scores_3d for each in model.test_step(batch())]
+    adapters.attach(model, TgGBCPlan(r=0))
+    after = [each.pred_instances_3d.scores_3d for each in model.test_step(batch())]
+    assert all(map(torch.equal, before, after))
+    plan = TgGBCPlan(r=10, n=2)
+    mmprune3d.prune(model, plan)
+    counts = adapters.keys_per_layer(model, lambda: model.test_step(batch()))
+    total = {'CmtHead': 64 + CAMERAS * 8, 'CmtImageHead': CAMERAS * 8, 'CmtLidarHead': 64}[head]
+    first, second, _ = plan.removals(3, total)
+    assert counts == [total, total - first, total - 10]
+    assert first + second == 10
+
+
+def test_streams_and_head_must_agree() -> None:
+    config = small_config('CmtHead')
+    config['pts_bbox_head']['type'] = 'CmtLidarHead'
+    with pytest.raises(ValueError, match='CmtLidarHead does not use img_backbone'):
+        MODELS.build(config)
+    config = small_config('CmtLidarHead')
+    config['pts_bbox_head']['type'] = 'CmtHead'
+    with pytest.raises(ValueError, match='CmtHead needs img_backbone'):
+        MODELS.build(config)
+
+
+@pytest.mark.parametrize('path', reference_files('query_detectors', 'keys/cmt_fusion_voxel0100_r50_full.json'))
+def test_full_size_keys(path: Path) -> None:
+    pytest.importorskip('spconv')
+    init_default_scope('mmdet3d')
+    config = Config.fromfile(CONFIG).model
+    config.img_backbone.init_cfg = None
+    model = MODELS.build(config)
+    found = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert found == json.loads(path.read_text())
