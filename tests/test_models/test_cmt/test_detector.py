@@ -16,6 +16,7 @@ from torch import nn
 import mmprune3d
 import mmprune3d.models
 from mmprune3d import adapters
+from mmprune3d.adapters.learned_queries import find_queries, make_prunable
 from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.reference import reference_files
 from tests.test_models.test_petr.small import CAMERAS, HEIGHT, WIDTH, sample
@@ -127,6 +128,37 @@ def test_keys_are_pruned_and_none_is_the_identity(head: str) -> None:
     first, second, _ = plan.removals(3, total)
     assert counts == [total, total - first, total - 10]
     assert first + second == 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('head', HEADS)
+def test_a_head_with_fewer_queries_is_one_that_was_built_with_these(head: str) -> None:
+    model, gone = build(head), torch.tensor([7, 2, 3])
+    weights = model.state_dict()
+    weights['pts_bbox_head.reference_points.weight'] = torch.cat(
+        [row[None] for i, row in enumerate(weights['pts_bbox_head.reference_points.weight']) if i not in gone]
+    )
+    small = MODELS.build(small_config(head, num_query=9)).eval()
+    small.load_state_dict(weights)
+    expected = small.test_step(batch())
+    queries = make_prunable(model)
+    queries.embedding.remove(gone)
+    queries.announce()
+    for found, each in zip(model.test_step(batch()), expected, strict=True):
+        assert len(found.pred_instances_3d) == 9 * 4
+        assert torch.equal(found.pred_instances_3d.scores_3d, each.pred_instances_3d.scores_3d)
+        assert torch.equal(found.pred_instances_3d.bboxes_3d.tensor, each.pred_instances_3d.bboxes_3d.tensor)
+
+
+def test_queries_are_scored_by_the_classes_of_all_tasks() -> None:
+    model = build('CmtHead')
+    queries = find_queries(model)
+    data = model.data_preprocessor(batch(), False)
+    tasks = model(**data, mode='tensor')
+    logits = torch.cat([task['cls_logits'][-1] for task in tasks], dim=-1)
+    assert logits.shape == (2, 12, 4)
+    assert torch.equal(queries.learned_logits(tasks), logits)
+    assert queries.activation == 'sigmoid'
 
 
 def test_streams_and_head_must_agree() -> None:
