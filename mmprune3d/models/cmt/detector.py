@@ -10,6 +10,8 @@ from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmprune3d.layers.row_norm import allow_few_rows
+from mmprune3d.layers.sparse_conv import make_exact
 from mmprune3d.models.petr.grid_mask import PETR3DGridMask
 
 
@@ -59,6 +61,9 @@ class CmtDetector(Base3DDetector):
             raise ValueError('CmtDetector takes no train_cfg and test_cfg; set matching and decoding in pts_bbox_head')
         self.pts_voxel_encoder = _build(pts_voxel_encoder)
         self.pts_middle_encoder = _build(pts_middle_encoder)
+        if self.pts_middle_encoder is not None:
+            make_exact(self.pts_middle_encoder)  # sparse convolutions, which spconv alone computes wrongly on a CPU
+            allow_few_rows(self.pts_middle_encoder)
         self.pts_backbone = _build(pts_backbone)
         self.pts_neck = _build(pts_neck)
         self.img_backbone = _build(img_backbone)

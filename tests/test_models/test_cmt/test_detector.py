@@ -130,6 +130,43 @@ def test_keys_are_pruned_and_none_is_the_identity(head: str) -> None:
     assert first + second == 10
 
 
+@pytest.mark.parametrize('counts', [(0, 0), (0, 3)])
+def test_samples_without_objects(counts: tuple[int, int]) -> None:
+    model, data = build('CmtHead').train(), batch()
+    data['data_samples'] = [sample(num_boxes=count, seed=count) for count in counts]
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(parameter.grad is not None for parameter in model.pts_bbox_head.parameters())
+
+
+def test_sparse_encoder_drops_voxels_outside_of_its_grid() -> None:
+    pytest.importorskip('spconv')
+    config = small_config('CmtHead', grid_size=[64, 48, 40])
+    config['data_preprocessor']['voxel_layer']['voxel_size'] = [0.5, 0.5, 0.2]
+    config['pts_middle_encoder'] = {
+        'type': 'SparseEncoder',
+        'in_channels': 4,
+        'sparse_shape': [41, 48, 64],  # the points fill 64 rows
+        'output_channels': 16,
+        'encoder_channels': ((16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128)),
+        'encoder_paddings': ((0, 0, 1), (0, 0, 1), (0, 0, [0, 1, 1]), (0, 0)),
+        'block_type': 'basicblock',
+    }
+    config['pts_backbone'] |= {'in_channels': 32, 'layer_strides': [1]}
+    init_default_scope('mmdet3d')
+    torch.manual_seed(0)
+    model = MODELS.build(config).train()
+    seen = []
+    model.pts_voxel_encoder.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    data = model.data_preprocessor(batch(), True)
+    assert data['inputs']['voxels']['coors'][:, 2].max() >= 48
+    sum(model(**data, mode='loss').values()).backward()
+    assert seen[0][:, 2].max() < 48
+    assert all(parameter.grad is not None for parameter in model.pts_middle_encoder.parameters())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('head', HEADS)
 def test_a_head_with_fewer_queries_is_one_that_was_built_with_these(head: str) -> None:
