@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmprune3d
+import mmprune3d.datasets.transforms
 import mmprune3d.models
 from mmprune3d import adapters
 from mmprune3d.adapters.learned_queries import find_queries, make_prunable
@@ -21,7 +22,12 @@ from mmprune3d.pruning.tggbc import TgGBCPlan
 from tests.reference import reference_files
 from tests.test_models.test_petr.small import CAMERAS, HEIGHT, WIDTH, sample
 
-CONFIG = Path(mmprune3d.__file__).parents[1] / 'configs' / 'cmt' / 'cmt_lidar-cam_r50_voxel0100_800x320.py'
+CONFIGS = Path(mmprune3d.__file__).parents[1] / 'configs' / 'cmt'
+NAMES = {
+    'cmt_fusion_voxel0100_r50_full.json': 'cmt_lidar-cam_r50_voxel0100_800x320.py',
+    'cmt_fusion_voxel0075_vov_full.json': 'cmt_lidar-cam_vov_voxel0075_1600x640.py',
+    'cmt_lidar_voxel0075_full.json': 'cmt_lidar_voxel0075.py',
+}
 RANGE = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
 PILLAR = [0.5, 0.5, 8.0]
 HEADS = ('CmtHead', 'CmtImageHead', 'CmtLidarHead')
@@ -209,12 +215,24 @@ def test_streams_and_head_must_agree() -> None:
         MODELS.build(config)
 
 
-@pytest.mark.parametrize('path', reference_files('query_detectors', 'keys/cmt_fusion_voxel0100_r50_full.json'))
+@pytest.mark.parametrize('path', reference_files('query_detectors', 'keys/cmt_[!c]*_full.json'))
 def test_full_size_keys(path: Path) -> None:
     pytest.importorskip('spconv')
     init_default_scope('mmdet3d')
-    config = Config.fromfile(CONFIG).model
-    config.img_backbone.init_cfg = None
+    config = Config.fromfile(CONFIGS / NAMES[path.name]).model
+    if config.img_backbone is not None:
+        config.img_backbone.init_cfg = None
     model = MODELS.build(config)
     found = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert found == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize('name', sorted(NAMES.values()))
+def test_transforms_of_the_configs_exist(name: str) -> None:
+    init_default_scope('mmdet3d')
+    config = Config.fromfile(CONFIGS / name)
+    for loader in (config.train_dataloader, config.test_dataloader):
+        steps = [TRANSFORMS.build(step) for step in loader.dataset.pipeline]
+        assert steps[-1].__class__.__name__ == 'Pack3DDetInputs'
+        sizes = [tuple(step.image_size) for step in steps if hasattr(step, 'image_size')]
+        assert sizes == ([] if config.model.img_backbone is None else [config.image_size])
