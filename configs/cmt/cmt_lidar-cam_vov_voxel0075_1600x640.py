@@ -5,7 +5,7 @@ _base_ = 'cmt_lidar-cam_r50_voxel0100_800x320.py'
 image_size = (640, 1600)  # height, width
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[4] = dict(
+train_pipeline[5] = dict(
     type='MultiViewImageAug', image_size=image_size, resize_range=(0.94, 1.25), flip_prob=0.5, per_image=True
 )
 test_pipeline = _base_.test_pipeline

@@ -1,5 +1,6 @@
 # CMT with LiDAR alone, voxels of 0.075 m: 32400 keys. Published: 62.1 mAP, 68.6 NDS. The task head convolves over three
-# neighbouring queries, so that removing a query (GPQ) changes the outputs of the next ones.
+# neighbouring queries, so that removing a query (GPQ) changes the outputs of the next ones. The training is not the
+# published one and was never run: see the config with cameras.
 _base_ = 'cmt_lidar-cam_r50_voxel0100_800x320.py'
 
 class_names = _base_.class_names
@@ -41,5 +42,5 @@ model = dict(
     img_backbone=None,
     img_neck=None,
     pts_middle_encoder=dict(sparse_shape=[41, 1440, 1440]),
-    pts_bbox_head=dict(type='CmtLidarHead', grid_size=[1440, 1440, 40], separate_head=dict(final_kernel=3)),
+    pts_bbox_head=dict(type='CMT3DLidarHead', grid_size=[1440, 1440, 40], separate_head=dict(final_kernel=3)),
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmdet3d.structures import LiDARPoints
 
-from mmprune3d.datasets.transforms import ModalMask3D
+from mmprune3d.datasets.transforms import CMT3DModalMask
 from tests.reference import load, reference_files
 
 
@@ -21,7 +21,7 @@ def sample() -> dict:
 def test_official_choices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for entry in load(path)['modal_mask']:
         monkeypatch.setattr(np.random, 'rand', lambda entry=entry: entry['rand'])
-        found = ModalMask3D(mode=entry['mode'], mask_modal=entry['mask_modal'])(sample())
+        found = CMT3DModalMask(mode=entry['mode'], mask_modal=entry['mask_modal'])(sample())
         assert all((image == 0).all() == entry['image_is_zero'] for image in found['img'])
         assert bool((found['points'].tensor == 0).all()) == entry['points_are_zero']
         assert len(found['points'].tensor) == 4
@@ -29,6 +29,6 @@ def test_official_choices(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_settings() -> None:
     with pytest.raises(ValueError, match='mode'):
-        ModalMask3D(mode='val')
+        CMT3DModalMask(mode='val')
     with pytest.raises(ValueError, match='mask_modal'):
-        ModalMask3D(mask_modal='radar')
+        CMT3DModalMask(mask_modal='radar')

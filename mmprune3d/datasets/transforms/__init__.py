@@ -4,11 +4,11 @@ import mmengine  # noqa: F401  (first, so that everything is registered before t
 
 from .cameras import RecordAugmentation
 from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion
-from .modality import ModalMask3D
+from .modality import CMT3DModalMask
 from .world import MultiViewGlobalRotScaleTrans, MultiViewRandomFlip3D
 
 __all__ = [
-    'ModalMask3D',
+    'CMT3DModalMask',
     'MultiViewGlobalRotScaleTrans',
     'MultiViewImageAug',
     'MultiViewPhotoMetricDistortion',

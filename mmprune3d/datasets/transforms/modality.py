@@ -11,7 +11,7 @@ IMAGE_ABOVE, POINTS_ABOVE = 0.75, 0.5
 
 
 @TRANSFORMS.register_module()
-class ModalMask3D(BaseTransform):
+class CMT3DModalMask(BaseTransform):
     """Multiplies the images or the points of a sample by zero, as official CMT does.
 
     In training a quarter of the samples has no images and a quarter no points; at test time `mask_modal` is always

@@ -35,7 +35,7 @@ def denormalize_bbox(codes: Tensor) -> Tensor:
 
 
 @TASK_UTILS.register_module()
-class MultiTaskBBoxCoder:
+class CMT3DBBoxCoder:
     """Selects the final boxes of all tasks, without non-maximum suppression.
 
     Args:

@@ -16,12 +16,12 @@ from mmprune3d.models.petr.grid_mask import PETR3DGridMask
 
 
 @MODELS.register_module()
-class CmtDetector(Base3DDetector):
+class CMT3D(Base3DDetector):
     """Camera-LiDAR detector whose decoder attends to the tokens of both sensors (Cross Modal Transformer).
 
     The inputs are those of ``Det3DDataPreprocessor`` with ``voxel=True``: ``voxels`` (hard voxels with coordinates
     (batch, z, y, x)) and ``imgs`` [B, cameras, 3, H, W]; data samples hold the camera matrices. One stream may be left
-    out: with ``CmtImageHead`` there are cameras only, with ``CmtLidarHead`` LiDAR only.
+    out: with ``CMT3DImageHead`` there are cameras only, with ``CMT3DLidarHead`` LiDAR only.
 
     Args:
         pts_bbox_head: Config of the head.
@@ -58,7 +58,7 @@ class CmtDetector(Base3DDetector):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if train_cfg is not None or test_cfg is not None:
-            raise ValueError('CmtDetector takes no train_cfg and test_cfg; set matching and decoding in pts_bbox_head')
+            raise ValueError('CMT3D takes no train_cfg and test_cfg; set matching and decoding in pts_bbox_head')
         self.pts_voxel_encoder = _build(pts_voxel_encoder)
         self.pts_middle_encoder = _build(pts_middle_encoder)
         if self.pts_middle_encoder is not None:
@@ -104,7 +104,7 @@ class CmtDetector(Base3DDetector):
         pts_feats = img_feats = None
         if self.pts_middle_encoder is not None:
             if 'voxels' not in batch_inputs_dict:
-                raise ValueError('CmtDetector needs voxels: set voxel=True and voxel_layer in data_preprocessor')
+                raise ValueError('CMT3D needs voxels: set voxel=True and voxel_layer in data_preprocessor')
             pts_feats = self.extract_pts_feat(batch_inputs_dict['voxels'], batch_size)
         if self.img_backbone is not None:
             img_feats = self.extract_img_feat(batch_inputs_dict['imgs'])
@@ -122,7 +122,7 @@ class CmtDetector(Base3DDetector):
         return self.add_pred_to_datasample(batch_data_samples, found, [InstanceData() for _ in found])
 
     def _forward(self, batch_inputs_dict: dict[str, Any], batch_data_samples: list, **kwargs: object) -> Any:
-        """Returns the raw outputs of the head; see ``CmtHead.forward_tensors``."""
+        """Returns the raw outputs of the head; see ``CMT3DHead.forward_tensors``."""
         feats = self.extract_feat(batch_inputs_dict, len(batch_data_samples))
         return self.pts_bbox_head(*feats, [sample.metainfo for sample in batch_data_samples])
 

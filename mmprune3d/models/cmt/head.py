@@ -42,12 +42,12 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 @MODELS.register_module()
-class CmtHead(BaseModule):
+class CMT3DHead(BaseModule):
     """The detection head of CMT for LiDAR and cameras.
 
     Args:
         tasks: Tasks, each with ``num_class`` and ``class_names``; labels count through the tasks.
-        bbox_coder: Config of the box coder, ``MultiTaskBBoxCoder``.
+        bbox_coder: Config of the box coder, ``CMT3DBBoxCoder``.
         grid_size: Number of voxels along x, y and z.
         in_channels: Channels of the bird's-eye-view features.
         num_query: Number of learned queries.
@@ -293,15 +293,15 @@ class CmtHead(BaseModule):
 
 
 @MODELS.register_module()
-class CmtImageHead(CmtHead):
-    """The detection head of CMT for cameras alone; the arguments are those of ``CmtHead``."""
+class CMT3DImageHead(CMT3DHead):
+    """The detection head of CMT for cameras alone; the arguments are those of ``CMT3DHead``."""
 
     uses_points = False
 
 
 @MODELS.register_module()
-class CmtLidarHead(CmtHead):
-    """The detection head of CMT for LiDAR alone; the arguments are those of ``CmtHead``."""
+class CMT3DLidarHead(CMT3DHead):
+    """The detection head of CMT for LiDAR alone; the arguments are those of ``CMT3DHead``."""
 
     uses_images = False
 

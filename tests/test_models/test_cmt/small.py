@@ -18,6 +18,8 @@ def head_of(data: dict[str, Any], **changes: object) -> nn.Module:
     init_default_scope('mmdet3d')
     same = ('type', 'tasks', 'bbox_coder', 'in_channels', 'num_query', 'hidden_dim', 'depth_num', 'downsample_scale')
     config = {name: official[name] for name in same}
+    config['type'] = config['type'].replace('Cmt', 'CMT3D')
+    config['bbox_coder'] = {**config['bbox_coder'], 'type': 'CMT3DBBoxCoder'}
     config |= {
         'common_heads': official['common_heads'],
         'separate_head': {k: v for k, v in official['separate_head'].items() if k != 'type'},

@@ -30,7 +30,7 @@ NAMES = {
 }
 RANGE = [-16.0, -16.0, -5.0, 16.0, 16.0, 3.0]
 PILLAR = [0.5, 0.5, 8.0]
-HEADS = ('CmtHead', 'CmtImageHead', 'CmtLidarHead')
+HEADS = ('CMT3DHead', 'CMT3DImageHead', 'CMT3DLidarHead')
 
 
 def small_config(head: str, **changes: object) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def small_config(head: str, **changes: object) -> dict[str, Any]:
         'img_neck': {'type': 'PETR3DFPN', 'in_channels': [32, 64], 'out_channels': 32, 'num_outs': 2},
     }
     return {
-        'type': 'CmtDetector',
+        'type': 'CMT3D',
         'data_preprocessor': {
             'type': 'Det3DDataPreprocessor',
             'mean': [100.0] * 3,
@@ -64,12 +64,12 @@ def small_config(head: str, **changes: object) -> dict[str, Any]:
                 'max_voxels': (500, 500),
             },
         },
-        **({} if head == 'CmtImageHead' else points),
-        **({} if head == 'CmtLidarHead' else images),
+        **({} if head == 'CMT3DImageHead' else points),
+        **({} if head == 'CMT3DLidarHead' else images),
         'pts_bbox_head': {
             'type': head,
             'tasks': [{'num_class': 1}, {'num_class': 3}],
-            'bbox_coder': {'type': 'MultiTaskBBoxCoder', 'pc_range': RANGE, 'num_classes': 4, 'max_num': 300},
+            'bbox_coder': {'type': 'CMT3DBBoxCoder', 'pc_range': RANGE, 'num_classes': 4, 'max_num': 300},
             'grid_size': [64, 64, 1],
             'in_channels': 8,
             'num_query': 12,
@@ -130,7 +130,7 @@ def test_keys_are_pruned_and_none_is_the_identity(head: str) -> None:
     plan = TgGBCPlan(r=10, n=2)
     mmprune3d.prune(model, plan)
     counts = adapters.keys_per_layer(model, lambda: model.test_step(batch()))
-    total = {'CmtHead': 64 + CAMERAS * 8, 'CmtImageHead': CAMERAS * 8, 'CmtLidarHead': 64}[head]
+    total = {'CMT3DHead': 64 + CAMERAS * 8, 'CMT3DImageHead': CAMERAS * 8, 'CMT3DLidarHead': 64}[head]
     first, second, _ = plan.removals(3, total)
     assert counts == [total, total - first, total - 10]
     assert first + second == 10
@@ -138,7 +138,7 @@ def test_keys_are_pruned_and_none_is_the_identity(head: str) -> None:
 
 @pytest.mark.parametrize('counts', [(0, 0), (0, 3)])
 def test_samples_without_objects(counts: tuple[int, int]) -> None:
-    model, data = build('CmtHead').train(), batch()
+    model, data = build('CMT3DHead').train(), batch()
     data['data_samples'] = [sample(num_boxes=count, seed=count) for count in counts]
     losses = model(**model.data_preprocessor(data, True), mode='loss')
     total = sum(losses.values())
@@ -149,7 +149,7 @@ def test_samples_without_objects(counts: tuple[int, int]) -> None:
 
 def test_sparse_encoder_drops_voxels_outside_of_its_grid() -> None:
     pytest.importorskip('spconv')
-    config = small_config('CmtHead', grid_size=[64, 48, 40])
+    config = small_config('CMT3DHead', grid_size=[64, 48, 40])
     config['data_preprocessor']['voxel_layer']['voxel_size'] = [0.5, 0.5, 0.2]
     config['pts_middle_encoder'] = {
         'type': 'SparseEncoder',
@@ -194,7 +194,7 @@ def test_a_head_with_fewer_queries_is_one_that_was_built_with_these(head: str) -
 
 
 def test_queries_are_scored_by_the_classes_of_all_tasks() -> None:
-    model = build('CmtHead')
+    model = build('CMT3DHead')
     queries = find_queries(model)
     data = model.data_preprocessor(batch(), False)
     tasks = model(**data, mode='tensor')
@@ -205,13 +205,13 @@ def test_queries_are_scored_by_the_classes_of_all_tasks() -> None:
 
 
 def test_streams_and_head_must_agree() -> None:
-    config = small_config('CmtHead')
-    config['pts_bbox_head']['type'] = 'CmtLidarHead'
-    with pytest.raises(ValueError, match='CmtLidarHead does not use img_backbone'):
+    config = small_config('CMT3DHead')
+    config['pts_bbox_head']['type'] = 'CMT3DLidarHead'
+    with pytest.raises(ValueError, match='CMT3DLidarHead does not use img_backbone'):
         MODELS.build(config)
-    config = small_config('CmtLidarHead')
-    config['pts_bbox_head']['type'] = 'CmtHead'
-    with pytest.raises(ValueError, match='CmtHead needs img_backbone'):
+    config = small_config('CMT3DLidarHead')
+    config['pts_bbox_head']['type'] = 'CMT3DHead'
+    with pytest.raises(ValueError, match='CMT3DHead needs img_backbone'):
         MODELS.build(config)
 
 

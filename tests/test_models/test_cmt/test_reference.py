@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 
 import mmprune3d.models  # noqa: F401
 from mmprune3d import adapters
-from mmprune3d.models.cmt.box_coder import MultiTaskBBoxCoder, box_codes, denormalize_bbox, normalize_bbox
+from mmprune3d.models.cmt.box_coder import CMT3DBBoxCoder, box_codes, denormalize_bbox, normalize_bbox
 from mmprune3d.models.cmt.position import bev_cells
 from mmprune3d.models.petr.head import gravity_boxes
 from mmprune3d.pruning.tggbc import TgGBCPlan
@@ -172,7 +172,7 @@ def test_matching(path: Path) -> None:
 def test_coder(path: Path) -> None:
     data = load(path)
     for case in data['cases'].values():
-        found = MultiTaskBBoxCoder(**case['config']).decode(data['tasks'][case['tasks']])
+        found = CMT3DBBoxCoder(**case['config']).decode(data['tasks'][case['tasks']])
         if case['error'] is None:
             close_results(found, case['results'], 'bboxes')
         else:  # official CMT fails with more pairs than queries; ours decodes them
@@ -195,9 +195,9 @@ def test_full_size_keys(path: Path) -> None:
     with torch.device('meta'):
         head = MODELS.build(
             {
-                'type': 'CmtHead',
+                'type': 'CMT3DHead',
                 'tasks': [{'num_class': 10}],
-                'bbox_coder': {'type': 'MultiTaskBBoxCoder', 'pc_range': [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]},
+                'bbox_coder': {'type': 'CMT3DBBoxCoder', 'pc_range': [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]},
                 'grid_size': [1024, 1024, 40],
             }
         )
