@@ -8,7 +8,7 @@ What else has to be known about a family of detectors is a subclass of :class:`L
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -259,6 +259,22 @@ class HeadQueries(LearnedQueries):
         return num_queries * self.owner.num_classes
 
 
+class TaskHeadQueries(HeadQueries):
+    """Learned queries in a head with several tasks, each with its own classes, as in CMT."""
+
+    LOOKS_FOR = 'a head with `task_heads` and an nn.Embedding `reference_points` (CMT)'
+    NAMES = ('reference_points',)
+
+    @classmethod
+    def fits(cls, module: nn.Module) -> bool:
+        """Whether `module` is a head with task heads and an embedding of queries."""
+        return hasattr(module, 'task_heads') and super(HeadQueries, cls).fits(module)
+
+    def last_logits(self, outputs: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The logits of the last layer, of the classes of all tasks."""
+        return torch.cat([task['cls_logits'][-1] for task in outputs], dim=-1)
+
+
 class DetectorQueries(LearnedQueries):
     """Learned queries in the detector, beside its head, as in DETR and ConditionalDETR of mmdet."""
 
@@ -303,7 +319,7 @@ class DetectorQueries(LearnedQueries):
         return num_queries if self.activation == 'softmax' else num_queries * self.head.num_classes
 
 
-QUERY_FAMILIES: list[type[LearnedQueries]] = [HeadQueries, DetectorQueries]
+QUERY_FAMILIES: list[type[LearnedQueries]] = [HeadQueries, TaskHeadQueries, DetectorQueries]
 
 
 def find_queries(model: nn.Module) -> LearnedQueries:

@@ -2,6 +2,6 @@
 
 import mmengine  # noqa: F401  (first, so that everything is registered before this runs: mmprune3d/registration.py)
 
-from . import bevfusion, petr, slim_detector, sst
+from . import bevfusion, cmt, petr, slim_detector, sst
 
-__all__ = ['bevfusion', 'petr', 'slim_detector', 'sst']
+__all__ = ['bevfusion', 'cmt', 'petr', 'slim_detector', 'sst']

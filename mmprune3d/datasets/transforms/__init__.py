@@ -4,9 +4,11 @@ import mmengine  # noqa: F401  (first, so that everything is registered before t
 
 from .cameras import RecordAugmentation
 from .images import MultiViewImageAug, MultiViewPhotoMetricDistortion
+from .modality import CMT3DModalMask
 from .world import MultiViewGlobalRotScaleTrans, MultiViewRandomFlip3D
 
 __all__ = [
+    'CMT3DModalMask',
     'MultiViewGlobalRotScaleTrans',
     'MultiViewImageAug',
     'MultiViewPhotoMetricDistortion',
