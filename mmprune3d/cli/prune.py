@@ -9,15 +9,17 @@ from typing import Any
 
 from . import common
 
-HELP = 'remove weights or channels of a fusion detector; nothing is trained'
+HELP = 'remove weights or channels by a criterion; nothing is trained'
 EPILOG = """
-settings: those of AlterMOMAPlan, one target among them:
+settings, one target among them (all: mmprune3d upgrade --describe altermoma):
   sparsity=0.8         share of the weights to set to zero. Writes masks.pth, which MaskHook(masks=...) reads
   flops=0.5, params=0.5, channels=0.5
                        share to remove by removing channels. Writes slim.py, slim.pth and structure.json
   criterion=altermoma  or prospr, snip, synflow, magnitude, random: what the weights are ranked by
   max_ratio, round_to, tolerance, recalibrate
-                       for channels: see ChannelSettings
+                       for channels
+They go over the config's own: pruning = dict(...), which must name the groups of detectors that are not known.
+
 examples:
   mmprune3d prune CONFIG CHECKPOINT altermoma sparsity=0.8 criterion=snip
   mmprune3d prune CONFIG CHECKPOINT flops=0.5 round_to=8 --out work_dirs/slim

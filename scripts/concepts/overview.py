@@ -41,7 +41,7 @@ def _tokens(panel: Axes) -> None:
     with Image.open(IMAGES / 'halted_tokens.png') as sheet:
         panel.imshow(sheet.convert('RGB').crop(GROUND))
     panel.set_anchor('N')
-    bare(panel, 'LiDAR tokens (grey, blue: halted)')
+    bare(panel, 'LiDAR tokens (grey: halted first, blue: later)')
 
 
 def _times(panel: Axes) -> None:
@@ -54,15 +54,14 @@ def _times(panel: Axes) -> None:
             keys['ms']['stock_fused'],
             keys['ms']['ours'],
         ),
-        'decoder in ONNX Runtime\n900 → 150 queries': (queries['900'], queries['150']),
-        'attention of SST\n82 % of tokens halted': (tokens['unhalted_ms']['sra'], tokens['ms']['sra']),
-        'whole backbone of SST': (tokens['unhalted_ms']['backbone'], tokens['ms']['backbone']),
+        'decoder in ONNX Runtime\n900 → 300 queries': (queries['900'], queries['300']),
+        'backbone of SST\n82 % of tokens halted': (tokens['unhalted_ms']['backbone'], tokens['ms']['backbone']),
     }
     for place, (before, after) in zip(reversed(range(len(bars))), bars.values()):
         pair_of_bars(panel, place, before, after)
     panel.set(xlim=(0, 128), ylim=(-0.6, len(bars) - 0.4))
     panel.set_yticks(list(reversed(range(len(bars)))), list(bars), fontsize=8.5)
     panel.set_xticks([])
-    plain(panel, 'time before and after (CPU, 2 threads)')
+    plain(panel, 'time of that part, of 100 % before (CPU, 2 threads)')
     panel.spines['bottom'].set_visible(False)
     panel.tick_params(axis='y', length=0)
