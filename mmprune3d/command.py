@@ -99,7 +99,7 @@ def describe(error: BaseException, packages: Sequence[Path] = (PACKAGE,)) -> str
 
 
 def _unknown_argument(error: TypeError) -> str | None:
-    """What a registry could not give to a class: an argument of a config that it does not have, or lacks one."""
+    """The message for a class that a config gives unknown or too few arguments; None if that is not the error."""
     if not WRONG_ARGUMENT.search(str(error)):
         return None
     builds = [

@@ -117,7 +117,7 @@ class Chatter:
         return self.log.write(text)
 
     def flush(self) -> None:
-        """Flushes both streams."""
+        """Flushes the screen and, while there is one, the log file."""
         self.screen.flush()
         if self.log is not None:
             self.log.flush()

@@ -18,7 +18,7 @@ settings, one target among them (all: mmprune3d upgrade --describe altermoma):
   criterion=altermoma  or prospr, snip, synflow, magnitude, random: what the weights are ranked by
   max_ratio, round_to, tolerance, recalibrate
                        for channels
-They go over the config's own: pruning = dict(...), which must name the groups of detectors that are not known.
+They override pruning = dict(...) of the config, which must set groups for detectors without a fusion map.
 
 examples:
   mmprune3d prune CONFIG CHECKPOINT altermoma sparsity=0.8 criterion=snip

@@ -8,8 +8,7 @@ import torch
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
-from mmprune3d.models.petr.box_coder import decode_boxes, encode_boxes
-from mmprune3d.models.petr.checks import check_counts, check_range
+from mmprune3d.models.petr.box_coder import PETR3DBoxCoder, decode_boxes, encode_boxes
 from mmprune3d.pruning.selection import top_indices
 
 from .task_heads import CLASS_HEAD
@@ -35,7 +34,7 @@ def denormalize_bbox(codes: Tensor) -> Tensor:
 
 
 @TASK_UTILS.register_module()
-class CMT3DBBoxCoder:
+class CMT3DBBoxCoder(PETR3DBoxCoder):
     """Selects the final boxes of all tasks, without non-maximum suppression.
 
     Args:
@@ -60,15 +59,7 @@ class CMT3DBBoxCoder:
         num_classes: int = 10,
         voxel_size: Sequence[float] | None = None,
     ) -> None:
-        check_range('pc_range', pc_range)
-        if post_center_range is not None:
-            check_range('post_center_range', post_center_range)
-        check_counts(max_num=max_num, num_classes=num_classes)
-        self.pc_range = list(pc_range)
-        self.post_center_range = None if post_center_range is None else list(post_center_range)
-        self.max_num = max_num
-        self.score_threshold = score_threshold
-        self.num_classes = num_classes
+        super().__init__(pc_range, post_center_range, max_num, score_threshold, num_classes)
 
     def decode(self, tasks: Sequence[Mapping[str, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Selects the final boxes of every sample, by descending score.
@@ -99,8 +90,4 @@ class CMT3DBBoxCoder:
         labels = index % logits.shape[-1]
         query = torch.div(index, logits.shape[-1], rounding_mode='floor')
         boxes = denormalize_bbox(codes.float()[query, task_of[labels]])
-        keep = scores > self.score_threshold if self.score_threshold else torch.ones_like(scores, dtype=torch.bool)
-        if self.post_center_range is not None:
-            limits = boxes.new_tensor(self.post_center_range)
-            keep &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
-        return boxes[keep], scores[keep], labels[keep]
+        return self.inside(boxes, scores, labels)

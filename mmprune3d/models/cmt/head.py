@@ -24,12 +24,13 @@ from mmprune3d.layers.gpq import PrunableEmbedding
 from mmprune3d.models.petr.checks import check_counts, check_same_classes, check_truth
 from mmprune3d.models.petr.decoder import PETR3DTransformer, flatten_cameras
 from mmprune3d.models.petr.denoising import DenoisingBatch, DenoisingQueries
-from mmprune3d.models.petr.geometry import canvas_of
+from mmprune3d.models.petr.geometry import canvas_of, img2lidar_of
 from mmprune3d.models.petr.head import PETR3DHead, gravity_boxes
+from mmprune3d.models.petr.position import depth_bins
 from mmprune3d.ops.cameras import lidar2img_of
 
 from .losses import CmtLoss
-from .position import bev_cells, pixel_rays, point_rays, pos2embed, ray_depths
+from .position import bev_cells, pixel_rays, point_rays, pos2embed
 from .task_heads import CLASS_HEAD, SeparateTaskHead
 
 COMMON_HEADS = {'center': (2, 2), 'height': (1, 2), 'dim': (3, 2), 'rot': (2, 2), 'vel': (2, 2)}
@@ -215,7 +216,7 @@ class CMT3DHead(BaseModule):
         return self.bbox_coder.pc_range
 
     def _depths(self, like: Tensor) -> Tensor:
-        return ray_depths(self.depth_num, self._range[3], like.device)
+        return depth_bins(self.depth_num, 1.0, self._range[3], linear_increasing=False, device=like.device)
 
     def forward(
         self,
@@ -247,7 +248,7 @@ class CMT3DHead(BaseModule):
             matrices = np.stack([lidar2img_of(meta) for meta in metas])
             device = img_feats.device
             lidar2img = torch.as_tensor(matrices, dtype=torch.float32, device=device)
-            img2lidar = torch.as_tensor(np.linalg.inv(matrices), dtype=torch.float32, device=device)
+            img2lidar = img2lidar_of(metas, device)
             canvas = canvas_of(metas[0])
         return self.forward_tensors(pts_feats, img_feats, lidar2img, img2lidar, canvas, denoising)
 

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from mmdet.utils import reduce_mean
 from mmdet3d.registry import MODELS, TASK_UTILS
-from mmengine.structures import InstanceData
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mmprune3d.models.petr.assigner import UNUSABLE
 from mmprune3d.models.petr.denoising import DenoisingBatch
-from mmprune3d.models.petr.losses import DEFAULT_LOSS_BBOX, DEFAULT_LOSS_CLS
+from mmprune3d.models.petr.losses import DEFAULT_ASSIGNER, DEFAULT_LOSS_BBOX, DEFAULT_LOSS_CLS
 
 from .box_coder import box_codes, normalize_bbox
 from .task_heads import CLASS_HEAD
 
 BACKGROUND_SHARE = 0.1
 """Share of the unmatched queries in the normalization of the classification loss."""
-MATCHED_CODES = 8
-"""Number of leading entries of a box code that the matching compares: all but the velocity."""
-
-
-class Match(NamedTuple):
-    """Matching of the queries of one layer, sample and task.
-
-    Attributes:
-        query: Indices of the matched queries [M] int64.
-        box: Indices of their boxes among those of the task [M] int64.
-    """
-
-    query: Tensor
-    box: Tensor
 
 
 class CmtLoss(nn.Module):
@@ -45,8 +27,7 @@ class CmtLoss(nn.Module):
         class_counts: Number of classes of every task; global labels count through the tasks.
         loss_cls: Config of the classification loss; None for the focal loss of PETR.
         loss_bbox: Config of the box loss; None for the L1 loss of PETR.
-        cls_cost: Config of the classification cost of the matching; None for a focal cost.
-        reg_weight: Weight of the L1 cost of the matching.
+        assigner: Config of the assigner; None for PETR's. It gets box codes times `code_weights`.
     """
 
     def __init__(
@@ -54,15 +35,13 @@ class CmtLoss(nn.Module):
         class_counts: Sequence[int],
         loss_cls: dict | None = None,
         loss_bbox: dict | None = None,
-        cls_cost: dict | None = None,
-        reg_weight: float = 0.25,
+        assigner: dict | None = None,
     ) -> None:
         super().__init__()
         self.class_counts = list(class_counts)
         self.loss_cls = MODELS.build(loss_cls or DEFAULT_LOSS_CLS)
         self.loss_bbox = MODELS.build(loss_bbox or DEFAULT_LOSS_BBOX)
-        self.cls_cost = TASK_UTILS.build(cls_cost or {'type': 'mmdet.FocalLossCost', 'weight': 2.0})
-        self.reg_weight = reg_weight
+        self.assigner = TASK_UTILS.build(assigner or DEFAULT_ASSIGNER)
 
     def task_labels(self, labels: Tensor) -> list[Tensor]:
         """Labels of every task for global labels [n]; its number of classes stands for all other labels."""
@@ -72,28 +51,6 @@ class CmtLoss(nn.Module):
             found.append(torch.where(inside, labels - first, count))
             first += count
         return found
-
-    @torch.no_grad()
-    def costs(self, logits: Tensor, codes: Tensor, labels: Tensor, gt_codes: Tensor, code_weights: Tensor) -> Tensor:
-        """Computes the match costs [N_q, N_gt] of one layer, sample and task.
-
-        Args:
-            logits: Class logits of the queries [N_q, classes of the task].
-            codes: Box codes of the queries [N_q, S].
-            labels: Labels of the objects in the task [N_gt] int64.
-            gt_codes: Box codes of the objects [N_gt, S].
-            code_weights: Weights of the entries of a code [S].
-        """
-        cost = self.cls_cost(InstanceData(scores=logits.float()), InstanceData(labels=labels))
-        weighted = [(part.float() * code_weights)[:, :MATCHED_CODES] for part in (codes, gt_codes)]
-        cost = cost + self.reg_weight * torch.cdist(*weighted, p=1)
-        return torch.nan_to_num(cost, nan=UNUSABLE, posinf=UNUSABLE, neginf=-UNUSABLE)
-
-    def match(self, logits: Tensor, codes: Tensor, labels: Tensor, gt_codes: Tensor, code_weights: Tensor) -> Match:
-        """Matches queries and objects of one layer, sample and task; the arguments are those of :meth:`costs`."""
-        cost = self.costs(logits, codes, labels, gt_codes, code_weights)
-        queries, boxes = linear_sum_assignment(cost.cpu().numpy())
-        return Match(labels.new_tensor(queries), labels.new_tensor(boxes))
 
     def matched(
         self, tasks: Sequence[Mapping[str, Tensor]], labels: list[Tensor], boxes: list[Tensor], code_weights: Tensor
@@ -123,7 +80,8 @@ class CmtLoss(nn.Module):
         predicted, targets = [], []
         for i, (labels, gt_codes) in enumerate(truth):
             own = labels[index] != background
-            query, box = self.match(logits[i], codes[i], labels[index][own], gt_codes[own], code_weights)
+            weighted = (codes[i] * code_weights, gt_codes[own] * code_weights)
+            query, box = self.assigner.assign(logits[i], weighted[0], labels[index][own], weighted[1])
             wanted[i, query] = labels[index][own][box]
             predicted.append(codes[i, query])
             targets.append(gt_codes[own][box])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmprune3d.models.petr.box_coder import relative_to
+
 
 def pos2embed(points: Tensor, num_feats: int) -> Tensor:
     """Encodes points by sines and cosines.
@@ -47,17 +49,6 @@ def bev_cells(grid_size: Sequence[int], downsample_scale: int, device: torch.dev
     return torch.stack((x, y), dim=-1).flatten(0, 1)
 
 
-def ray_depths(num: int, end: float, device: torch.device | None = None) -> Tensor:
-    """Computes `num` uniform depths in metres from 1 up to, but without, `end`."""
-    return 1 + torch.arange(num, dtype=torch.float32, device=device) * (end - 1) / num
-
-
-def relative(points: Tensor, pc_range: Sequence[float]) -> Tensor:
-    """Scales points [..., 3] in metres to coordinates relative to a range; they are not clamped."""
-    bounds = points.new_tensor(pc_range)
-    return (points - bounds[:3]) / (bounds[3:] - bounds[:3])
-
-
 def pixel_rays(
     img2lidar: Tensor, canvas: tuple[int, int], cells: tuple[int, int], depths: Tensor, pc_range: Sequence[float]
 ) -> Tensor:
@@ -80,7 +71,7 @@ def pixel_rays(
     y, x, depth = torch.meshgrid(row, column, depths, indexing='ij')
     frustum = torch.stack((x * depth, y * depth, depth, torch.ones_like(depth)), dim=-1)
     points = torch.einsum('hwdo,bvco->bvhwdc', frustum, img2lidar)
-    return relative(points[..., :3], pc_range).flatten(-2)
+    return relative_to(points[..., :3], pc_range).flatten(-2)
 
 
 def point_rays(
@@ -117,4 +108,4 @@ def point_rays(
     rays = torch.einsum('bvnc,d->bvndc', pixel, depths)
     rays = torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1)
     back = torch.einsum('bvndo,bvco->bvndc', rays, img2lidar)[..., :3]
-    return relative(back, pc_range).flatten(-2), inside.all(-1) & in_front[..., 0]
+    return relative_to(back, pc_range).flatten(-2), inside.all(-1) & in_front[..., 0]

@@ -147,12 +147,15 @@ class PETR3DBoxCoder:
         index = top_indices(scores, min(self.max_num, logits.numel()))
         scores = scores[index]
         query = torch.div(index, self.num_classes, rounding_mode='floor')
-        boxes = decode_boxes(codes.float()[query], self.convention)
+        return self.inside(decode_boxes(codes.float()[query], self.convention), scores, index % self.num_classes)
+
+    def inside(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keeps the boxes [n, 7 or 9], scores [n] and labels [n] above the threshold and inside `post_center_range`."""
         keep = self._above_threshold(scores)
         if self.post_center_range is not None:
             limits = boxes.new_tensor(self.post_center_range)
             keep &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
-        return boxes[keep], scores[keep], (index % self.num_classes)[keep]
+        return boxes[keep], scores[keep], labels[keep]
 
     def _above_threshold(self, scores: Tensor) -> Tensor:
         if not self.score_threshold:

@@ -154,15 +154,14 @@ def test_matching(path: Path) -> None:
                 task = expected['outputs']['tasks'][index]
                 arguments = (
                     task['cls_logits'][layer, i],
-                    box_codes(task)[layer, i],
+                    box_codes(task)[layer, i] * head.code_weights,
                     labels[index][own],
-                    normalize_bbox(boxes[own]),
-                    head.code_weights,
+                    normalize_bbox(boxes[own]) * head.code_weights,
                 )
-                close(head.set_loss.costs(*arguments), official['cost'], 1e-3)
-                match = head.set_loss.match(*arguments)
+                close(head.set_loss.assigner.costs(*arguments), official['cost'], 1e-3)
+                query, box = head.set_loss.assigner.assign(*arguments)
                 chosen = torch.zeros_like(official['gt_inds'])
-                chosen[match.query] = match.box + 1
+                chosen[query] = box + 1
                 assert torch.equal(chosen, official['gt_inds'])
                 compared += 1
     assert compared
